@@ -1,0 +1,319 @@
+"""Model pairs: rows of a TOML table, made loadable and checked before anything is timed.
+
+A model is named by a hub id, a folder, or `embedded:...`. `resolve` is the only place that makes an embedded model or
+asks a hub. The pair it returns names two folders, so nothing behind it can reach for a hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from backends import smollm2
+from bench.protocols import BackendUnavailable
+from bench.records import ModelPair
+
+DEFAULT_PAIR = "smollm2"
+FAMILIES = ("causal", "encoder-decoder")
+DTYPES = ("bfloat16", "float32")
+EMBEDDED = {"embedded:smollm2/target": smollm2.target_folder, "embedded:smollm2/draft": smollm2.draft_folder}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_table(extra: Path | None = None) -> dict[str, ModelPair]:
+    """Our pairs by name; rows of `extra`, a file of the same form, are added or take the place of ours."""
+    table = _read_rows(Path(__file__).with_name("pairs.toml"))
+    return table if extra is None else table | _read_rows(extra)
+
+
+def resolve(
+    name: str | None = None,
+    *,
+    target: str | None = None,
+    draft: str | None = None,
+    dtype: str | None = None,
+    pairs_file: Path | None = None,
+) -> ModelPair:
+    """A pair whose target and draft are folders on this machine: made, found in the hub's cache, or fetched.
+
+    Args:    name, a row of the table (default: the embedded pair), where `draft` may take the place of the row's; or
+             `target` and `draft` of a pair that is in no table
+    Raises:  ValueError: unknown name, unreadable folder; BackendUnavailable: the hub did not give a model
+    """
+    row = _chosen_row(load_table(pairs_file), name, target=target, draft=draft)
+    if dtype is not None:
+        row = replace(row, dtype=_one_of("dtype", dtype, DTYPES))
+    pair = replace(row, target=str(_folder(row.name, row.target)), draft=str(_folder(row.name, row.draft)))
+    return pair if pair.family else replace(pair, family=_family(_config(pair.target)))
+
+
+def readiness(pair: ModelPair) -> tuple[bool, str]:
+    """Whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
+    try:
+        absent = [role for role, model in (("target", pair.target), ("draft", pair.draft)) if _needs_hub(model)]
+    except (ValueError, BackendUnavailable) as error:
+        return False, str(error)
+    return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
+
+
+def recorded(pair: ModelPair) -> ModelPair:
+    """A resolved pair as a published record names it: without paths of this machine."""
+    return replace(pair, target=_public_name(Path(pair.target)), draft=_public_name(Path(pair.draft)))
+
+
+def check_compatible(pair: ModelPair) -> None:
+    """Raise ValueError unless the draft can draft for the target: same family, vocabulary and token ids."""
+    configs = {model: _config(model) for model in (pair.target, pair.draft)}
+    for model, config in configs.items():
+        if _family(config) != pair.family:
+            raise ValueError(f"expected a model of the family {pair.family}, got {model}, which is {_family(config)}")
+        _check_weights(model)
+    sizes = [config.get_text_config().vocab_size for config in configs.values()]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"expected one vocabulary, got {sizes[0]} tokens in the target {pair.target} and {sizes[1]} "
+            f"in the draft {pair.draft}"
+        )
+    _check_tokenizers(pair, sizes[0])
+
+
+def model_hashes(pair: ModelPair) -> dict[str, str]:
+    """sha256 of configuration and weights, or the commit of a hub's snapshot, of a resolved target and draft."""
+    return {"target": _model_hash(Path(pair.target)), "draft": _model_hash(Path(pair.draft))}
+
+
+def context_length(pair: ModelPair) -> int:
+    """Tokens that both models have positions for."""
+    return min(_num_positions(model) for model in (pair.target, pair.draft))
+
+
+def tokenizer(pair: ModelPair) -> Any:
+    """The target's tokenizer, of a resolved pair."""
+    return _tokenizer(pair.target)
+
+
+def _read_rows(path: Path) -> dict[str, ModelPair]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    return {name: _row(path, name, table) for name, table in tables.items()}
+
+
+def _row(path: Path, name: str, table: Any) -> ModelPair:
+    where = f"{path}, pair {name}"
+    allowed = {field.name for field in fields(ModelPair)} - {"name"}
+    required = allowed - {"licence", "note"}
+    if not isinstance(table, Mapping) or not required <= set(table) <= allowed:
+        got = ", ".join(sorted(table)) if isinstance(table, Mapping) else repr(table)
+        raise ValueError(f"{where}: expected {', '.join(sorted(required))} and maybe licence, note; got {got}")
+    if not all(isinstance(value, str) for value in table.values()):
+        raise ValueError(f"{where}: expected strings, got {dict(table)}")
+    _one_of(f"{where}: family", table["family"], FAMILIES)
+    _one_of(f"{where}: dtype", table["dtype"], DTYPES)
+    return ModelPair(name=name, **table)
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{what}: expected {' or '.join(allowed)}, got {value}")
+    return value
+
+
+def _chosen_row(table: dict[str, ModelPair], name: str | None, *, target: str | None, draft: str | None) -> ModelPair:
+    if target is None:
+        row = table.get(name or DEFAULT_PAIR)
+        if row is None:
+            raise ValueError(f"expected a pair of {', '.join(table)}; got {name}")
+        return row if draft is None else replace(row, draft=draft)
+    if name is not None or draft is None:
+        raise ValueError("expected --pair, or --target together with --draft")
+    # An empty family is read from the target's config, once that is on this machine.
+    return ModelPair(f"{Path(target).name}+{Path(draft).name}", target, draft, family="", dtype="bfloat16")
+
+
+def _names_folder(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or Path(model).is_dir()
+
+
+def _snapshot(model: str) -> Path | None:
+    """Where the hub's cache keeps a model: models--<owner>--<name>/snapshots/<commit>."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _public_name(folder: Path) -> str:
+    if embedded := re.fullmatch(r"smollm2-(target|draft)-[0-9a-f]{16}", folder.name):
+        return f"embedded:smollm2/{embedded[1]}"
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files the weights lie in, safetensors before pickles; none unless all shards are there."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {name}
+        files = tuple(folder / shard for shard in sorted(names))
+        if all(file.is_file() for file in files):
+            return files
+    return ()
+
+
+def _missing_parts(folder: Path) -> list[str]:
+    parts = {
+        "config.json": (folder / "config.json").is_file(),
+        "weights": bool(_weight_files(folder)),
+        "tokenizer": any((folder / name).is_file() for name in TOKENIZER_FILES),
+    }
+    return [part for part, there in parts.items() if not there]
+
+
+def _found(model: str) -> Path | None:
+    """The folder of a model that is on this machine; None for a hub id that has to be fetched first."""
+    if _names_folder(model):
+        folder = Path(model).expanduser().absolute()
+        if missing := _missing_parts(folder):
+            raise ValueError(f"expected a transformers checkpoint in {model}, found no {', no '.join(missing)}")
+        return folder
+    if not HUB_ID.fullmatch(model):
+        raise ValueError(f"expected a folder, a hub id or one of {', '.join(EMBEDDED)}; got {model}")
+    snapshot = _snapshot(model)
+    return None if snapshot is None or _missing_parts(snapshot) else snapshot
+
+
+def _needs_hub(model: str) -> bool:
+    if model in EMBEDDED:
+        smollm2.gguf_file()  # raises where the package is missing
+        return False
+    return _found(model) is None
+
+
+def _folder(pair: str, model: str) -> Path:
+    """The folder of a model, which is made or fetched where it is not there yet."""
+    if model in EMBEDDED:
+        return EMBEDDED[model]()
+    return _found(model) or _download(pair, model)
+
+
+def _download(pair: str, model: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    print(f"pair {pair}: asking the hub for {model}", file=sys.stderr, flush=True)
+    small = ["*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
+        if not _weight_files(folder):
+            folder = Path(snapshot_download(model, allow_patterns=[*small, "*.bin"]))
+        if missing := _missing_parts(folder):
+            raise BackendUnavailable(f"pair {pair}: {model} on the hub has no {', no '.join(missing)}")
+        return folder
+    except errors.GatedRepoError as error:
+        raise BackendUnavailable(
+            f"pair {pair}: {model} is gated; accept its licence at https://huggingface.co/{model} "
+            "and run `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise BackendUnavailable(
+            f"pair {pair}: {model} is no folder here, and the hub shows no such model to you; "
+            "check the name, or run `hf auth login` if it is private"
+        ) from error
+    except (OSError, errors.HTTPError) as error:  # HTTPError: of the client library that the hub's version uses
+        raise BackendUnavailable(
+            f"pair {pair}: the hub did not give {model} ({_first_line(error)}); "
+            "fetch it elsewhere and pass --target DIR --draft DIR"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _config(model: str) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"expected a readable model in {model}: {_first_line(error)}") from error
+
+
+def _family(config: Any) -> str:
+    return "encoder-decoder" if config.is_encoder_decoder else "causal"
+
+
+def _num_positions(model: str) -> int:
+    config = _config(model).get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    raise ValueError(f"expected max_position_embeddings or n_positions in the config of {model}, got neither")
+
+
+def _check_weights(model: str) -> None:
+    """Headers only: a truncated file is found without reading it."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in _weight_files(Path(model)):
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"expected readable weights in {path}: {_first_line(error)}") from error
+
+
+def _check_tokenizers(pair: ModelPair, vocab_size: int) -> None:
+    """Same id, same token. Which of them begin or end a text is asked of the target alone, so it need not agree."""
+    files = [Path(model) / "tokenizer.json" for model in (pair.target, pair.draft)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return
+    target_tokens, draft_tokens = (_tokens_by_id(model, vocab_size) for model in (pair.target, pair.draft))
+    differing = [i for i in range(vocab_size) if target_tokens.get(i) != draft_tokens.get(i)]
+    if differing:
+        i = differing[0]
+        raise ValueError(
+            f"expected one tokenizer, got {len(differing)} ids with different tokens: id {i} is "
+            f"{target_tokens.get(i)!r} in {pair.target} and {draft_tokens.get(i)!r} in {pair.draft}"
+        )
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    file = Path(model) / "tokenizer.json"
+    try:
+        if file.is_file():
+            json.loads(file.read_text(encoding="utf-8"))  # the loader's own complaint is a bare Exception
+        return AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"expected a readable tokenizer in {model}: {_first_line(error)}") from error
+
+
+def _tokens_by_id(model: str, vocab_size: int) -> dict[int, str]:
+    """Ids beyond the model's vocabulary are left out: no model emits them."""
+    return {i: token for token, i in _tokenizer(model).get_vocab().items() if i < vocab_size}
+
+
+def _model_hash(folder: Path) -> str:
+    if folder.parent.name == "snapshots":
+        return folder.name  # the commit
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("transformers_version", None)  # says who wrote the file, not what the model is
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,325 @@
+"""The reference backend: speculative decoding for any pair of transformers causal language models, batch 1.
+
+One round, with the sequence so far ending in a token that neither model has been fed:
+
+    tokens          ... a b          b is the newest; the target's cache ends at a
+    draft           feeds what it has not seen, then drafts d1 .. dG one by one
+    target          feeds b d1 .. dG in one pass: G + 1 rows of logits, row i judges d(i+1), row G is the bonus position
+    judge           the first A drafts pass; the token after them is recovered (A < G) or bonus (A = G)
+    rewind          both caches back to ... a b d1 .. dA: the newest token is again unfed
+
+The host learns what happened once a round, in one transfer. Source: Leviathan et al. 2023, arXiv 2211.17192.
+Shape letters: G draft positions, N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from backends.acceptance import RULES, Rule
+from backends.cached_model import CachedModel
+from backends.sampling import sample, warp
+from bench.protocols import Capabilities
+from bench.records import (
+    DecodeRequest,
+    FinishReason,
+    ForwardSeconds,
+    Generation,
+    ModelPair,
+    PhaseSeconds,
+    Replay,
+    Round,
+    Scalar,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What the draft model proposed in one round."""
+
+    tokens_G: torch.Tensor
+    probs_GV: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Tokens and rounds of one finished generation."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    rounds: tuple[Round, ...]
+    first_token_s: float
+
+
+class Probe:
+    """The instruments of a replay: seconds per phase and acceptance probabilities. Timed runs carry none."""
+
+    def __init__(self, backend: ReferenceBackend) -> None:
+        self.backend = backend
+        self.phase_s = dict.fromkeys(("prefill", "draft", "verify", "accept", "other"), 0.0)
+        self.acceptance_probs: list[tuple[float, ...]] = []
+        self.joint_length: list[float] = []
+        self.last = self._now()
+
+    def _now(self) -> float:
+        self.backend.synchronize()
+        return time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Charge the time since the last lap to `phase`."""
+        now = self._now()
+        self.phase_s[phase] += now - self.last
+        self.last = now
+
+    def judged(self, rule: Rule, drafts: Drafts, target_probs_NV: torch.Tensor, outcome: Round) -> None:
+        """Note the acceptance probability of every tested position of a round."""
+        tested = outcome.accepted + (outcome.emitted > outcome.accepted and outcome.accepted < outcome.drafted)
+        probs = rule.acceptance_probs(drafts.tokens_G, drafts.probs_GV, target_probs_NV).tolist()
+        if rule.jointly:
+            self.joint_length.append(sum(probs))
+            self.acceptance_probs.append(())
+        else:
+            self.acceptance_probs.append(tuple(probs[:tested]))
+        self.last = self._now()
+
+
+class ReferenceBackend:
+    """Both arms of the measurement on two loaded models: `num_draft_tokens = 0` is the autoregressive baseline."""
+
+    name = "reference"
+    capabilities = Capabilities(rules=frozenset(RULES))
+
+    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
+        self.target = CachedModel(target)
+        self.draft = CachedModel(draft)
+        self.device = target.device
+        self.vocab_size = target.config.get_text_config().vocab_size
+
+    def generate(self, request: DecodeRequest) -> Generation:
+        trace = self._decode(request, probe=None)
+        return Generation(trace.token_ids, trace.finish_reason, trace.rounds, trace.first_token_s)
+
+    def replay(self, request: DecodeRequest) -> Replay:
+        """The same request again with phases timed (synchronised at each) and acceptance probabilities noted."""
+        probe = Probe(self)
+        trace = self._decode(request, probe=probe)
+        joint = tuple(probe.joint_length) if RULES[request.rule].jointly else None
+        return Replay(
+            trace.token_ids, trace.rounds, tuple(probe.acceptance_probs), joint, PhaseSeconds(**probe.phase_s)
+        )
+
+    @torch.inference_mode()
+    def _decode(self, request: DecodeRequest, *, probe: Probe | None) -> Trace:
+        start = time.perf_counter()
+        if request.rule not in RULES:
+            raise ValueError(f"expected an acceptance rule of {', '.join(sorted(RULES))}, got {request.rule!r}")
+        generator = torch.Generator(self.device).manual_seed(request.seed)
+        speculative = request.num_draft_tokens > 0
+        tokens = list(request.prompt_ids)
+        tokens.append(self._prefill(request, generator, speculative=speculative))
+        first_token_s = time.perf_counter() - start
+        if probe:
+            probe.lap("prefill")
+
+        rounds: list[Round] = []
+        end = len(request.prompt_ids) + request.max_new_tokens
+        while len(tokens) < end and tokens[-1] not in request.eos_token_ids:
+            if speculative:
+                # The target adds one token of its own, so drafting up to the limit would waste the last draft.
+                num_drafts = min(request.num_draft_tokens, end - len(tokens) - 1)
+                rounds.append(self._round(request, tokens, num_drafts, generator, probe))
+            else:
+                tokens.append(self._step(request, tokens[-1], generator))
+        finished: FinishReason = "stop" if tokens[-1] in request.eos_token_ids else "length"
+        return Trace(tuple(tokens[len(request.prompt_ids) :]), finished, tuple(rounds), first_token_s)
+
+    def _prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
+        """Feed the prompt to the models that will run and draw the first token from the target."""
+        self.target.reset()
+        prompt = torch.tensor([request.prompt_ids], device=self.device)
+        probs = self._target_probs(self.target.feed(prompt, num_logits=1), request)
+        if speculative:
+            self.draft.reset()
+            self.draft.feed(prompt, num_logits=1)
+        return int(sample(probs, self._uniforms(1, generator)))
+
+    def _step(self, request: DecodeRequest, newest: int, generator: torch.Generator) -> int:
+        """One autoregressive step: the target is fed the newest token and its own next token is drawn."""
+        logits = self.target.feed(torch.tensor([[newest]], device=self.device), num_logits=1)
+        return int(sample(self._target_probs(logits, request), self._uniforms(1, generator)))
+
+    def _round(
+        self,
+        request: DecodeRequest,
+        tokens: list[int],
+        num_drafts: int,
+        generator: torch.Generator,
+        probe: Probe | None,
+    ) -> Round:
+        """One draft-then-verify pass; the emitted tokens are appended to `tokens`."""
+        rule = RULES[request.rule]
+        uniforms = self._uniforms(num_drafts + rule.num_uniforms(num_drafts), generator)
+        if probe:
+            probe.lap("other")
+
+        drafts = self._draft_tokens(request, tokens, uniforms[:num_drafts], rule)
+        if probe:
+            probe.lap("draft")
+
+        newest = torch.tensor([tokens[-1]], device=self.device)
+        fed = torch.cat((newest, drafts.tokens_G))[None]
+        logits = self.target.feed(fed, num_logits=num_drafts + 1)
+        if probe:
+            probe.lap("verify")
+
+        target_probs = self._target_probs(logits, request)
+        judgement = rule.judge(drafts.tokens_G, drafts.probs_GV, target_probs, uniforms[num_drafts:])
+        outcome = torch.stack((judgement.num_accepted, judgement.next_token))
+        # The round's one transfer to the host.
+        *drafted, accepted, next_token = torch.cat((drafts.tokens_G, outcome)).tolist()
+        if probe:
+            probe.lap("accept")
+
+        emitted = [*drafted[:accepted], next_token]
+        end_at = next((i for i, token in enumerate(emitted) if token in request.eos_token_ids), None)
+        if end_at is not None:
+            emitted = emitted[: end_at + 1]
+        tokens.extend(emitted)
+        self.target.rewind(len(tokens) - 1)
+        self.draft.rewind(len(tokens) - 1)
+        result = Round(drafted=num_drafts, accepted=min(accepted, len(emitted)), emitted=len(emitted))
+        if probe:
+            probe.lap("other")
+            probe.judged(rule, drafts, target_probs, result)
+        return result
+
+    def _draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: torch.Tensor, rule: Rule) -> Drafts:
+        """Draft one token a forward. The first forward also feeds what the draft has not seen (1 or 2 tokens)."""
+        if uniforms_G.numel() == 0:
+            nothing = torch.empty(0, self.vocab_size, device=self.device)
+            return Drafts(torch.empty(0, dtype=torch.long, device=self.device), nothing)
+        temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
+        fed = torch.tensor([tokens[self.draft.length :]], device=self.device)
+        drafted, probs = [], []
+        for uniform in uniforms_G.split(1):
+            logits = self.draft.feed(fed, num_logits=1)
+            probs.append(warp(logits, temperature=temperature, top_k=request.top_k, top_p=request.top_p))
+            token = probs[-1].argmax(-1) if rule.drafting == "argmax" else sample(probs[-1], uniform)
+            drafted.append(token)
+            fed = token[None]
+        return Drafts(torch.cat(drafted), torch.cat(probs))
+
+    def _target_probs(self, logits_NV: torch.Tensor, request: DecodeRequest) -> torch.Tensor:
+        return warp(logits_NV, temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
+
+    def _uniforms(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand(count, generator=generator, device=self.device, dtype=torch.float64)
+
+    @torch.inference_mode()
+    def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
+        """Bare model calls behind the prompt, repeated or cut to `context_length` tokens; caches rewound in between."""
+        repeats = -(-context_length // len(request.prompt_ids))
+        context = torch.tensor([(request.prompt_ids * repeats)[:context_length]], device=self.device)
+        for model in (self.target, self.draft):
+            model.reset()
+            model.feed(context, num_logits=1)
+        one, many = context[:, -1:], context[:, -1:].expand(1, request.num_draft_tokens + 1).contiguous()
+        return tuple(
+            ForwardSeconds(
+                context_length=context_length,
+                ar_s=self._forward_seconds(self.target, one),
+                draft_s=self._forward_seconds(self.draft, one),
+                verify_s=self._forward_seconds(self.target, many),
+            )
+            for _ in range(samples)
+        )
+
+    def _forward_seconds(self, model: CachedModel, tokens_BT: torch.Tensor) -> float:
+        length = model.length
+        self.synchronize()
+        start = time.perf_counter()
+        model.feed(tokens_BT, num_logits=tokens_BT.shape[1])
+        self.synchronize()
+        seconds = time.perf_counter() - start
+        model.rewind(length)
+        return seconds
+
+    @torch.inference_mode()
+    def generate_natively(self, request: DecodeRequest) -> Generation:
+        """The engine's own plain decode, `model.generate`, with the same sampling options."""
+        greedy = request.temperature == 0
+        sampling: dict[str, Any] = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
+        config = GenerationConfig(
+            max_new_tokens=request.max_new_tokens,
+            eos_token_id=list(request.eos_token_ids) or None,
+            pad_token_id=request.eos_token_ids[0] if request.eos_token_ids else 0,
+            do_sample=not greedy,
+            **({} if greedy else sampling),
+        )
+        prompt = torch.tensor([request.prompt_ids], device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        # generate draws from the global random state: keep the caller's untouched.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(request.seed)
+            output = self.target.model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+            )
+        token_ids = tuple(output[0, prompt.shape[1] :].tolist())
+        finished: FinishReason = "stop" if token_ids[-1] in request.eos_token_ids else "length"
+        return Generation(token_ids, finished, (), None)
+
+    def synchronize(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def settings(self) -> Mapping[str, Scalar]:
+        config = self.target.model.config
+        return {
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "attention": config._attn_implementation,
+            "dtype": str(self.target.model.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "compiled": False,
+        }
+
+    def close(self) -> None:
+        del self.target, self.draft
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> ReferenceBackend:
+    """Load both models of a pair on one device.
+
+    Raises: ValueError: the device is absent, or an option is given.
+    """
+    if options:
+        raise ValueError(f"backend reference takes no options, got {', '.join(sorted(options))}")
+    place = checked_device(device)
+    dtype = getattr(torch, pair.dtype)
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=None).to(place).eval()
+        for folder in (pair.target, pair.draft)
+    ]
+    return ReferenceBackend(*models)
+
+
+def checked_device(device: str) -> torch.device:
+    """The device, or one clear line when this machine does not have it."""
+    place = torch.device(device)
+    if place.type == "cpu":
+        return place
+    present = torch.accelerator.current_accelerator(check_available=True)
+    if present is None or present.type != place.type:
+        found = "only a CPU" if present is None else f"a {present.type} device"
+        raise ValueError(f"device {device} was asked for, torch finds {found}; try --device cpu")
+    return place

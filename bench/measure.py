@@ -1,0 +1,256 @@
+"""Timing: one generation, a warm-up, a pair, a baseline triple, a cell of pairs as pytest-benchmark rounds.
+
+The unit is the pair: one prompt, autoregressive (AR) and speculative (SD) adjacent in time, in a balanced, seeded and
+stored order. Every timed region waits for the backend before it starts and before it stops. Seconds are wall-clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from bench.protocols import Backend, Clock, ForwardTimed, NativeBaseline, Replayable
+from bench.records import (
+    AUTOREGRESSIVE,
+    BaselineTriple,
+    DecodeRequest,
+    ForwardSeconds,
+    Generation,
+    Order,
+    TimedArm,
+    TimedPair,
+)
+
+WARMUP_TOKENS = 8  # one short generation per warm-up step
+WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
+WARMUP_TREND = 0.05  # ... by more than this share
+WARMUP_MAX_STEPS = 24
+FORWARD_SAMPLES = 3  # bare forwards of each kind, timed behind every pair
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """A 63-bit seed that depends on every part, the same on every machine."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def uninstrumented() -> Iterator[None]:
+    """Pause coverage tracers and profilers: they would slow the arm that runs more Python."""
+    tracer, profiler = sys.gettrace(), sys.getprofile()
+    sys.settrace(None)
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+        sys.setprofile(profiler)
+
+
+def time_call(
+    backend: Backend, call: Callable[[DecodeRequest], Generation], request: DecodeRequest, clock: Clock
+) -> TimedArm:
+    """Time one generation, waiting for the backend at both ends, with instrumentation paused."""
+    with uninstrumented():
+        backend.synchronize()
+        start = clock()
+        generation = call(request)
+        backend.synchronize()
+        seconds = clock() - start
+    return TimedArm(
+        seed=request.seed,
+        seconds=seconds,
+        first_token_s=generation.first_token_s,
+        token_ids=generation.token_ids,
+        finish_reason=generation.finish_reason,
+        rounds=generation.rounds,
+    )
+
+
+def autoregressive(request: DecodeRequest) -> DecodeRequest:
+    """The same request for the baseline arm."""
+    return replace(request, num_draft_tokens=AUTOREGRESSIVE)
+
+
+def warm_up(
+    backend: Backend, request: DecodeRequest, *, clock: Clock = time.perf_counter
+) -> tuple[tuple[float, ...], bool]:
+    """Decode short texts in both arms until they stop getting faster.
+
+    Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS.
+    """
+    short = replace(request, max_new_tokens=min(WARMUP_TOKENS, request.max_new_tokens), eos_token_ids=())
+    series: list[float] = []
+    while len(series) < WARMUP_MAX_STEPS:
+        arms = [time_call(backend, backend.generate, arm, clock) for arm in (autoregressive(short), short)]
+        series.append(sum(arm.seconds for arm in arms) / sum(len(arm.token_ids) for arm in arms))
+        if len(series) >= 2 * WARMUP_WINDOW:
+            before = statistics.median(series[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
+            latest = statistics.median(series[-WARMUP_WINDOW:])
+            if latest > before * (1 - WARMUP_TREND):
+                return tuple(series), True
+    return tuple(series), False
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """What one round of a cell will do."""
+
+    prompt_index: int
+    repeat: int
+    order: Order
+
+
+def plan_pairs(num_prompts: int, repeats: int, *, seed: int) -> tuple[PairPlan, ...]:
+    """Every prompt `repeats` times, half of the pairs AR first (to within one), in a seeded order of orders.
+
+    The repeats of one prompt alternate, so that a drift of the machine does not lean on one arm.
+    """
+    orders: list[Order] = ["ar_first", "sd_first"]
+    flips = [index % 2 for index in range(num_prompts)]
+    random.Random(derive_seed(seed, "order")).shuffle(flips)
+    return tuple(
+        PairPlan(prompt, repeat, orders[(flips[prompt] + repeat) % 2])
+        for repeat in range(repeats)
+        for prompt in range(num_prompts)
+    )
+
+
+def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[str, ...], ...]:
+    """The order of the baseline arms for each prompt: all permutations in turn, from a seeded start."""
+    names = ("ar", "ar_again", "native") if native else ("ar", "ar_again")
+    orders = list(itertools.permutations(names))
+    random.Random(derive_seed(seed, "baseline")).shuffle(orders)
+    return tuple(orders[index % len(orders)] for index in range(num_prompts))
+
+
+class ArmRounds:
+    """Several arms per round, driven by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
+
+    Every round runs its arms in its own order; pytest-benchmark times the arm named `timed_arm`, the arms before it run
+    in `setup`, those behind it in `teardown`. Our clock times all of them alike.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[Sequence[str]],
+        *,
+        timed_arm: str,
+        run_arm: Callable[[int, str], TimedArm],
+        on_round: Callable[[int, Mapping[str, TimedArm]], None],
+    ) -> None:
+        self.orders = orders
+        self.timed_arm = timed_arm
+        self.run_arm = run_arm
+        self.on_round = on_round
+        self.index = -1
+        self.arms: dict[str, TimedArm] = {}
+
+    def setup(self) -> None:
+        self.index += 1
+        self.arms = {}
+        order = self.orders[self.index]
+        self._run(order[: order.index(self.timed_arm)])
+
+    def timed(self) -> None:
+        self._run((self.timed_arm,))
+
+    def teardown(self) -> None:
+        order = self.orders[self.index]
+        self._run(order[order.index(self.timed_arm) + 1 :])
+        self.on_round(self.index, self.arms)
+
+    def _run(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.arms[name] = self.run_arm(self.index, name)
+
+    def run_all(self) -> None:
+        """Without pytest-benchmark: the same rounds."""
+        for _ in self.orders:
+            self.setup()
+            self.timed()
+            self.teardown()
+
+
+def pair_rounds(
+    backend: Backend,
+    plans: Sequence[PairPlan],
+    request_for: Callable[[int], DecodeRequest],
+    *,
+    on_pair: Callable[[TimedPair], None],
+    clock: Clock = time.perf_counter,
+) -> ArmRounds:
+    """The pairs of one cell as rounds. Bare forwards and the replay follow each pair, outside both arms.
+
+    `request_for` gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own.
+    """
+
+    def seeded(plan: PairPlan, arm: str) -> DecodeRequest:
+        request = request_for(plan.prompt_index)
+        request = replace(request, seed=derive_seed(request.seed, plan.prompt_index, plan.repeat, arm))
+        return request if arm == "sd" else autoregressive(request)
+
+    def run_arm(index: int, arm: str) -> TimedArm:
+        return time_call(backend, backend.generate, seeded(plans[index], arm), clock)
+
+    def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
+        plan, request = plans[index], seeded(plans[index], "sd")
+        # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
+        context_length = len(request.prompt_ids) + len(arms["sd"].token_ids) // 2
+        on_pair(
+            TimedPair(
+                prompt_index=plan.prompt_index,
+                repeat=plan.repeat,
+                order=plan.order,
+                ar=arms["ar"],
+                sd=arms["sd"],
+                forwards=_forwards(backend, request, context_length),
+                replay=backend.replay(request) if isinstance(backend, Replayable) else None,
+            )
+        )
+
+    orders = [("ar", "sd") if plan.order == "ar_first" else ("sd", "ar") for plan in plans]
+    return ArmRounds(orders, timed_arm="sd", run_arm=run_arm, on_round=on_round)
+
+
+def baseline_rounds(
+    backend: Backend,
+    prompt_indices: Sequence[int],
+    orders: Sequence[tuple[str, ...]],
+    request_for: Callable[[int], DecodeRequest],
+    *,
+    on_triple: Callable[[BaselineTriple], None],
+    clock: Clock = time.perf_counter,
+) -> ArmRounds:
+    """Each prompt without speculation: twice by the AR arm (A/A), once by the engine's own plain decode, if any."""
+
+    def run_arm(index: int, arm: str) -> TimedArm:
+        request = autoregressive(request_for(prompt_indices[index]))
+        call = backend.generate
+        if arm == "native":
+            if not isinstance(backend, NativeBaseline):
+                raise ValueError(f"backend {backend.name} has no plain decode of its own")
+            call = backend.generate_natively
+        return time_call(
+            backend, call, replace(request, seed=derive_seed(request.seed, prompt_indices[index], arm)), clock
+        )
+
+    def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
+        on_triple(
+            BaselineTriple(prompt_indices[index], orders[index], arms["ar"], arms["ar_again"], arms.get("native"))
+        )
+
+    return ArmRounds(orders, timed_arm="ar", run_arm=run_arm, on_round=on_round)
+
+
+def _forwards(backend: Backend, request: DecodeRequest, context_length: int) -> tuple[ForwardSeconds, ...]:
+    if not isinstance(backend, ForwardTimed):
+        return ()
+    return backend.time_forwards(request, context_length=context_length, samples=FORWARD_SAMPLES)

@@ -1,0 +1,379 @@
+"""Every number a table prints, as a function of records.
+
+Records hold counts and seconds; ratios exist only here. None means that the record cannot say: nothing was measured, or
+the engine does not report it. Decode seconds leave out the call up to its first token, and decode tokens that token, in
+both arms alike. Prompts are the clusters of every interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bench import statistics, theory
+from bench.records import CellRecord, ForwardSeconds, PhaseSeconds, Replay, Round, RunRecord, TimedArm, TimedPair
+from bench.statistics import RatioInterval
+
+ArmName = Literal["ar", "sd"]
+Times = Literal["decode", "end_to_end"]
+Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
+Columns = tuple[list[float], list[int], list[float], list[int]]  # AR seconds and tokens, SD seconds and tokens
+Label = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE", "INVALID"]
+
+JOINT_RULES = frozenset({"block"})  # judged as a whole round: no acceptance probability of a single position
+AGREEMENT_P = 0.001  # over all cells of a run: below it counted and expected acceptance disagree
+UNCERTIFIED = "uncertified"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCounts:
+    """Sums over rounds. Draft tokens behind a rejection, an accepted end token or the token limit are not tested."""
+
+    drafted: int
+    accepted: int
+    rejections: int
+    tested: int
+    emitted: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far counted acceptance is from expected acceptance."""
+
+    z: float
+    p: float  # two-sided
+    compared: int  # tested positions; rounds, for rules judged jointly
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    valid: bool
+    label: Label
+    reasons: tuple[str, ...]
+    certificate: str  # LOSSLESS, LOSSY, INCONCLUSIVE, LOSSY-DECLARED or uncertified
+
+
+# Acceptance
+
+
+def is_rejection(round_: Round) -> bool:
+    """Whether a draft token failed: the target's own token stands where a draft token was."""
+    return round_.accepted < round_.drafted and round_.emitted == round_.accepted + 1
+
+
+def count_rounds(rounds: Iterable[Round]) -> RoundCounts:
+    """Sum rounds."""
+    rounds = tuple(rounds)
+    accepted = sum(r.accepted for r in rounds)
+    rejections = sum(is_rejection(r) for r in rounds)
+    return RoundCounts(
+        drafted=sum(r.drafted for r in rounds),
+        accepted=accepted,
+        rejections=rejections,
+        tested=accepted + rejections,
+        emitted=sum(r.emitted for r in rounds),
+        rounds=len(rounds),
+    )
+
+
+def counted_alpha(record: CellRecord) -> RatioInterval | None:
+    """Alpha as accepted / (accepted + rejections); None for rules judged jointly."""
+    if record.cell.rule in JOINT_RULES:
+        return None
+    prompts, counts = _counts(record)
+    return _share([c.accepted for c in counts], [c.tested for c in counts], prompts)
+
+
+def expected_alpha(record: CellRecord) -> RatioInterval | None:
+    """Alpha as the mean acceptance probability of positions tested in the replays; None for rules judged jointly."""
+    if record.cell.rule in JOINT_RULES:
+        return None
+    pairs = tuple(_replays(record))
+    probs = [[prob for round_probs in replay.acceptance_probs for prob in round_probs] for _, replay in pairs]
+    return _share([sum(p) for p in probs], [len(p) for p in probs], [pair.prompt_index for pair, _ in pairs])
+
+
+def draft_utilisation(record: CellRecord) -> RatioInterval | None:
+    """Accepted / drafted, untested draft tokens included. Not alpha."""
+    prompts, counts = _counts(record)
+    return _share([c.accepted for c in counts], [c.drafted for c in counts], prompts)
+
+
+def block_efficiency(record: CellRecord) -> RatioInterval | None:
+    """Tokens emitted / rounds, in 1..k+1."""
+    prompts, counts = _counts(record)
+    if not any(c.rounds for c in counts):
+        return None
+    return statistics.mean_ratio([c.emitted for c in counts], [c.rounds for c in counts], prompts)
+
+
+def acceptance_agreement(record: CellRecord) -> Agreement | None:
+    """Whether the replays accepted as their probabilities say; exact where those are 0 or 1, as at T = 0."""
+    if record.cell.rule in JOINT_RULES:
+        lengths = [
+            (round_.accepted, expected)
+            for _, replay in _replays(record)
+            for round_, expected in zip(replay.rounds, replay.joint_length or (), strict=True)
+        ]
+        return _agreement(statistics.self_normalised_z(*zip(*lengths, strict=True)), lengths) if lengths else None
+    outcomes = [
+        (position < round_.accepted, prob)
+        for _, replay in _replays(record)
+        for round_, probs in zip(replay.rounds, replay.acceptance_probs, strict=True)
+        for position, prob in enumerate(probs)
+    ]
+    return _agreement(statistics.martingale_z(*zip(*outcomes, strict=True)), outcomes) if outcomes else None
+
+
+# Wall time
+
+
+def times_measured(record: CellRecord) -> Times:
+    """Which seconds gamma is made of: end to end where an engine cannot tell when a first token came."""
+    return _times(arm for pair in record.pairs for arm in (pair.ar, pair.sd))
+
+
+def gamma(record: CellRecord, *, confidence: float = 0.95) -> RatioInterval | None:
+    """AR seconds per token / SD seconds per token, ratio of totals, of the seconds that `times_measured` names.
+
+    Texts end on their own, so arms differ in length. Totals are per arm: an arm whose text is one token long
+    decodes nothing and adds neither seconds nor tokens, and the other arm of its pair still counts.
+    """
+    return _ratio_of_arms(record, times_measured(record), confidence)
+
+
+def gamma_e2e(record: CellRecord, *, confidence: float = 0.95) -> RatioInterval | None:
+    """Gamma of whole calls: prefill and first token included."""
+    return _ratio_of_arms(record, "end_to_end", confidence)
+
+
+def gamma_geometric(record: CellRecord) -> RatioInterval | None:
+    """Geometric mean over prompts of each prompt's gamma: every prompt weighs the same."""
+    columns = _time_columns(record, times_measured(record))
+    if columns is None or not any(all(values) for values in zip(*columns, strict=True)):
+        return None
+    return statistics.geometric_mean_ratio(*columns, _prompt_indices(record))
+
+
+def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
+    """Seconds per token of one arm, of the seconds that `times_measured` names."""
+    times = times_measured(record)
+    spent = [_spent(getattr(pair, arm), times) for pair in record.pairs]
+    if not sum(tokens for _, tokens in spent):
+        return None
+    seconds, tokens = zip(*spent, strict=True)
+    return statistics.mean_ratio(seconds, tokens, _prompt_indices(record))
+
+
+def aa_floor(run: RunRecord) -> float | None:
+    """Half-width of the 95 % interval of log(AR / AR'): a |log gamma| below it is noise."""
+    times = _times(arm for triple in run.baseline for arm in (triple.ar, triple.ar_again))
+    first = [_spent(triple.ar, times) for triple in run.baseline]
+    second = [_spent(triple.ar_again, times) for triple in run.baseline]
+    columns = _columns(first, second)
+    if columns is None:
+        return None
+    return statistics.log_ratio_floor(*columns, [triple.prompt_index for triple in run.baseline])
+
+
+def native_ratio(run: RunRecord) -> RatioInterval | None:
+    """AR seconds per token / native seconds per token, both AR texts of a triple counted: above 1, AR is slower."""
+    triples = [(triple, triple.native) for triple in run.baseline if triple.native is not None]
+    times = _times(arm for triple, native in triples for arm in (triple.ar, triple.ar_again, native))
+    ours = [_sum_spent(_spent(triple.ar, times), _spent(triple.ar_again, times)) for triple, _ in triples]
+    columns = _columns(ours, [_spent(native, times) for _, native in triples])
+    if columns is None:
+        return None
+    return statistics.ratio_of_totals(*columns, [triple.prompt_index for triple, _ in triples])
+
+
+def share_after_end_token(record: CellRecord, arm: ArmName, *, end_token_ids: Collection[int]) -> float | None:
+    """Share of an arm's tokens that lie behind its first end token: what a fixed-length run decoded for nothing."""
+    texts = [getattr(pair, arm).token_ids for pair in record.pairs]
+    behind = 0
+    for token_ids in texts:
+        ends = (place for place, token in enumerate(token_ids) if token in end_token_ids)
+        behind += len(token_ids) - 1 - next(ends, len(token_ids) - 1)
+    return behind / sum(map(len, texts)) if texts else None
+
+
+# Mechanism
+
+
+def cost_ratio(record: CellRecord) -> float | None:
+    """c: median over the bare-forward samples of draft seconds / target seconds."""
+    samples = _forwards(record)
+    return float(np.median([theory.cost_ratio(draft_s=f.draft_s, ar_s=f.ar_s) for f in samples])) if samples else None
+
+
+def predicted_gamma(record: CellRecord) -> float | None:
+    """Gamma of a loop without overhead, at the measured block efficiency."""
+    efficiency = block_efficiency(record)
+    return None if efficiency is None else _gamma_at(record, efficiency.estimate)
+
+
+def iid_predicted_gamma(record: CellRecord) -> float | None:
+    """Gamma of a loop without overhead, were every draft token accepted with probability counted alpha."""
+    alpha = counted_alpha(record)
+    if alpha is None:
+        return None
+    return _gamma_at(record, theory.expected_block_efficiency(alpha.estimate, record.cell.num_draft_tokens))
+
+
+def phase_shares(record: CellRecord) -> dict[str, float] | None:
+    """Share of the replays' seconds spent in each phase, by its name in PhaseSeconds; they sum to 1."""
+    phases = [replay.phase_s for _, replay in _replays(record)]
+    seconds = {name: sum(getattr(phase, name) for phase in phases) for name in PhaseSeconds.__slots__}
+    total = sum(seconds.values())
+    return {name: spent / total for name, spent in seconds.items()} if total else None
+
+
+# Verdict
+
+
+def verdict(record: CellRecord, run: RunRecord) -> Verdict:
+    """Whether a record can be believed, what its gamma shows, and why.
+
+    INVALID records have no gamma in any table, only their reasons. The floor and the baseline come from the run.
+    """
+    certificate = UNCERTIFIED if record.certificate is None else str(record.certificate["verdict"])
+    faults = list(_faults(record, run, certificate))
+    ratio = gamma(record)
+    if ratio is None and record.error is None:
+        faults.append("no tokens were decoded in one of the arms")
+    if faults or ratio is None:
+        return Verdict(False, "INVALID", tuple(faults), certificate)
+    if not ratio.adequate:
+        reason = f"{ratio.num_clusters} prompts, at least {statistics.MIN_CLUSTERS} are needed"
+        return Verdict(True, "INCONCLUSIVE", (reason,), certificate)
+    floor = aa_floor(run)
+    if floor is None:
+        return Verdict(True, "INCONCLUSIVE", ("no A/A floor was measured",), certificate)
+    return Verdict(True, statistics.gamma_verdict(ratio, floor), (), certificate)
+
+
+def _faults(record: CellRecord, run: RunRecord, certificate: str) -> Iterator[str]:
+    """Reasons for which a record is INVALID."""
+    if record.error is not None:
+        yield f"error: {record.error}"
+        return
+    if not record.warmup_settled:
+        yield "warm-up never settled"
+    if record.throttle:
+        yield f"throttled: {', '.join(record.throttle)}"
+    if certificate == "LOSSY":
+        yield "certificate: LOSSY, the output does not follow the target"
+    strength, floor = native_ratio(run), aa_floor(run)
+    if strength is not None and floor is not None and math.log(strength.estimate) > floor:
+        yield f"baseline {strength.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
+    replay_faults = tuple(_replay_faults(record, run))
+    yield from replay_faults
+    agreement = None if replay_faults else acceptance_agreement(record)
+    if agreement is not None and agreement.p < AGREEMENT_P / max(1, len(run.cells)):
+        yield f"counted and expected acceptance disagree: z = {agreement.z:.1f}, p = {agreement.p:.1g}"
+
+
+def _replay_faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
+    """An engine that cannot be seeded says `seeded: false` in its settings; its replays are other texts by right."""
+    replays = tuple(_replays(record))
+    if run.backend_settings.get("seeded", True):
+        differing = sum(replay.token_ids != pair.sd.token_ids for pair, replay in replays)
+        if differing:
+            yield f"{differing} of {len(replays)} replays gave other token ids than the timed run"
+    unbalanced = sum(not _balanced(replay, record.cell.rule) for _, replay in replays)
+    if unbalanced:
+        yield f"{unbalanced} of {len(replays)} replays do not have one acceptance probability per tested position"
+
+
+def _balanced(replay: Replay, rule: str) -> bool:
+    if rule in JOINT_RULES:
+        return replay.joint_length is not None and len(replay.joint_length) == len(replay.rounds)
+    tested = [round_.accepted + is_rejection(round_) for round_ in replay.rounds]
+    return tested == [len(probs) for probs in replay.acceptance_probs]
+
+
+def _replays(record: CellRecord) -> Iterator[tuple[TimedPair, Replay]]:
+    return ((pair, pair.replay) for pair in record.pairs if pair.replay is not None)
+
+
+def _counts(record: CellRecord) -> tuple[list[int], list[RoundCounts]]:
+    """Prompt and counts of each pair whose engine reports rounds."""
+    reported = [
+        (pair.prompt_index, count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None
+    ]
+    return [prompt for prompt, _ in reported], [counts for _, counts in reported]
+
+
+def _share(successes: Sequence[float], trials: Sequence[int], prompts: Sequence[int]) -> RatioInterval | None:
+    return statistics.proportion(successes, trials, prompts) if any(trials) else None
+
+
+def _agreement(z: float, compared: Sequence[object]) -> Agreement:
+    return Agreement(z=z, p=statistics.two_sided_p(z), compared=len(compared))
+
+
+def _times(arms: Iterable[TimedArm]) -> Times:
+    return "end_to_end" if any(arm.first_token_s is None for arm in arms) else "decode"
+
+
+def _spent(arm: TimedArm, times: Times) -> Spent:
+    """Seconds and tokens that an arm adds to its totals."""
+    if times == "end_to_end" or arm.first_token_s is None:
+        return arm.seconds, len(arm.token_ids)
+    if len(arm.token_ids) == 1:
+        return 0.0, 0  # what is left of the call is no decoding
+    return arm.seconds - arm.first_token_s, len(arm.token_ids) - 1
+
+
+def _sum_spent(first: Spent, second: Spent) -> Spent:
+    return first[0] + second[0], first[1] + second[1]
+
+
+def _columns(first: list[Spent], second: list[Spent]) -> Columns | None:
+    """Seconds and tokens of two arms, as the intervals take them; None where one of the four totals is zero."""
+    columns = ([s for s, _ in first], [n for _, n in first], [s for s, _ in second], [n for _, n in second])
+    return columns if all(sum(column) > 0 for column in columns) else None
+
+
+def _time_columns(record: CellRecord, times: Times) -> Columns | None:
+    return _columns(
+        [_spent(pair.ar, times) for pair in record.pairs], [_spent(pair.sd, times) for pair in record.pairs]
+    )
+
+
+def _ratio_of_arms(record: CellRecord, times: Times, confidence: float) -> RatioInterval | None:
+    columns = _time_columns(record, times)
+    if columns is None:
+        return None
+    return statistics.ratio_of_totals(*columns, _prompt_indices(record), confidence=confidence)
+
+
+def _prompt_indices(record: CellRecord) -> list[int]:
+    return [pair.prompt_index for pair in record.pairs]
+
+
+def _forwards(record: CellRecord) -> list[ForwardSeconds]:
+    return [forwards for pair in record.pairs for forwards in pair.forwards]
+
+
+def _gamma_at(record: CellRecord, efficiency: float) -> float | None:
+    """Median over the bare-forward samples: each sample's three forwards ran together, so drift cancels within it."""
+    samples = _forwards(record)
+    if not samples:
+        return None
+    gammas = [
+        theory.predicted_gamma(
+            efficiency,
+            ar_s=f.ar_s,
+            draft_s=f.draft_s,
+            verify_s=f.verify_s,
+            num_draft_tokens=record.cell.num_draft_tokens,
+        )
+        for f in samples
+    ]
+    return float(np.median(gammas))

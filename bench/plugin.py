@@ -1,0 +1,77 @@
+"""The pytest plugin: options, parametrisation over cells, the machine in pytest-benchmark's files, the closing table.
+
+Suites ask for any of the fixtures `backend_name`, `temperature`, `rule`, `num_draft_tokens`; options decide the values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.settings import Settings, add_options, from_options
+
+SETTINGS = pytest.StashKey[Settings]()
+RECORD_FILES = pytest.StashKey[list[Path]]()
+
+# Fixture name -> the settings field that lists its values, and the scope over which one value is kept.
+PARAMETERS = {
+    "backend_name": ("backends", "module"),
+    "temperature": ("temperatures", "function"),
+    "rule": ("rules", "function"),
+    "num_draft_tokens": ("num_draft_tokens", "function"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser.getgroup("specheat", "speculative decoding: gamma, alpha and temperature"))
+
+
+@pytest.hookimpl(trylast=True)  # behind pytest's own checks, so that theirs come first
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        config.stash[SETTINGS] = from_options(config.option)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[RECORD_FILES] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    settings = metafunc.config.stash[SETTINGS]
+    for fixture, (field, scope) in PARAMETERS.items():
+        if fixture in metafunc.fixturenames:
+            values = getattr(settings, field)
+            metafunc.parametrize(fixture, values, ids=[_test_id(fixture, value) for value in values], scope=scope)
+
+
+def _test_id(fixture: str, value: object) -> str:
+    prefix = {"temperature": "T", "num_draft_tokens": "k"}.get(fixture, "")
+    return f"{prefix}{value:g}" if isinstance(value, float | int) else f"{prefix}{value}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """pytest-benchmark's own machine id knows neither threads nor a GPU."""
+    from bench import environment
+
+    machine_info["specheat"] = environment.capture(config.stash[SETTINGS].device)
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """The run's validated options."""
+    return request.config.stash[SETTINGS]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table of what this run measured, and where it lies."""
+    files = config.stash.get(RECORD_FILES, [])
+    if not files:
+        return
+    from bench import store, tables
+
+    for path in files:
+        terminalreporter.section(f"specheat: {path}")
+        terminalreporter.write_line(tables.terminal_table(store.load_run(path)))

@@ -1,0 +1,227 @@
+"""What is asked, what happened, and what was measured: frozen records, stored as they are.
+
+Raw counts and seconds only. Every ratio (alpha, gamma, block efficiency) is a function of these, in `bench.metrics`.
+Token ids are plain ints, new tokens include the end token when one was emitted. Times are wall-clock seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+Order = Literal["ar_first", "sd_first"]
+Scalar = str | int | float | bool | None
+
+AUTOREGRESSIVE = 0  # num_draft_tokens of the baseline arm
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """A target and a draft, both plain transformers checkpoints (folders, or hub ids where the row says so)."""
+
+    name: str
+    target: str
+    draft: str
+    family: str  # "causal" or "encoder-decoder"
+    dtype: str  # "bfloat16" or "float32"
+    licence: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """One generation, fully specified. The autoregressive baseline is the same request with num_draft_tokens = 0."""
+
+    prompt_ids: tuple[int, ...]  # (P,) P >= 1
+    max_new_tokens: int  # >= 1
+    num_draft_tokens: int = AUTOREGRESSIVE  # k
+    temperature: float = 1.0  # decode T; 0 is greedy
+    draft_temperature: float | None = None  # None: the decode T
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    rule: str = "rejection"
+    seed: int = 0
+    eos_token_ids: tuple[int, ...] = ()  # empty: the end token is ignored
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError("expected a prompt of at least one token, got an empty one")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"expected max_new_tokens >= 1, got {self.max_new_tokens}")
+        if self.num_draft_tokens < 0:
+            raise ValueError(f"expected num_draft_tokens >= 0, got {self.num_draft_tokens}")
+        for name, value in (("temperature", self.temperature), ("draft_temperature", self.draft_temperature)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"expected a finite {name} >= 0, got {value}")
+        if self.top_k < 0:
+            raise ValueError(f"expected top_k >= 0 (0 is off), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"expected top_p in (0, 1] (1 is off), got {self.top_p}")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One draft-then-verify pass: 0 <= accepted <= drafted <= k, emitted <= accepted + 1.
+
+    emitted == accepted + 1 when the target's own token followed; emitted == accepted when an accepted end token or the
+    token limit closed the round first. Draft tokens behind that point were drafted and not tested.
+    """
+
+    drafted: int
+    accepted: int
+    emitted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one call of a backend produced. `rounds` is empty for an autoregressive call, None where the engine cannot tell."""
+
+    token_ids: tuple[int, ...]  # (N,) 1 <= N <= max_new_tokens
+    finish_reason: FinishReason
+    rounds: tuple[Round, ...] | None
+    first_token_s: float | None  # seconds from the call to the first new token; None where the engine cannot tell
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSeconds:
+    """Where the seconds of an instrumented replay went; `other` is the rest of the loop."""
+
+    prefill: float
+    draft: float
+    verify: float
+    accept: float
+    other: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """An untimed second run of one request with the instruments on.
+
+    `acceptance_probs` holds, per round, the probability that each *tested* draft token is accepted, given what came
+    before it (for the rejection rule, sum_v min(p_v, q_v)); `joint_length` holds, for rules judged jointly, the expected
+    number of accepted tokens of the round instead.
+    """
+
+    token_ids: tuple[int, ...]
+    rounds: tuple[Round, ...]
+    acceptance_probs: tuple[tuple[float, ...], ...]
+    joint_length: tuple[float, ...] | None
+    phase_s: PhaseSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSeconds:
+    """One bare forward of each kind at the same context length, model call only."""
+
+    context_length: int
+    ar_s: float  # target, 1 token
+    draft_s: float  # draft, 1 token
+    verify_s: float  # target, k + 1 tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TimedArm:
+    """One timed generation. `seconds` covers the whole call, both ends synchronised."""
+
+    seed: int
+    seconds: float
+    first_token_s: float | None
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    rounds: tuple[Round, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPair:
+    """The unit of measurement: AR and SD on one prompt, adjacent in time, in a stored order."""
+
+    prompt_index: int
+    repeat: int
+    order: Order
+    ar: TimedArm
+    sd: TimedArm
+    forwards: tuple[ForwardSeconds, ...] = ()
+    replay: Replay | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineTriple:
+    """One prompt decoded three times without speculation: twice by the AR arm (A/A), once by the engine's own plain decode."""
+
+    prompt_index: int
+    order: tuple[str, ...]  # the three names below in the order they ran
+    ar: TimedArm
+    ar_again: TimedArm
+    native: TimedArm | None  # None where the AR arm already is the engine's own plain decode
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Everything that must be equal for two measurements to be of the same thing (machine and commit apart)."""
+
+    suite: str
+    backend: str
+    rule: str
+    pair: str
+    draft: str
+    dtype: str
+    device: str
+    temperature: float
+    draft_temperature: float
+    num_draft_tokens: int
+    top_k: int
+    top_p: float
+    max_new_tokens: int
+    end_token: str  # "natural" or "ignored"
+    prompt_set: str
+    num_prompts: int
+    repeats: int
+    prompts_hash: str
+    chat_template: str
+    chat_template_hash: str
+    seed: int
+    options: tuple[tuple[str, Scalar], ...] = ()  # anything a suite varies beyond these
+
+    @property
+    def label(self) -> str:
+        """Short name for progress bars and test ids."""
+        return f"{self.backend} {self.pair} {self.rule} T={self.temperature:g} k={self.num_draft_tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    """One measured cell, or one that failed: then `error` says why and there are no pairs."""
+
+    cell: Cell
+    started: str  # ISO 8601, UTC
+    warmup_s: tuple[float, ...]  # seconds per token of each warm-up generation
+    warmup_settled: bool
+    pairs: tuple[TimedPair, ...]
+    certificate: dict[str, Scalar] | None = None  # filled by the losslessness certificate
+    throttle: tuple[
+        str, ...
+    ] = ()  # throttle reasons seen between the first and the last arm; empty: none, or not readable
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run of one suite on one backend: the content of one file under results/."""
+
+    schema: int
+    suite: str
+    preset: str
+    command: str
+    created: str  # ISO 8601, UTC
+    environment: dict[str, Scalar]
+    model_pair: ModelPair
+    model_hashes: dict[str, str]
+    prompt_format: dict[str, Scalar]  # template name and hash, system prompt, BOS, truncation
+    backend_settings: dict[str, Scalar]
+    baseline: tuple[BaselineTriple, ...]
+    cells: tuple[CellRecord, ...]
+
+
+SCHEMA = 1

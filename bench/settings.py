@@ -1,0 +1,230 @@
+"""What a run was asked to do: the options every suite shares, the presets behind them, and their validation.
+
+An option has one name everywhere: on the command line (--num-draft-tokens), here (num_draft_tokens), in the records and
+in the tables. An option that is not given takes the preset's value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+MAX_GRID_POINTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How much of everything."""
+
+    temperatures: tuple[float, ...]
+    num_prompts: int
+    repeats: int
+    max_new_tokens: int
+
+
+PRESETS: Mapping[str, Preset] = {
+    "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=4, repeats=1, max_new_tokens=24),
+    "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=64),
+    "paper": Preset(
+        temperatures=tuple(round(0.1 * step, 1) for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of one run, validated."""
+
+    preset: str
+    backends: tuple[str, ...]
+    backend_options: tuple[tuple[str, str], ...]
+    pair: str | None
+    target: str | None
+    draft: str | None
+    pairs_file: Path | None
+    device: str
+    dtype: str | None
+    rules: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    draft_temperature: float | None
+    num_draft_tokens: tuple[int, ...]
+    top_k: int
+    top_p: float
+    prompts: str
+    num_prompts: int
+    repeats: int
+    max_new_tokens: int
+    max_prompt_tokens: int | None
+    end_token: str
+    chat_template: str
+    system_prompt: str | None
+    seed: int
+    results: Path
+    resume: bool
+    plan: bool
+
+
+def add_options(add: object) -> None:
+    """Declare the options on anything with argparse's `add_argument` signature, pytest's option group included."""
+    option = getattr(add, "addoption", None) or add.add_argument  # type: ignore[attr-defined]
+    option(
+        "--preset", default="quick", metavar="NAME", help=f"how much to measure: {', '.join(PRESETS)} (default: quick)"
+    )
+    option("--backend", action="append", metavar="NAME", help="backend, or package.module:factory; repeat for several")
+    option(
+        "--backend-option", action="append", default=[], metavar="KEY=VALUE", help="passed to the backend; repeatable"
+    )
+    option("--pair", metavar="NAME", help="model pair by name (default: smollm2); see `specheat pairs`")
+    option("--target", metavar="ID|DIR", help="target model instead of a named pair")
+    option("--draft", metavar="ID|DIR", help="draft model; with --pair it replaces the pair's draft")
+    option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
+    option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    option("--dtype", metavar="DTYPE", help="bfloat16 or float32 (default: the pair's)")
+    option("--rule", action="append", metavar="NAME", help="acceptance rule; repeat for several (default: rejection)")
+    option("--temperatures", metavar="LIST|RANGE", help="decode temperatures: 0,0.5,1 or first:last:step")
+    option("--draft-temperature", metavar="T", help="draft temperature (default: the decode temperature)")
+    option(
+        "--num-draft-tokens",
+        metavar="LIST",
+        default="2",
+        help="draft tokens a round, k >= 1; a list for several (default: 2)",
+    )
+    option("--top-k", metavar="N", default="0", help="keep the N likeliest tokens; 0 is off (default)")
+    option("--top-p", metavar="P", default="1", help="nucleus of probability P; 1 is off (default)")
+    option("--prompts", metavar="NAME|FILE", default="instructions", help="prompt set or file (default: instructions)")
+    option("--num-prompts", metavar="N", help="prompts a cell")
+    option("--repeats", metavar="N", help="times each prompt is measured")
+    option("--max-new-tokens", metavar="N", help="token limit of every generation")
+    option("--max-prompt-tokens", metavar="N", help="cut longer prompts to their last N tokens (default: refuse them)")
+    option(
+        "--ignore-end-token", action="store_true", help="decode to the token limit; the share after the end is reported"
+    )
+    option("--chat-template", default="default", metavar="none|default|FILE", help="how chat prompts become text")
+    option("--system-prompt", metavar="TEXT", help="system message put before every chat prompt")
+    option("--seed", default="0", metavar="N", help="seed of prompt order and sampling (default: 0)")
+    option("--results", default=Path("results"), type=Path, metavar="DIR", help="where records go (default: results)")
+    option("--resume", action="store_true", help="go on with the newest unfinished run of the same experiment")
+    option("--plan", action="store_true", help="print the cells, minutes and memory, and stop")
+
+
+def from_options(options: argparse.Namespace) -> Settings:
+    """Validated settings.
+
+    Raises: ValueError: one line with what was expected, what was given and what to do.
+    """
+    if options.preset not in PRESETS:
+        raise ValueError(f"expected --preset {', '.join(PRESETS)}, got {options.preset!r}")
+    preset = PRESETS[options.preset]
+    temperatures = preset.temperatures if options.temperatures is None else parse_temperatures(options.temperatures)
+    draft_temperature = options.draft_temperature
+    if draft_temperature is not None:
+        draft_temperature = _temperature("--draft-temperature", draft_temperature)
+    if options.dtype not in (None, "bfloat16", "float32"):
+        raise ValueError(f"expected --dtype bfloat16 or float32, got {options.dtype!r}")
+    top_p = _number("--top-p", options.top_p)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"expected --top-p in (0, 1], got {options.top_p}")
+    return Settings(
+        preset=options.preset,
+        backends=_unique("--backend", options.backend or ["reference"]),
+        backend_options=tuple(_key_value(text) for text in options.backend_option),
+        pair=options.pair,
+        target=options.target,
+        draft=options.draft,
+        pairs_file=options.pairs_file,
+        device=options.device,
+        dtype=options.dtype,
+        rules=_unique("--rule", options.rule or ["rejection"]),
+        temperatures=temperatures,
+        draft_temperature=draft_temperature,
+        num_draft_tokens=_unique(
+            "--num-draft-tokens",
+            [_count("--num-draft-tokens", part) for part in options.num_draft_tokens.split(",")],
+        ),
+        top_k=_count("--top-k", options.top_k, least=0),
+        top_p=top_p,
+        prompts=options.prompts,
+        num_prompts=_count("--num-prompts", options.num_prompts, default=preset.num_prompts),
+        repeats=_count("--repeats", options.repeats, default=preset.repeats),
+        max_new_tokens=_count("--max-new-tokens", options.max_new_tokens, default=preset.max_new_tokens),
+        max_prompt_tokens=(
+            None if options.max_prompt_tokens is None else _count("--max-prompt-tokens", options.max_prompt_tokens)
+        ),
+        end_token="ignored" if options.ignore_end_token else "natural",
+        chat_template=options.chat_template,
+        system_prompt=options.system_prompt,
+        seed=_count("--seed", options.seed, least=0),
+        results=options.results,
+        resume=options.resume,
+        plan=options.plan,
+    )
+
+
+def parse_temperatures(text: str) -> tuple[float, ...]:
+    """`0,0.5,1` or `first:last:step`, both ends included, as floats without rounding noise.
+
+    Raises: ValueError: not numbers, negative, not finite, repeated, or a range that does not step from first to last.
+    """
+    if ":" not in text:
+        return _unique("--temperatures", [_temperature("--temperatures", part) for part in text.split(",")])
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ValueError(f"expected --temperatures first:last:step or a list such as 0,0.5,1, got {text!r}")
+    first, last, step = (_temperature("--temperatures", part) for part in parts)
+    if step == 0 or last < first:
+        raise ValueError(f"expected --temperatures first:last:step with first <= last and step > 0, got {text!r}")
+    steps = (last - first) / step
+    if steps > MAX_GRID_POINTS:
+        raise ValueError(f"expected at most {MAX_GRID_POINTS} temperatures, got {text!r}")
+    if not math.isclose(steps, round(steps), abs_tol=1e-6):
+        raise ValueError(f"expected a step that reaches the last temperature, got {text!r}")
+    return tuple(round(float(value), 10) for value in first + step * np.arange(round(steps) + 1))
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"expected a number for {name}, got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number for {name}, got {text!r}")
+    return value
+
+
+def _temperature(name: str, text: str) -> float:
+    value = _number(name, text)
+    if value < 0:
+        raise ValueError(f"expected a temperature >= 0 for {name}, got {text!r}")
+    return value
+
+
+def _count(name: str, text: str | None, *, least: int = 1, default: int = 0) -> int:
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"expected a whole number for {name}, got {text!r}") from None
+    if value < least:
+        raise ValueError(f"expected {name} >= {least}, got {value}")
+    return value
+
+
+def _unique(name: str, values: list[T]) -> tuple[T, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"expected each {name} once, got {', '.join(map(str, values))}")
+    return tuple(values)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not (key and separator):
+        raise ValueError(f"expected --backend-option KEY=VALUE, got {text!r}")
+    return key, value

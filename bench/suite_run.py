@@ -1,0 +1,256 @@
+"""One suite on one backend: a baseline once, then cells, every measurement journalled as soon as it exists."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import environment, measure, store
+from bench.progress import Reporter
+from bench.protocols import Backend, NativeBaseline
+from bench.records import (
+    SCHEMA,
+    BaselineTriple,
+    Cell,
+    CellRecord,
+    DecodeRequest,
+    ModelPair,
+    RunRecord,
+    Scalar,
+    TimedPair,
+)
+from bench.settings import Settings
+from bench.store import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What every cell of a run decodes: one model pair, prompts as ids, and how the text became ids."""
+
+    model_pair: ModelPair
+    recorded_pair: ModelPair  # the same pair as records name it, without this machine's folders
+    model_hashes: Mapping[str, str]
+    prompt_set: str
+    prompts_hash: str
+    prompt_format: Mapping[str, Scalar]
+    prompt_ids: tuple[tuple[int, ...], ...]  # one row a prompt
+    end_token_ids: tuple[int, ...]
+
+
+class AlreadyMeasured(Exception):
+    """The cell was finished by the run that is being resumed."""
+
+
+class SuiteRun:
+    """The measuring side of a suite. Suites call `measure` once a cell; `finish` writes the record."""
+
+    def __init__(
+        self, suite: str, backend: Backend, workload: Workload, settings: Settings, reporter: Reporter
+    ) -> None:
+        self.suite = suite
+        self.backend = backend
+        self.workload = workload
+        self.settings = settings
+        self.reporter = reporter
+
+    @functools.cached_property
+    def journal(self) -> Journal:
+        """Opened with the first measurement; with --resume, the newest unfinished one of the same experiment."""
+        env = environment.capture(self.settings.device)
+        header = RunRecord(
+            schema=SCHEMA,
+            suite=self.suite,
+            preset=self.settings.preset,
+            command=_command_line(),
+            created=_now(),
+            environment=env,
+            model_pair=self.workload.recorded_pair,
+            model_hashes=dict(self.workload.model_hashes),
+            prompt_format=dict(self.workload.prompt_format),
+            backend_settings=dict(self.backend.settings()),
+            baseline=(),
+            cells=(),
+        )
+        if self.settings.resume:
+            path, passed_over = store.find_resumable(self.settings.results, header, backend=self.backend.name)
+            for line in passed_over:
+                self.reporter.note(line)
+            if path is not None:
+                return Journal.resume(path)
+            self.reporter.note(f"nothing to resume for {self.suite} on {self.backend.name}: starting anew")
+        return Journal.start(self.settings.results, header, backend=self.backend.name)
+
+    def cell(
+        self, *, temperature: float, rule: str, num_draft_tokens: int, options: Mapping[str, Scalar] | None = None
+    ) -> Cell:
+        """The identity of one measurement of this run."""
+        settings, workload = self.settings, self.workload
+        draft_temperature = temperature if settings.draft_temperature is None else settings.draft_temperature
+        return Cell(
+            suite=self.suite,
+            backend=self.backend.name,
+            rule=rule,
+            pair=workload.model_pair.name,
+            draft=workload.recorded_pair.draft,
+            dtype=workload.model_pair.dtype,
+            device=settings.device,
+            temperature=temperature,
+            draft_temperature=draft_temperature,
+            num_draft_tokens=num_draft_tokens,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            end_token=settings.end_token,
+            prompt_set=workload.prompt_set,
+            num_prompts=len(workload.prompt_ids),
+            repeats=settings.repeats,
+            prompts_hash=workload.prompts_hash,
+            chat_template=str(workload.prompt_format["chat_template"]),
+            chat_template_hash=str(workload.prompt_format["chat_template_hash"]),
+            seed=settings.seed,
+            options=tuple(sorted((options or {}).items())),
+        )
+
+    def request(self, cell: Cell, prompt_index: int) -> DecodeRequest:
+        """The speculative request of a cell on one prompt; arms and repeats get their own seeds from `measure`."""
+        return DecodeRequest(
+            prompt_ids=self.workload.prompt_ids[prompt_index],
+            max_new_tokens=cell.max_new_tokens,
+            num_draft_tokens=cell.num_draft_tokens,
+            temperature=cell.temperature,
+            draft_temperature=cell.draft_temperature,
+            top_k=cell.top_k,
+            top_p=cell.top_p,
+            rule=cell.rule,
+            seed=cell.seed,
+            eos_token_ids=self.workload.end_token_ids if cell.end_token == "natural" else (),
+        )
+
+    def measure(self, benchmark: Any, *, temperature: float, rule: str, num_draft_tokens: int) -> CellRecord:
+        """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
+
+        Raises: AlreadyMeasured: nothing is left to do. An error of the backend is recorded, without numbers,
+        and raised.
+        """
+        cell = self.cell(temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+        measured = self.journal.measured
+        finished = measured.finished.get(cell)
+        if finished is not None and finished.error is None:
+            self.reporter.step(cell.label, None, pairs=len(finished.pairs))
+            raise AlreadyMeasured(f"{cell.label}: measured before the interruption")
+        started, pairs = _now(), list(measured.pairs.get(cell, ()))
+        try:
+            self._baseline_rounds(cell).run_all()
+            warmup_s, settled = self._warm_up(cell)
+            throttle = environment.throttle_reasons(cell.device)
+            self._measure_pairs(benchmark, cell, pairs)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            self.journal.finish_cell(CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}"))
+            raise
+        throttle = tuple(sorted({*throttle, *environment.throttle_reasons(cell.device)}))
+        record = CellRecord(cell, started, warmup_s, settled, tuple(pairs), throttle=throttle)
+        self.journal.finish_cell(record)
+        return record
+
+    def measure_baseline(self, benchmark: Any) -> None:
+        """Only the baseline, through `benchmark.pedantic`, which times the AR arm."""
+        cell = self.cell(
+            temperature=max(self.settings.temperatures),
+            rule=self.settings.rules[0],
+            num_draft_tokens=self.settings.num_draft_tokens[0],
+        )
+        rounds = self._baseline_rounds(cell)
+        if not rounds.orders:
+            raise AlreadyMeasured(f"{self.backend.name} baseline: measured before the interruption")
+        _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
+
+    def _warm_up(self, cell: Cell) -> tuple[tuple[float, ...], bool]:
+        warmup_s, settled = measure.warm_up(self.backend, self.request(cell, 0))
+        self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
+        return warmup_s, settled
+
+    def _baseline_rounds(self, cell: Cell) -> measure.ArmRounds:
+        """Once a run: what is left to do of A/A and the engine's own plain decode, on the prompts of the cells.
+
+        At the hottest temperature of the run, so that another seed gives another text.
+        """
+        native = isinstance(self.backend, NativeBaseline)
+        measured = {triple.prompt_index for triple in self.journal.measured.baseline}
+        orders = measure.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
+        left = {index: order for index, order in enumerate(orders) if index not in measured}
+        hottest = max(self.settings.temperatures)
+        if left:
+            measure.warm_up(self.backend, self.request(cell, 0))
+
+        def on_triple(triple: BaselineTriple) -> None:
+            self.journal.append_baseline(triple)
+            self.reporter.step(f"{self.backend.name} baseline", None, pairs=0)
+
+        return measure.baseline_rounds(
+            self.backend,
+            tuple(left),
+            tuple(left.values()),
+            lambda index: replace(self.request(cell, index), temperature=hottest),
+            on_triple=on_triple,
+        )
+
+    def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair]) -> None:
+        """Measure what is missing from `pairs`, and add it to them."""
+        self.reporter.step(cell.label, None, pairs=len(pairs))
+        done = {(pair.prompt_index, pair.repeat) for pair in pairs}
+        plans = measure.plan_pairs(cell.num_prompts, cell.repeats, seed=cell.seed)
+        plans = tuple(plan for plan in plans if (plan.prompt_index, plan.repeat) not in done)
+
+        def on_pair(pair: TimedPair) -> None:
+            self.journal.append_pair(cell, pair)
+            pairs.append(pair)
+            self.reporter.step(cell.label, _gamma_so_far(pairs))
+
+        rounds = measure.pair_rounds(self.backend, plans, lambda index: self.request(cell, index), on_pair=on_pair)
+        benchmark.extra_info.update(
+            backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
+        )
+        if plans:
+            _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
+        # pytest-benchmark times whole texts; gamma is per token, so the counts it needs travel with its file.
+        benchmark.extra_info.update(
+            sd_tokens=sum(len(pair.sd.token_ids) for pair in pairs),
+            ar_tokens=sum(len(pair.ar.token_ids) for pair in pairs),
+            ar_seconds=sum(pair.ar.seconds for pair in pairs),
+        )
+
+    def finish(self) -> Path | None:
+        """Write the record and drop the journal. With nothing measured there is neither."""
+        if "journal" not in vars(self):
+            return None
+        if not (self.journal.measured.finished or self.journal.measured.baseline):
+            self.journal.discard()
+            return None
+        return self.journal.finish()
+
+
+def _run_pedantic(benchmark: Any, rounds: measure.ArmRounds, *, group: str) -> None:
+    benchmark.group = group
+    benchmark.pedantic(
+        rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
+    )
+
+
+def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:
+    """Whole calls, no interval: for the progress bar only."""
+    ar_s, sd_s = (sum(getattr(pair, arm).seconds for pair in pairs) for arm in ("ar", "sd"))
+    ar_tokens, sd_tokens = (sum(len(getattr(pair, arm).token_ids) for pair in pairs) for arm in ("ar", "sd"))
+    return (ar_s / ar_tokens) / (sd_s / sd_tokens)
+
+
+def _command_line() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,93 @@
+"""What theory says gamma and block efficiency should be, from acceptance and the cost of bare forwards.
+
+Pure formulas, no measurement. A round drafts k tokens and verifies them in one target forward of k + 1 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTotals:
+    """Expected counts of the decoder over one text; add texts up before taking a ratio."""
+
+    tested: float
+    accepted: float
+    emitted: int
+    rounds: float
+
+    def __add__(self, other: SlotTotals) -> SlotTotals:
+        return SlotTotals(
+            self.tested + other.tested,
+            self.accepted + other.accepted,
+            self.emitted + other.emitted,
+            self.rounds + other.rounds,
+        )
+
+    @property
+    def alpha(self) -> float:
+        return self.accepted / self.tested
+
+    @property
+    def block_efficiency(self) -> float:
+        return self.emitted / self.rounds
+
+
+def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
+    """Tokens per round if each draft token were accepted independently: (1 - alpha^(k+1)) / (1 - alpha).
+
+    Summed as 1 + alpha + ... + alpha^k, which is the same and exact near alpha = 1, where it is k + 1.
+
+    Source:  Leviathan et al. 2023, arXiv 2211.17192, equation 1
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"expected alpha in 0..1, got {alpha}")
+    return sum(alpha**length for length in range(num_draft_tokens + 1))
+
+
+def predicted_gamma(
+    block_efficiency: float, *, ar_s: float, draft_s: float, verify_s: float, num_draft_tokens: int
+) -> float:
+    """Gamma of a loop without overhead: block efficiency x AR forward / (k x draft forward + verify forward).
+
+    Args:    seconds of bare forwards: target on 1 token, draft on 1 token, target on k + 1 tokens
+    Source:  Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, where verify_s is taken to be ar_s
+    """
+    return block_efficiency * ar_s / (num_draft_tokens * draft_s + verify_s)
+
+
+def cost_ratio(*, draft_s: float, ar_s: float) -> float:
+    """c: seconds of one draft forward / seconds of one target forward, 1 token each."""
+    return draft_s / ar_s
+
+
+def propagate_slots(acceptance_T: Sequence[float], num_draft_tokens: int) -> SlotTotals:
+    """Expected counts of a lossless decoder that emits one given text, by the probability of each slot at each token.
+
+    Slots 0..k-1 of a round test a draft token, slot k is the bonus. An accepted token moves the next one to the slot
+    behind; a recovered or bonus token ends the round, so the next one is in slot 0:
+
+        k = 2:   slot 0 --a--> slot 1 --a--> slot 2 --1--> slot 0,  and slots 0, 1 --(1 - a)--> slot 0
+
+    Args:    acceptance_T: for each token, the probability that in a tested slot it was the accepted draft token rather
+             than the recovered one; under the rejection rule min(1, q(x_t) / p(x_t)), x_t sampled from p. The first
+             token, which prefill produces, is in no round and not in here.
+    Returns: counts as the decoder makes them, the last round cut where the text ends
+    """
+    if num_draft_tokens < 1:
+        raise ValueError(f"expected num_draft_tokens >= 1, got {num_draft_tokens}")
+    slots = np.zeros(num_draft_tokens + 1)
+    slots[0] = 1.0
+    tested = accepted = rounds = 0.0
+    for acceptance in acceptance_T:
+        in_test = slots[:-1].sum()
+        tested += in_test
+        accepted += acceptance * in_test
+        rounds += slots[0]
+        slots[1:] = acceptance * slots[:-1]
+        slots[0] = 1.0 - slots[1:].sum()
+    return SlotTotals(float(tested), float(accepted), len(acceptance_T), float(rounds))
