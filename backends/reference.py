@@ -15,7 +15,7 @@ Shape letters: G draft positions, N rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,16 +78,26 @@ class Probe:
         self.phase_s[phase] += now - self.last
         self.last = now
 
-    def judged(self, rule: Rule, drafts: Drafts, target_probs_NV: torch.Tensor, outcome: Round) -> None:
+    def judged(
+        self, request: DecodeRequest, drafts: Drafts, target_probs_NV: torch.Tensor, drafted: list[int], outcome: Round
+    ) -> None:
         """Note the acceptance probability of every tested position of a round."""
-        tested = outcome.accepted + (outcome.emitted > outcome.accepted and outcome.accepted < outcome.drafted)
+        rule = RULES[request.rule]
         probs = rule.acceptance_probs(drafts.tokens_G, drafts.probs_GV, target_probs_NV).tolist()
         if rule.jointly:
-            self.joint_length.append(sum(probs))
+            # A drafted end token closes the round if it is kept, so what stands behind it is never kept.
+            end_at = first_end(drafted, request.eos_token_ids)
+            self.joint_length.append(sum(probs if end_at is None else probs[: end_at + 1]))
             self.acceptance_probs.append(())
         else:
+            tested = outcome.accepted + (outcome.emitted > outcome.accepted and outcome.accepted < outcome.drafted)
             self.acceptance_probs.append(tuple(probs[:tested]))
         self.last = self._now()
+
+
+def first_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int | None:
+    """Place of the first end token."""
+    return next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
 
 
 class ReferenceBackend:
@@ -188,7 +198,7 @@ class ReferenceBackend:
             probe.lap("accept")
 
         emitted = [*drafted[:accepted], next_token]
-        end_at = next((i for i, token in enumerate(emitted) if token in request.eos_token_ids), None)
+        end_at = first_end(emitted, request.eos_token_ids)
         if end_at is not None:
             emitted = emitted[: end_at + 1]
         tokens.extend(emitted)
@@ -197,7 +207,7 @@ class ReferenceBackend:
         result = Round(drafted=num_drafts, accepted=min(accepted, len(emitted)), emitted=len(emitted))
         if probe:
             probe.lap("other")
-            probe.judged(rule, drafts, target_probs, result)
+            probe.judged(request, drafts, target_probs, drafted, result)
         return result
 
     def _draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: torch.Tensor, rule: Rule) -> Drafts:

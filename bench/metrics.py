@@ -94,7 +94,7 @@ def expected_alpha(record: CellRecord) -> RatioInterval | None:
     if record.cell.rule in JOINT_RULES:
         return None
     pairs = tuple(_replays(record))
-    probs = [[prob for round_probs in replay.acceptance_probs for prob in round_probs] for _, replay in pairs]
+    probs = [[min(prob, 1.0) for round_probs in replay.acceptance_probs for prob in round_probs] for _, replay in pairs]
     return _share([sum(p) for p in probs], [len(p) for p in probs], [pair.prompt_index for pair, _ in pairs])
 
 
@@ -241,7 +241,7 @@ def verdict(record: CellRecord, run: RunRecord) -> Verdict:
 
     INVALID records have no gamma in any table, only their reasons. The floor and the baseline come from the run.
     """
-    certificate = UNCERTIFIED if record.certificate is None else str(record.certificate["verdict"])
+    certificate = UNCERTIFIED
     faults = list(_faults(record, run, certificate))
     ratio = gamma(record)
     if ratio is None and record.error is None:

@@ -1,12 +1,13 @@
 """The pytest plugin: options, parametrisation over cells, the machine in pytest-benchmark's files, the closing table.
 
-Suites ask for any of the fixtures `backend_name`, `temperature`, `rule`, `num_draft_tokens`; options decide the values.
+A test that asks for `suite_run` is a suite; it may also ask for `temperature`, `rule` and `num_draft_tokens`, whose values
+the options decide.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -16,8 +17,8 @@ SETTINGS = pytest.StashKey[Settings]()
 RECORD_FILES = pytest.StashKey[list[Path]]()
 
 # Fixture name -> the settings field that lists its values, and the scope over which one value is kept.
-PARAMETERS = {
-    "backend_name": ("backends", "module"),
+PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
+    "backend_name": ("backends", "module"),  # one model pair in memory at a time
     "temperature": ("temperatures", "function"),
     "rule": ("rules", "function"),
     "num_draft_tokens": ("num_draft_tokens", "function"),
@@ -38,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "suite_run" not in metafunc.fixturenames:
+        return  # somebody else's test, whose fixtures may have the same names
     settings = metafunc.config.stash[SETTINGS]
     for fixture, (field, scope) in PARAMETERS.items():
         if fixture in metafunc.fixturenames:

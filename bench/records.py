@@ -191,6 +191,35 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class TextEvidence:
+    """What the target says of one emitted text, from one teacher-forced pass: the raw material of the certificate.
+
+    One entry a token, the end token included. At T > 0: `pit` is the randomised probability integral transform (tokens
+    ordered by descending probability, ties by id), uniform on 0..1 if the token was drawn from the target;
+    `excess_surprisal` is surprisal minus entropy in nats, mean 0 if so, with variance `surprisal_variance`. A token off the
+    truncated support has pit 1 and is marked. At T = 0 only `logit_gap` is filled: the best logit minus the token's.
+    """
+
+    prompt_index: int
+    repeat: int
+    slots: tuple[int, ...]  # 0: no draft involved (first token, AR); 1..k: slot of the round; -1: bonus slot
+    pit: tuple[float, ...] = ()
+    excess_surprisal: tuple[float, ...] = ()
+    surprisal_variance: tuple[float, ...] = ()
+    off_support: tuple[int, ...] = ()  # places of tokens that truncation forbids
+    logit_gap: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All texts of one cell as scored by the target, and what numerical noise that machine shows."""
+
+    dtype: str
+    near_tie: float  # tau: 99.9th percentile of |1-token minus (k+1)-token forward| over logits; T = 0 tolerance
+    texts: tuple[TextEvidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CellRecord:
     """One measured cell, or one that failed: then `error` says why and there are no pairs."""
 
@@ -199,7 +228,7 @@ class CellRecord:
     warmup_s: tuple[float, ...]  # seconds per token of each warm-up generation
     warmup_settled: bool
     pairs: tuple[TimedPair, ...]
-    certificate: dict[str, Scalar] | None = None  # filled by the losslessness certificate
+    evidence: Evidence | None = None  # what the losslessness certificate is derived from
     throttle: tuple[
         str, ...
     ] = ()  # throttle reasons seen between the first and the last arm; empty: none, or not readable

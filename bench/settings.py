@@ -30,7 +30,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=4, repeats=1, max_new_tokens=24),
+    "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=6, repeats=1, max_new_tokens=24),
     "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=64),
     "paper": Preset(
         temperatures=tuple(round(0.1 * step, 1) for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128
@@ -58,7 +58,7 @@ class Settings:
     top_k: int
     top_p: float
     prompts: str
-    num_prompts: int
+    num_prompts: int | None  # None: the preset's, or all there are if fewer
     repeats: int
     max_new_tokens: int
     max_prompt_tokens: int | None
@@ -151,7 +151,7 @@ def from_options(options: argparse.Namespace) -> Settings:
         top_k=_count("--top-k", options.top_k, least=0),
         top_p=top_p,
         prompts=options.prompts,
-        num_prompts=_count("--num-prompts", options.num_prompts, default=preset.num_prompts),
+        num_prompts=None if options.num_prompts is None else _count("--num-prompts", options.num_prompts),
         repeats=_count("--repeats", options.repeats, default=preset.repeats),
         max_new_tokens=_count("--max-new-tokens", options.max_new_tokens, default=preset.max_new_tokens),
         max_prompt_tokens=(

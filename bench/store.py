@@ -7,6 +7,7 @@ disk before measuring goes on, so a Ctrl-C, a kill or a full disk loses at most 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -100,6 +101,8 @@ class Journal:
         line = msgspec.json.encode(header) + b"\n"
         with _storage_errors(f"cannot start {path}", "nothing was measured"):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if _record_of(path).exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o666)
             try:
                 _lock(file)
@@ -159,6 +162,11 @@ class Journal:
             self.path.unlink()
         self.close()
         return path
+
+    def discard(self) -> None:
+        """Remove the journal of a run that measured nothing."""
+        self.path.unlink()
+        self.close()
 
     def close(self) -> None:
         """Let go of the journal and leave it on disk, to be resumed."""

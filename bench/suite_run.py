@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import environment, measure, store
+from bench.measure import ArmRounds
 from bench.progress import Reporter
 from bench.protocols import Backend, NativeBaseline
 from bench.records import (
@@ -72,7 +73,7 @@ class SuiteRun:
             model_pair=self.workload.recorded_pair,
             model_hashes=dict(self.workload.model_hashes),
             prompt_format=dict(self.workload.prompt_format),
-            backend_settings=dict(self.backend.settings()),
+            backend_settings={"backend": self.backend.name, **self.backend.settings()},
             baseline=(),
             cells=(),
         )
@@ -113,7 +114,7 @@ class SuiteRun:
             chat_template=str(workload.prompt_format["chat_template"]),
             chat_template_hash=str(workload.prompt_format["chat_template_hash"]),
             seed=settings.seed,
-            options=tuple(sorted((options or {}).items())),
+            options=tuple(sorted({**dict(settings.backend_options), **(options or {})}.items())),
         )
 
     def request(self, cell: Cell, prompt_index: int) -> DecodeRequest:
@@ -127,7 +128,10 @@ class SuiteRun:
             top_k=cell.top_k,
             top_p=cell.top_p,
             rule=cell.rule,
-            seed=cell.seed,
+            # Cells draw independently of each other, so that their tokens can be pooled.
+            seed=measure.derive_seed(
+                cell.seed, cell.temperature, cell.draft_temperature, cell.rule, cell.num_draft_tokens
+            ),
             eos_token_ids=self.workload.end_token_ids if cell.end_token == "natural" else (),
         )
 
@@ -145,7 +149,7 @@ class SuiteRun:
             raise AlreadyMeasured(f"{cell.label}: measured before the interruption")
         started, pairs = _now(), list(measured.pairs.get(cell, ()))
         try:
-            self._baseline_rounds(cell).run_all()
+            self._baseline_rounds(cell, pairs_each=0).run_all()
             warmup_s, settled = self._warm_up(cell)
             throttle = environment.throttle_reasons(cell.device)
             self._measure_pairs(benchmark, cell, pairs)
@@ -164,7 +168,7 @@ class SuiteRun:
             rule=self.settings.rules[0],
             num_draft_tokens=self.settings.num_draft_tokens[0],
         )
-        rounds = self._baseline_rounds(cell)
+        rounds = self._baseline_rounds(cell, pairs_each=1)
         if not rounds.orders:
             raise AlreadyMeasured(f"{self.backend.name} baseline: measured before the interruption")
         _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
@@ -174,10 +178,11 @@ class SuiteRun:
         self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
         return warmup_s, settled
 
-    def _baseline_rounds(self, cell: Cell) -> measure.ArmRounds:
+    def _baseline_rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds:
         """Once a run: what is left to do of A/A and the engine's own plain decode, on the prompts of the cells.
 
-        At the hottest temperature of the run, so that another seed gives another text.
+        At the hottest temperature of the run, so that another seed gives another text. `pairs_each` is what one round
+        counts in the progress.
         """
         native = isinstance(self.backend, NativeBaseline)
         measured = {triple.prompt_index for triple in self.journal.measured.baseline}
@@ -189,7 +194,7 @@ class SuiteRun:
 
         def on_triple(triple: BaselineTriple) -> None:
             self.journal.append_baseline(triple)
-            self.reporter.step(f"{self.backend.name} baseline", None, pairs=0)
+            self.reporter.step(f"{self.backend.name} baseline", None, pairs=pairs_each)
 
         return measure.baseline_rounds(
             self.backend,
@@ -234,7 +239,7 @@ class SuiteRun:
         return self.journal.finish()
 
 
-def _run_pedantic(benchmark: Any, rounds: measure.ArmRounds, *, group: str) -> None:
+def _run_pedantic(benchmark: Any, rounds: ArmRounds, *, group: str) -> None:
     benchmark.group = group
     benchmark.pedantic(
         rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
@@ -249,7 +254,8 @@ def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:
 
 
 def _command_line() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What was typed, less the folders of this machine."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
 
 
 def _now() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -17,7 +17,7 @@ from bench.plugin import RECORD_FILES, SETTINGS
 from bench.progress import Reporter
 from bench.protocols import Backend, BackendUnavailable
 from bench.registry import backend_factory
-from bench.settings import Settings
+from bench.settings import PRESETS, Settings
 from bench.suite_run import AlreadyMeasured, SuiteRun, Workload
 
 
@@ -73,6 +73,8 @@ def prepare_workload(settings: Settings) -> Workload:
     )
     pairs.check_compatible(pair)
     prompt_set = prompts.load(settings.prompts, limit=settings.num_prompts)
+    if settings.num_prompts is None:
+        prompt_set = replace(prompt_set, prompts=prompt_set.prompts[: PRESETS[settings.preset].num_prompts])
     tokenizer = pairs.tokenizer(pair)
     prompt_format = formatting.prompt_format(
         tokenizer,

@@ -1,4 +1,4 @@
-"""Simulated timed pairs with a known gamma, many runs at once.
+"""Simulated timed pairs with a known gamma, and acceptance counts with a known alpha, many runs at once.
 
 Axes are (run, pair). Pairs run in order, prompt by prompt, and the whole set again for each repeat. A prompt sets how
 long its texts are, how slow its tokens are and how well the draft does on it: better on long texts, and much better on
@@ -97,3 +97,23 @@ def true_gamma(**population: float) -> float:
     """
     runs = simulate_runs(2_000_000, 1, repeats=1, seed=1, drift=0.0, **population)
     return float((runs.ar_s.sum() / runs.ar_tokens.sum()) / (runs.sd_s.sum() / runs.sd_tokens.sum()))
+
+
+def simulate_acceptance(
+    num_runs: int, num_prompts: int, *, alpha: float, concentration: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Accepted and tested tokens (R, P): a beta distribution of alpha over prompts, longer texts where it is higher."""
+    rng = np.random.default_rng(seed)
+    prompts = (num_runs, num_prompts)
+    prompt_alpha = rng.beta(alpha * concentration, (1 - alpha) * concentration, prompts)
+    score = (prompt_alpha - alpha) / np.sqrt(alpha * (1 - alpha) / concentration)
+    tested = np.clip(np.rint(np.exp(np.log(40) + 0.6 * rng.standard_normal(prompts) + 0.5 * score)), 1, 128)
+    tested = tested.astype(np.int64)
+    return rng.binomial(tested, prompt_alpha), tested
+
+
+@cache
+def true_alpha(*, alpha: float, concentration: float) -> float:
+    """Ratio of expected totals over all prompts: above `alpha`, because longer texts have the higher one."""
+    accepted, tested = simulate_acceptance(2_000_000, 1, alpha=alpha, concentration=concentration, seed=1)
+    return float(accepted.sum() / tested.sum())

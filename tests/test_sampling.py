@@ -61,7 +61,7 @@ def test_zero_temperature_puts_all_mass_on_the_lowest_of_the_likeliest_tokens(lo
 
 @pytest.mark.parametrize("tiny", [1e-3, 1e-20, 1e-38, 1e-45, 5e-324])
 def test_a_tiny_temperature_is_greedy_and_never_overflows(tiny):
-    assert warp(row(-1e4, 3.0, 2.0, -math.inf), temperature=tiny).tolist() == [[0, 1, 0, 0]]
+    assert warp(row(-1e4, 300.0, 200.0, -math.inf), temperature=tiny).tolist() == [[0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("huge", [1e8, 1e38])

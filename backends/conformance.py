@@ -1,0 +1,569 @@
+"""The conformance kit: what any backend must show before its numbers are believed.
+
+A backend's test module inherits `BackendConformance` and says how a checkpoint is loaded. Engines are seen from outside:
+checkpoint folders in, token ids and rounds out. They are judged by forwards of the same checkpoints that keep no cache.
+
+A check that an engine cannot pass is named in its `Capabilities.gaps` (the test's name without `test_`, with or without
+`[rule]`) and becomes a strict xfail. An ability that it declares to lack skips what needs it. Sampled checks draw with
+fixed seeds; each fails a sound engine with probability at most 0.01 (the certificate) or 0.001 (acceptance).
+
+Shape letters: T tokens of a text, N of them tested, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from backends.acceptance import RULES
+from backends.sampling import warp
+from bench.metrics import count_rounds, is_rejection
+from bench.protocols import Backend, Replayable
+from bench.records import AUTOREGRESSIVE, DecodeRequest, Generation, ModelPair, Round
+from bench.statistics import martingale_z, self_normalised_z, two_sided_p
+
+Relation = Literal["near", "same", "disjoint"]
+Tested = tuple[list[bool], list[float]]  # of each tested draft token: whether it passed, and with which probability
+
+VOCAB_SIZE = 64
+END_TOKENS = (2, 19, 40)  # so many that sampled texts end on their own within 60 tokens
+NUM_DRAFT_TOKENS = 3
+PROMPTS = ((1, 17, 30, 4, 9), (1, 8, 44), (1, 60, 23, 23, 51, 12, 3), (1, 33, 5, 41, 41, 19))
+ALLOWED_P = 0.001  # false alarms of one comparison of acceptance
+
+# Acceptance probability at a position where draft and target have the same distribution.
+CLOSED_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rejection": lambda probs_NV: torch.ones(len(probs_NV)),
+    "block": lambda probs_NV: torch.ones(len(probs_NV)),
+    "one_hot": lambda probs_NV: probs_NV.amax(-1),
+    "exact_match": lambda probs_NV: probs_NV.square().sum(-1),
+}
+
+
+# A tiny pair
+
+
+def tiny_models(relation: Relation) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """Random target and draft, moderately decided: entropy near 2 nats at T = 1, near drafts pass about 6 times in 10.
+
+    near: the draft is the target, disturbed. same: equal weights. disjoint: at T <= 2 no token has mass under both.
+    """
+    target = _tiny_llama(seed=1)
+    if relation == "same":
+        return target, _copy(target)
+    if relation == "near":
+        return target, _disturbed(target, seed=2, noise=0.035)
+    draft = _tiny_llama(seed=3)
+    half = VOCAB_SIZE // 2
+    return _confined(target, slice(0, half)), _confined(draft, slice(half, VOCAB_SIZE))
+
+
+def tiny_pair(folder: Path, relation: Relation, *, dtype: str = "float32") -> ModelPair:
+    """The tiny models as two checkpoints with tokenizers under `folder`, for engines that load nothing else."""
+    tokenizer = _tokenizer()
+    for name, model in zip(("target", "draft"), tiny_models(relation), strict=True):
+        model.to(getattr(torch, dtype)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return ModelPair(
+        name=f"tiny-{relation}",
+        target=str(folder / "target"),
+        draft=str(folder / "draft"),
+        family="causal",
+        dtype=dtype,
+        licence="Apache-2.0",
+    )
+
+
+def _tiny_llama(*, seed: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,  # heads of 32, the smallest that every engine's attention kernels take
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        initializer_range=0.25,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=END_TOKENS[0],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def _copy(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    copy = _tiny_llama(seed=0)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+@torch.no_grad()
+def _disturbed(model: LlamaForCausalLM, *, seed: int, noise: float) -> LlamaForCausalLM:
+    draft = _copy(model)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in draft.parameters():
+        weight.add_(noise * torch.randn(weight.shape, generator=generator))
+    return draft
+
+
+@torch.no_grad()
+def _confined(model: LlamaForCausalLM, allowed: slice) -> LlamaForCausalLM:
+    """The model with mass on the allowed ids only, by weights alone: Llama has no bias, so one channel is kept constant."""
+    model.model.embed_tokens.weight[:, 0] = 1.0
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0.0
+        layer.mlp.down_proj.weight[0] = 0.0
+    push = torch.full((VOCAB_SIZE,), -1e4)  # times a normalised channel of 0.05 at least: exp underflows to 0
+    push[allowed] = 0.0
+    model.lm_head.weight[:, 0] = push
+    return model
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = ("<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCAB_SIZE)))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+# What a generation is judged by
+
+
+class FreshForwards:
+    """Both models of a pair in plain transformers, one uncached forward over a whole text."""
+
+    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
+        self.target = target
+        self.draft = draft
+
+    @classmethod
+    def of_pair(cls, pair: ModelPair) -> FreshForwards:
+        dtype = getattr(torch, pair.dtype)
+        return cls(*(AutoModelForCausalLM.from_pretrained(f, dtype=dtype).eval() for f in (pair.target, pair.draft)))
+
+    def acceptance(self, request: DecodeRequest, generation: Generation) -> Tested:
+        """Outcome and probability of every tested draft token, where the rule has a probability of its own there.
+
+        Behind the last accepted token of a round the context is the emitted text, so this needs no draft tokens. `block`
+        has no such probability, except that with one draft token it is `rejection`.
+        """
+        rule = RULES["rejection" if request.rule == "block" and request.num_draft_tokens == 1 else request.rule]
+        if rule.jointly:
+            raise ValueError(f"expected a rule with a probability per position, got {rule.name}")
+        places, passed = tested_places(generation)
+        if not places:
+            return [], []
+        target_probs_NV, draft_probs_NV = (probs_TV[places] for probs_TV in self.probs(request, generation.token_ids))
+        # The rules expect the bonus row too; no rule looks at it here.
+        target_probs_SV = torch.cat((target_probs_NV, target_probs_NV[-1:]))
+        nothing = torch.empty(0, dtype=torch.long)  # none of these rules looks at the draft tokens
+        return passed, rule.acceptance_probs(nothing, draft_probs_NV, target_probs_SV).tolist()
+
+    @torch.inference_mode()
+    def probs(self, request: DecodeRequest, token_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """(T, V) each: the target's and the draft's distribution from which every emitted token came, after warping."""
+        text = torch.tensor([(*request.prompt_ids, *token_ids[:-1])])
+        draft_temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
+        target_probs_TV, draft_probs_TV = (
+            warp(
+                model(text, logits_to_keep=len(token_ids)).logits[0],
+                temperature=temperature,
+                top_k=request.top_k,
+                top_p=request.top_p,
+            )
+            for model, temperature in ((self.target, request.temperature), (self.draft, draft_temperature))
+        )
+        return target_probs_TV, draft_probs_TV
+
+
+def tested_places(generation: Generation) -> tuple[list[int], list[bool]]:
+    """Places in the text of the tested draft tokens, and whether each passed."""
+    places: list[int] = []
+    passed: list[bool] = []
+    rounds = generation.rounds or ()
+    start = len(generation.token_ids) - sum(r.emitted for r in rounds)
+    for round_ in rounds:
+        num_tested = round_.accepted + is_rejection(round_)
+        places += range(start, start + num_tested)
+        passed += [i < round_.accepted for i in range(num_tested)]
+        start += round_.emitted
+    return places, passed
+
+
+def pooled(tested: Iterable[Tested]) -> Tested:
+    """Tested draft tokens of several texts."""
+    passed, probs = zip(*tested, strict=True)
+    return [x for text in passed for x in text], [x for text in probs for x in text]
+
+
+def acceptance_p(tested: Tested) -> float:
+    """How probable so large a difference between counted and expected acceptance is by chance."""
+    return two_sided_p(martingale_z(*tested))
+
+
+def block_efficiency(rounds: Sequence[Round]) -> float:
+    """Tokens emitted / rounds."""
+    counts = count_rounds(rounds)
+    return counts.emitted / counts.rounds
+
+
+def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
+    """What does not add up in the books of one generation, in words."""
+    num_tokens, ends = len(generation.token_ids), generation.token_ids[-1:]
+    stopped = bool(set(ends) & set(request.eos_token_ids))
+    if not 1 <= num_tokens <= request.max_new_tokens:
+        yield f"{num_tokens} tokens, 1 to {request.max_new_tokens} were asked for"
+    if set(generation.token_ids[:-1]) & set(request.eos_token_ids):
+        yield "text goes on behind an end token"
+    if generation.finish_reason != ("stop" if stopped else "length"):
+        yield f"finish reason {generation.finish_reason}, last token {ends}"
+    if not stopped and num_tokens < request.max_new_tokens:
+        yield f"no end token, and {num_tokens} of {request.max_new_tokens} tokens"
+    if generation.rounds is None:
+        return
+    if request.num_draft_tokens == 0:
+        if generation.rounds:
+            yield f"{len(generation.rounds)} rounds without speculation"
+        return
+    emitted = sum(r.emitted for r in generation.rounds)
+    if emitted != num_tokens - 1:  # the prefill gives the first token
+        yield f"rounds emitted {emitted} tokens, the text has {num_tokens - 1} behind its first"
+    for i, round_ in enumerate(generation.rounds):
+        if not 0 <= round_.accepted <= round_.drafted <= request.num_draft_tokens:
+            yield f"round {i}: not 0 <= accepted <= drafted <= {request.num_draft_tokens}: {round_}"
+        cut = i == len(generation.rounds) - 1 and round_.emitted == round_.accepted > 0
+        if not cut and round_.emitted != round_.accepted + 1:
+            yield f"round {i}: not one token more emitted than accepted: {round_}"
+
+
+# The checks
+
+
+class BackendConformance:
+    """Inherit, and implement `load`. `dtype` and `num_tokens` may be overridden."""
+
+    dtype = "float32"
+    num_tokens = 2500  # for one certificate
+
+    @classmethod
+    def load(cls, pair: ModelPair) -> Backend:
+        """The engine under test, holding this pair of checkpoint folders."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pairs(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[Relation, ModelPair]:
+        folder = tmp_path_factory.mktemp("tiny_pairs")
+        relations: tuple[Relation, ...] = ("near", "same", "disjoint")
+        return {relation: tiny_pair(folder / relation, relation, dtype=cls.dtype) for relation in relations}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def near(cls, pairs: dict[Relation, ModelPair]) -> Iterator[Backend]:
+        yield from cls._opened(pairs["near"])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def same(cls, pairs: dict[Relation, ModelPair]) -> Iterator[Backend]:
+        yield from cls._opened(pairs["same"])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def disjoint(cls, pairs: dict[Relation, ModelPair]) -> Iterator[Backend]:
+        yield from cls._opened(pairs["disjoint"])
+
+    @classmethod
+    def _opened(cls, pair: ModelPair) -> Iterator[Backend]:
+        backend = cls.load(pair)
+        yield backend
+        backend.close()
+
+    @pytest.fixture(autouse=True)
+    def _declared_gap(self, request: pytest.FixtureRequest, near: Backend) -> None:
+        gaps = near.capabilities.gaps or {}
+        check = request.node.name.removeprefix("test_")
+        reason = gaps.get(check, gaps.get(check.partition("[")[0]))
+        if reason:
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+    @property
+    def _exact(self) -> bool:
+        return self.dtype == "float32"
+
+    @property
+    def _tolerance(self) -> float:
+        """How far from its closed form an acceptance may be: k + 1 tokens a forward round otherwise than one."""
+        return 1e-4 if self._exact else 0.02
+
+    def test_declared_gaps_and_rules_exist(self, near: Backend) -> None:
+        checks = {name.removeprefix("test_") for name in dir(self) if name.startswith("test_")}
+        assert {gap.partition("[")[0] for gap in near.capabilities.gaps or {}} <= checks
+        assert near.capabilities.rules <= set(RULES)
+        assert near.capabilities.rules
+
+    @pytest.mark.parametrize("k", [1, 4])
+    def test_greedy_equals_autoregressive(self, k: int, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+        """In float32 token for token; in any dtype both texts are the target's own choice, near-ties apart."""
+        asked = _requests(near, 240, temperature=0.0, num_draft_tokens=k)
+        speculative = [near.generate(request) for request in asked]
+        plain = [near.generate(replace(request, num_draft_tokens=AUTOREGRESSIVE)) for request in asked]
+        if self._exact:
+            assert [g.token_ids for g in speculative] == [g.token_ids for g in plain]
+
+    @pytest.mark.parametrize("rule", sorted(RULES))
+    def test_acceptance(self, rule: str, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+        """As often as both models say along the emitted text; greedy in float32, exactly so."""
+        _need_rule(near, rule)
+        _need(near.capabilities.reports_rounds, "rounds")
+        fresh = FreshForwards.of_pair(pairs["near"])
+        for temperature in (0.0, 0.8) if self._exact else (0.8,):
+            asked = _requests(near, 1200, rule=rule, temperature=temperature, num_draft_tokens=_k(rule))
+            tested = pooled(fresh.acceptance(request, near.generate(request)) for request in asked)
+            assert acceptance_p(tested) > ALLOWED_P, f"T={temperature}: {_means(tested)}"
+
+    @pytest.mark.parametrize("rule", sorted(RULES))
+    def test_replay(self, rule: str, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+        """It repeats the text, and its acceptance probabilities are those of uncached forwards."""
+        _need_rule(near, rule)
+        if not isinstance(near, Replayable):
+            pytest.skip("the engine offers no replay")
+        fresh = FreshForwards.of_pair(pairs["near"])
+        joint: list[tuple[int, float]] = []
+        probs: list[float] = []
+        expected: list[float] = []
+        for request in _requests(near, 480, rule=rule):
+            generation, replay = near.generate(request), near.replay(request)
+            if near.capabilities.seeded:
+                assert (replay.token_ids, replay.rounds) == (generation.token_ids, generation.rounds)
+            if replay.joint_length is not None:
+                joint += zip((r.accepted for r in replay.rounds), replay.joint_length, strict=True)
+            else:
+                replayed = Generation(replay.token_ids, generation.finish_reason, replay.rounds, None)
+                probs += [prob for round_probs in replay.acceptance_probs for prob in round_probs]
+                expected += fresh.acceptance(request, replayed)[1]
+        if RULES[rule].jointly:
+            assert two_sided_p(self_normalised_z(*zip(*joint, strict=True))) > ALLOWED_P
+        else:
+            assert len(probs) == len(expected)
+            assert np.mean(probs) == pytest.approx(np.mean(expected), abs=self._tolerance)
+
+    @pytest.mark.parametrize("rule", sorted(CLOSED_FORMS))
+    def test_draft_equal_to_target(self, rule: str, same: Backend, pairs: dict[Relation, ModelPair]) -> None:
+        """Acceptance is the rule's closed form: 1 (rejection, block), E[max p] (one_hot), E[sum p^2] (exact_match)."""
+        _need_rule(same, rule)
+        _need(same.capabilities.reports_rounds, "rounds")
+        fresh = FreshForwards.of_pair(pairs["same"])
+        passed: list[bool] = []
+        closed_form: list[float] = []
+        uncut: list[Round] = []
+        for request in _requests(same, 1200, rule=rule):
+            generation = same.generate(request)
+            places, outcomes = tested_places(generation)
+            passed += outcomes
+            closed_form += CLOSED_FORMS[rule](fresh.probs(request, generation.token_ids)[0][places]).tolist()
+            uncut += (generation.rounds or ())[:-1]
+        if set(closed_form) == {1.0}:
+            assert np.mean(passed) == pytest.approx(1, abs=self._tolerance)
+            assert block_efficiency(uncut) == pytest.approx(NUM_DRAFT_TOKENS + 1, rel=self._tolerance)
+        else:
+            assert acceptance_p((passed, closed_form)) > ALLOWED_P, _means((passed, closed_form))
+
+    @pytest.mark.parametrize("rule", sorted(RULES))
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_disjoint_support(self, rule: str, temperature: float, disjoint: Backend) -> None:
+        """No draft token passes: one token a round."""
+        _need_rule(disjoint, rule)
+        _need(disjoint.capabilities.reports_rounds, "rounds")
+        for request in _requests(disjoint, 120, rule=rule, temperature=temperature):
+            generation = disjoint.generate(request)
+            assert block_efficiency(generation.rounds or ()) == 1
+            assert not list(unbalanced(request, generation))
+
+    @pytest.mark.parametrize("rule", sorted(RULES))
+    def test_books(self, rule: str, near: Backend) -> None:
+        """Rounds add up to the text, with and without end tokens, greedy and sampled, for short and long drafts."""
+        _need_rule(near, rule)
+        for temperature in (0.0, 1.0):
+            for k in (AUTOREGRESSIVE, 1, 2, 7):
+                for end_tokens in ((), END_TOKENS):
+                    changes = {"temperature": temperature, "num_draft_tokens": k, "eos_token_ids": end_tokens}
+                    for request in _requests(near, 120, rule=rule, **changes):
+                        generation = near.generate(request)
+                        assert not list(unbalanced(request, generation)), request
+                        assert (generation.rounds is not None) == near.capabilities.reports_rounds
+
+    @pytest.mark.parametrize("end", ["accepted", "bonus", "recovered"])
+    def test_end_token(self, end: str, same: Backend, disjoint: Backend) -> None:
+        """A text ends right behind its end token, whichever way that token came."""
+        backend, k = (disjoint, 3) if end == "recovered" else (same, 1 if end == "bonus" else 6)
+        found = 0
+        for request in _requests(backend, 240, temperature=0.0, num_draft_tokens=k):
+            text = backend.generate(request).token_ids
+            for token in dict.fromkeys(text[1:]):
+                place = text.index(token)
+                if backend is same and (place % (k + 1) == 0) != (end == "bonus"):
+                    continue  # slots 1..k of a round, and behind them the bonus, all of them accepted
+                request_ = replace(request, eos_token_ids=(token,))
+                generation = backend.generate(request_)
+                assert generation.token_ids == text[: place + 1]
+                assert generation.finish_reason == "stop"
+                assert not list(unbalanced(request_, generation))
+                if place and generation.rounds:
+                    last = generation.rounds[-1]
+                    assert last.emitted == last.accepted + (end != "accepted")
+                    found += 1
+        assert found, f"no text in which an {end} token could end it"
+
+    @pytest.mark.parametrize("limit", range(1, 10))
+    def test_token_limit(self, limit: int, same: Backend) -> None:
+        """Wherever in a round it falls, the text has just as many tokens, and they are those of a longer text."""
+        for request in _requests(same, 120, temperature=0.0, num_draft_tokens=4):
+            cut = replace(request, max_new_tokens=limit)
+            generation = same.generate(cut)
+            assert len(generation.token_ids) == limit
+            assert generation.finish_reason == "length"
+            assert not list(unbalanced(cut, generation))
+            if self._exact:
+                assert generation.token_ids == same.generate(request).token_ids[:limit]
+
+    @pytest.mark.parametrize("rule", sorted(RULES))
+    def test_seed(self, rule: str, near: Backend) -> None:
+        """Same seed, same text and rounds; other seed, other text; the baseline has a seed too."""
+        _need_rule(near, rule)
+        _need(near.capabilities.seeded, "a seed")
+        for k in (AUTOREGRESSIVE, NUM_DRAFT_TOKENS):
+            for request in _requests(near, 120, rule=rule, num_draft_tokens=k):
+                first, again, other = (near.generate(replace(request, seed=seed)) for seed in (5, 5, 6))
+                assert (first.token_ids, first.rounds) == (again.token_ids, again.rounds)
+                assert first.token_ids != other.token_ids
+
+    def test_global_random_state(self, near: Backend) -> None:
+        """Those of torch, numpy and random stay as they are."""
+        (request,) = _requests(near, 40)
+        before = _random_states()
+        near.generate(request)
+        assert _random_states() == before
+
+    def test_cache_after_a_rejection(self, near: Backend) -> None:
+        """Cut right behind a rejection and given as a prompt, a greedy text goes on the same."""
+        _need(near.capabilities.reports_rounds, "rounds")
+        _need(self._exact, "float32, near-ties decide otherwise")
+        found = 0
+        for request in _requests(near, 240, temperature=0.0):
+            generation = near.generate(request)
+            end = 1
+            for round_ in (generation.rounds or ())[:-1]:
+                end += round_.emitted
+                if is_rejection(round_):
+                    rest = generation.token_ids[end:]
+                    prompt = (*request.prompt_ids, *generation.token_ids[:end])
+                    fresh = replace(request, prompt_ids=prompt, max_new_tokens=len(rest))
+                    assert near.generate(fresh).token_ids == rest
+                    found += 1
+        assert found
+
+    def test_inputs_are_not_mutated(self, pairs: dict[Relation, ModelPair]) -> None:
+        """The checkpoint folders stay as they are, byte for byte."""
+        before = _contents(pairs["near"])
+        backend = self.load(pairs["near"])
+        for request in _requests(backend, 60):
+            backend.generate(request)
+        backend.close()
+        assert _contents(pairs["near"]) == before
+
+    def test_two_loads_in_one_process(self, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+        """Neither disturbs the other, alive or closed."""
+        asked = _requests(near, 120, temperature=0.0)
+        alone = [near.generate(request).token_ids for request in asked]
+        second = self.load(pairs["near"])
+        for request, text in zip(asked, alone, strict=True):
+            assert second.generate(request).token_ids == near.generate(request).token_ids == text
+        second.close()
+        assert [near.generate(request).token_ids for request in asked] == alone
+
+    def test_close_frees_memory(self, pairs: dict[Relation, ModelPair]) -> None:
+        """No tensors stay in this process and no process stays behind."""
+        tensors, processes = _live_tensor_bytes(), _child_processes()
+        backend = self.load(pairs["near"])
+        for request in _requests(backend, 60):
+            backend.generate(request)
+        loaded = _live_tensor_bytes() - tensors
+        backend.close()
+        left = _live_tensor_bytes() - tensors
+        assert left <= 0.05 * loaded, f"{left} of {loaded} bytes are still there"
+        assert _child_processes() <= processes
+
+
+def _requests(backend: Backend, num_tokens: int, **changes: Any) -> tuple[DecodeRequest, ...]:
+    """Enough requests of 60 new tokens for so many tokens, over all prompts, each with a seed of its own."""
+    length = min(60, num_tokens)
+    base = DecodeRequest(PROMPTS[0], length, NUM_DRAFT_TOKENS, temperature=0.8, rule=_any_rule(backend))
+    return tuple(
+        replace(base, **{"prompt_ids": PROMPTS[i % len(PROMPTS)], "seed": i, **changes})
+        for i in range(-(-num_tokens // length))
+    )
+
+
+def _any_rule(backend: Backend) -> str:
+    rules = backend.capabilities.rules
+    return "rejection" if "rejection" in rules else min(rules)
+
+
+def _k(rule: str) -> int:
+    """Draft tokens for which every position has an acceptance probability of its own."""
+    return 1 if RULES[rule].jointly else NUM_DRAFT_TOKENS
+
+
+def _need(able: bool, what: str) -> None:
+    if not able:
+        pytest.skip(f"needs {what}")
+
+
+def _need_rule(backend: Backend, rule: str) -> None:
+    _need(rule in backend.capabilities.rules, f"the rule {rule}")
+
+
+def _means(tested: Tested) -> str:
+    return f"accepted {np.mean(tested[0]):.4f}, expected {np.mean(tested[1]):.4f} of {len(tested[0])}"
+
+
+def _random_states() -> bytes:
+    return pickle.dumps((torch.random.get_rng_state(), np.random.get_state(), random.getstate()))
+
+
+def _contents(pair: ModelPair) -> dict[Path, bytes]:
+    files = (file for folder in (pair.target, pair.draft) for file in Path(folder).rglob("*") if file.is_file())
+    return {file: file.read_bytes() for file in files}
+
+
+def _live_tensor_bytes() -> int:
+    gc.collect()
+    # type() and not isinstance(): the latter asks every object for its class, and lazy modules would import things
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.layout == torch.strided]
+    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _child_processes() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}

@@ -1,0 +1,207 @@
+"""Figures of a suite: gamma and alpha over temperature, with their intervals.
+
+The same records give the same bytes: no dates, a fixed hash salt, text as paths of a font that matplotlib ships, and
+none of the user's own settings.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import metrics, tables
+from bench.protocols import BackendUnavailable
+from bench.records import CellRecord
+from bench.statistics import RatioInterval
+from bench.tables import Row, Runs
+
+FORMATS = ("svg", "png")
+# Okabe and Ito's colours, dark ones first; yellow is left out because it vanishes on white.
+_COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "os^Dv<>"  # as many as colours, so that grey prints tell lines apart
+_LINES = ("-", "-.", ":")  # a new one for every round of colours; "--" is kept for what is predicted
+_AXES = ("temperature", "draft_temperature", "num_draft_tokens")
+_STYLE = {
+    "svg.hashsalt": "specheat",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "savefig.dpi": 150,
+}
+_METADATA = {
+    "svg": {"Date": None, "Creator": None, "Description": tables.DERIVED},
+    "png": {"Software": None, "Description": tables.DERIVED},
+}
+_CAPTION_COLUMNS = 124
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Cells that differ in nothing but the value on the horizontal axis, in its order."""
+
+    label: str
+    x: tuple[float, ...]
+    rows: tuple[Row, ...]
+
+
+def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
+    """Name of the horizontal axis, the first of a few numbers that varies, and the lines over it."""
+    varying, _ = tables.split_identity(rows)
+    several = [name for name in varying if len({tables.identity(row).get(name) for row in rows}) > 1]
+    axis = next((name for name in _AXES if name in several), "temperature")
+    groups: dict[str, list[tuple[float, Row]]] = {}
+    for row in rows:
+        values = tables.identity(row)
+        label = ", ".join(f"{name} {tables.scalar_text(name, values.get(name))}" for name in several if name != axis)
+        label += " LOSSY" if row.lossy else ""
+        groups.setdefault(label, []).append((float(getattr(row.record.cell, axis)), row))
+    lines = []
+    for label, points in groups.items():
+        x, members = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        lines.append(Series(label, x, members))
+    return axis, tuple(lines)
+
+
+def render(runs: Runs) -> dict[str, bytes]:
+    """The figure of one suite on one machine in every format; empty where no cell is valid.
+
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
+    rows = tables.newest_rows(runs)
+    valid = [row for row in rows if row.verdict.valid]
+    if not valid:
+        return {}
+    try:
+        from matplotlib import style
+    except ImportError:
+        raise BackendUnavailable("figures need matplotlib: pip install 'specheat[figures]'") from None
+    with style.context(["default", _STYLE]):
+        figure = _draw(valid, num_invalid=len(rows) - len(valid))
+        return {name: _saved(figure, name) for name in FORMATS}
+
+
+def has_figure(runs: Runs) -> bool:
+    """Whether `render` gives one."""
+    return any(row.verdict.valid for row in tables.newest_rows(runs))
+
+
+def _saved(figure: Any, file_format: str) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format=file_format, metadata=_METADATA[file_format])
+    return stream.getvalue()
+
+
+def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
+    """Two panels over one horizontal axis, with the words a reader needs below them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axis, lines = series_of(rows)
+    legend_rows = len(lines) if len(lines) > 1 else 0
+    caption = "\n".join(textwrap.wrap(_caption(rows, num_invalid=num_invalid), _CAPTION_COLUMNS))
+    below = 0.55 + 0.17 * legend_rows + 0.14 * (caption.count("\n") + 1)  # inches
+    height = 3.2 + below
+    figure = Figure(figsize=(7.2, height))
+    FigureCanvasAgg(figure)
+    gamma_axes, alpha_axes = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.3 / height, bottom=below / height, wspace=0.22)
+
+    floor = max((metrics.aa_floor(row.run) or 0.0 for row in rows), default=0.0)
+    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)
+    gamma_axes.axhline(1, color="0.3", lw=0.8)
+    for number, line in enumerate(lines):
+        style = look(number)
+        _measured(gamma_axes, line, metrics.gamma, **style, label=line.label)
+        _dashed(gamma_axes, line, metrics.predicted_gamma, **style)
+        _measured(alpha_axes, line, metrics.counted_alpha, **style)
+        _dashed(alpha_axes, line, _expected_alpha, **style)
+    ticks = sorted({x for line in lines for x in line.x})
+    for axes, title in ((gamma_axes, "gamma"), (alpha_axes, "alpha")):
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.set_xlabel(axis)
+        if len(ticks) <= 12:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    alpha_axes.set_ylim(0, 1.02)
+    if legend_rows:
+        anchor = (0.08, (below - 0.45) / height)
+        figure.legend(loc="upper left", bbox_to_anchor=anchor, borderaxespad=0, labelspacing=0.25)
+    figure.text(0.02, 0.08 / height, caption, fontsize=7, va="bottom", linespacing=1.3)
+    return figure
+
+
+def look(number: int) -> dict[str, str]:
+    """Colour, marker and line style of a series; markers alone tell seven apart."""
+    index = number % len(_COLOURS)
+    return {
+        "color": _COLOURS[index],
+        "marker": _MARKERS[index],
+        "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
+    }
+
+
+def _measured(
+    axes: Any,
+    line: Series,
+    metric: Callable[[CellRecord], RatioInterval | None],
+    *,
+    color: str,
+    marker: str,
+    linestyle: str,
+    label: str | None = None,
+) -> None:
+    points = [(x, found) for x, row in zip(line.x, line.rows, strict=True) if (found := metric(row.record))]
+    x = [place for place, _ in points]
+    axes.plot(
+        x, [found.estimate for _, found in points], color=color, marker=marker, ls=linestyle, ms=4, lw=1.5, label=label
+    )
+    # With one prompt an interval reaches infinity; there is nothing to draw then.
+    low = [found.low if math.isfinite(found.high) else math.nan for _, found in points]
+    high = [found.high if math.isfinite(found.high) else math.nan for _, found in points]
+    axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+    axes.vlines(x, low, high, color=color, lw=0.8)
+
+
+def _dashed(
+    axes: Any,
+    line: Series,
+    metric: Callable[[CellRecord], float | None],
+    *,
+    color: str,
+    marker: str,
+    linestyle: str,
+) -> None:
+    """What was not timed or counted: dashed whatever the line's own style, with hollow markers."""
+    points = [(x, found) for x, row in zip(line.x, line.rows, strict=True) if (found := metric(row.record)) is not None]
+    x, y = [place for place, _ in points], [found for _, found in points]
+    axes.plot(x, y, color=color, marker=marker, ls="--", lw=1, ms=4, mfc="white", mew=0.8)
+
+
+def _expected_alpha(record: CellRecord) -> float | None:
+    found = metrics.expected_alpha(record)
+    return None if found is None else found.estimate
+
+
+def _caption(rows: Sequence[Row], *, num_invalid: int) -> str:
+    cell = rows[0].record.cell
+    _, constant = tables.split_identity(rows)
+    shown = ("backend", "pair", "rule", "num_draft_tokens", "dtype", "prompt_set", "num_prompts", "max_new_tokens")
+    left_out = f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else ""
+    return (
+        f"{cell.suite} on {rows[0].run.environment.get('gpu_name') or rows[0].run.environment.get('cpu_model')}. "
+        f"{tables.FORMULA}. Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
+        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
+        + _sentence(f"{name} {tables.scalar_text(name, constant[name])}" for name in shown if name in constant)
+        + left_out
+    )
+
+
+def _sentence(parts: Iterable[str]) -> str:
+    return ", ".join(parts) + "."

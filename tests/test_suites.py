@@ -1,0 +1,163 @@
+"""The suites as a user runs them: pytest in a process of its own, on a tiny pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import metrics, store
+from tests.tiny_models import nearby, save_checkpoint, tiny_llama
+
+ROOT = Path(__file__).parent.parent
+GRID = "suites/test_temperature_grid.py"
+SMALL = ("--preset", "smoke", "--num-prompts", "6", "--max-new-tokens", "16", "--chat-template", "none")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("pair")
+    target = tiny_llama(seed=1)
+    draft = nearby(target, seed=2)
+    return ("--target", save_checkpoint(target, folder / "target"), "--draft", save_checkpoint(draft, folder / "draft"))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", *arguments]
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def journals(results: Path) -> list[Path]:
+    return sorted(results.rglob("*.partial.jsonl"))
+
+
+def test_both_suites_leave_a_record_a_table_and_pytest_benchmarks_own_file(
+    pair: tuple[str, ...], tmp_path: Path
+) -> None:
+    results, report = tmp_path / "results", tmp_path / "benchmark.json"
+    done = run("suites", *pair, *SMALL, "--results", str(results), f"--benchmark-json={report}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {record.suite: record for record in store.load_runs(results)}
+    assert set(runs) == {"baseline_strength", "temperature_grid"}
+    grid = runs["temperature_grid"]
+    assert [record.cell.temperature for record in grid.cells] == [0.0, 1.0]
+    for record in grid.cells:
+        assert len(record.pairs) == 6
+        gamma = metrics.gamma(record)
+        assert gamma is not None
+        assert gamma.low < gamma.estimate < gamma.high
+        assert metrics.predicted_gamma(record) is not None
+        assert not metrics.verdict(record, grid).reasons or metrics.verdict(record, grid).label != "INVALID"
+    assert metrics.native_ratio(runs["baseline_strength"]) is not None
+    assert "gamma" in done.stdout
+    assert not journals(results)
+
+    benchmarks = {row["name"]: row for row in json.loads(report.read_text())["benchmarks"]}
+    assert len(benchmarks) == 3
+    cold = benchmarks["test_temperature_grid[reference-T0-rejection-k2]"]
+    pairs = grid.cells[0].pairs
+    assert cold["stats"]["rounds"] == 6
+    # pytest-benchmark's clock and ours bracket the same call
+    assert sum(cold["stats"]["data"]) == pytest.approx(sum(p.sd.seconds for p in pairs), rel=0.05)
+    assert cold["extra_info"]["sd_tokens"] == sum(len(p.sd.token_ids) for p in pairs)
+
+
+def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
+    pair: tuple[str, ...], tmp_path: Path
+) -> None:
+    asked = (GRID, *pair, *SMALL, "--max-new-tokens", "100", "--results", str(tmp_path), "--temperatures", "0,0.5,1")
+    process = subprocess.Popen(command(*asked), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not any(path.read_text().count('"type":"pair"') >= 8 for path in journals(tmp_path)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, said
+    assert "--resume goes on from there" in said
+    kept = store.Journal.resume(journals(tmp_path)[0])
+    kept.close()
+    first_cell = next(iter(kept.measured.finished.values()))
+
+    done = run(*asked, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "measured before the interruption" in done.stdout
+    (record,) = store.load_runs(tmp_path)
+    assert [len(cell.pairs) for cell in record.cells] == [6, 6, 6]
+    assert record.cells[0] == first_cell
+    assert not journals(tmp_path)
+
+
+def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), "--plan", "--num-draft-tokens", "1,4")
+    assert done.returncode == 0
+    assert done.stdout.count("::test_temperature_grid[") == 4
+    assert "minutes" in done.stdout
+    assert "memory" in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--pair", "nonsense"], "nonsense"),
+        (["--backend", "refrence"], "did you mean 'reference'"),
+        (["--preset", "slow"], "expected --preset"),
+        (["--temperatures", "nan"], "expected a finite number for --temperatures"),
+        (["--temperatures=-0.5"], "expected a temperature >= 0"),
+        (["--num-draft-tokens", "0"], "expected --num-draft-tokens >= 1, got 0"),
+        (["--prompts", "{tmp}/empty.jsonl"], "empty.jsonl"),
+        (["--prompts", "{tmp}/broken.jsonl"], "line 2"),
+        (["--prompts", "{tmp}/long.txt", "--num-prompts", "1"], "--max-prompt-tokens"),
+        (["--draft", "{tmp}/other"], "expected one vocabulary"),
+        (["--draft", "{tmp}/damaged"], "damaged"),
+        (["--device", "cuda"], "cuda"),
+        (["--results", "/proc/results"], "/proc/results"),
+    ],
+    ids=lambda value: value[1].rpartition("/")[2] if isinstance(value, list) and len(value) > 1 else "",
+)
+def test_bad_input_is_one_line_and_a_nonzero_exit(
+    arguments: list[str], complaint: str, pair: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "empty.jsonl", "")
+    write(tmp_path / "broken.jsonl", '{"text": "w3 w4"}\n{"text": "w3\n')
+    write(tmp_path / "long.txt", "w3 " * 300)
+    save_checkpoint(tiny_llama(seed=3, vocab_size=20), tmp_path / "other")
+    save_checkpoint(tiny_llama(seed=3), tmp_path / "damaged")
+    write(tmp_path / "damaged" / "config.json", "{")
+    arguments = [text.format(tmp=tmp_path) for text in arguments]
+    chosen = () if "--pair" in arguments else pair
+    if "--draft" in arguments:
+        chosen = pair[:2]
+    asked = [str(ROOT / GRID), *chosen, *SMALL, "--results", str(tmp_path / "results"), *arguments]
+    capfd.readouterr()
+    # In this process, where torch is loaded already; bench is too, which pytest would warn of.
+    quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+    status = pytest.main(["--benchmark-only", "-p", "no:cacheprovider", *quiet, *asked])
+    said = "".join(capfd.readouterr())
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert len([line for line in said.splitlines() if complaint in line]) == 1, said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("results/*/*"))
