@@ -5,7 +5,8 @@ checkpoint folders in, token ids and rounds out. They are judged by forwards of 
 
 A check that an engine cannot pass is named in its `Capabilities.gaps` (the test's name without `test_`, with or without
 `[rule]`) and becomes a strict xfail. An ability that it declares to lack skips what needs it. Sampled checks draw with
-fixed seeds; each fails a sound engine with probability at most 0.01 (the certificate) or 0.001 (acceptance).
+fixed seeds; were seeds free, each would fail a sound engine at most 1 time in 50 (the certificate: 1 in 100 LOSSY and
+as often INCONCLUSIVE) or in 1,000 a comparison (everything else).
 
 Shape letters: T tokens of a text, N of them tested, V vocabulary.
 """
@@ -13,10 +14,12 @@ Shape letters: T tokens of a text, N of them tested, V vocabulary.
 from __future__ import annotations
 
 import gc
+import math
 import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,21 +37,23 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from backends.acceptance import RULES
+from backends.acceptance import RULES, residual_distribution
 from backends.sampling import warp
+from backends.scoring import TargetScorer, Text, near_tie_tolerance, slots_of
+from bench.losslessness import Certificate, Sample, certify
 from bench.metrics import count_rounds, is_rejection
 from bench.protocols import Backend, Replayable
-from bench.records import AUTOREGRESSIVE, DecodeRequest, Generation, ModelPair, Round
+from bench.records import AUTOREGRESSIVE, DecodeRequest, Evidence, Generation, ModelPair, Round
 from bench.statistics import martingale_z, self_normalised_z, two_sided_p
 
 Relation = Literal["near", "same", "disjoint"]
-Tested = tuple[list[bool], list[float]]  # of each tested draft token: whether it passed, and with which probability
+Tested = tuple[list[bool], list[float]]  # of each event: whether it came, and how probable it was
 
 VOCAB_SIZE = 64
 END_TOKENS = (2, 19, 40)  # so many that sampled texts end on their own within 60 tokens
 NUM_DRAFT_TOKENS = 3
 PROMPTS = ((1, 17, 30, 4, 9), (1, 8, 44), (1, 60, 23, 23, 51, 12, 3), (1, 33, 5, 41, 41, 19))
-ALLOWED_P = 0.001  # false alarms of one comparison of acceptance
+ALLOWED_P = 0.001  # false alarms of one comparison
 
 # Acceptance probability at a position where draft and target have the same distribution.
 CLOSED_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -63,15 +68,16 @@ CLOSED_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def tiny_models(relation: Relation) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
-    """Random target and draft, moderately decided: entropy near 2 nats at T = 1, near drafts pass about 6 times in 10.
+    """Random target and draft, moderately decided: about 2 nats a token at T = 0.8.
 
-    near: the draft is the target, disturbed. same: equal weights. disjoint: at T <= 2 no token has mass under both.
+    near: the draft is the target, disturbed and overconfident, so that q differs from p in a direction that a test of
+    the output can see; about 6 of 10 tested tokens pass. same: equal weights. disjoint: no token has mass under both.
     """
     target = _tiny_llama(seed=1)
     if relation == "same":
         return target, _copy(target)
     if relation == "near":
-        return target, _disturbed(target, seed=2, noise=0.035)
+        return target, _disturbed(target, seed=2, noise=0.015, confidence=2.0)
     draft = _tiny_llama(seed=3)
     half = VOCAB_SIZE // 2
     return _confined(target, slice(0, half)), _confined(draft, slice(half, VOCAB_SIZE))
@@ -98,7 +104,7 @@ def _tiny_llama(*, seed: int) -> LlamaForCausalLM:
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,  # heads of 32, the smallest that every engine's attention kernels take
         num_key_value_heads=1,
         max_position_embeddings=512,
@@ -119,11 +125,12 @@ def _copy(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def _disturbed(model: LlamaForCausalLM, *, seed: int, noise: float) -> LlamaForCausalLM:
+def _disturbed(model: LlamaForCausalLM, *, seed: int, noise: float, confidence: float) -> LlamaForCausalLM:
     draft = _copy(model)
     generator = torch.Generator().manual_seed(seed)
     for weight in draft.parameters():
         weight.add_(noise * torch.randn(weight.shape, generator=generator))
+    draft.lm_head.weight.mul_(confidence)
     return draft
 
 
@@ -156,11 +163,36 @@ class FreshForwards:
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
         self.target = target
         self.draft = draft
+        self.near_tie = near_tie_tolerance(target, PROMPTS, NUM_DRAFT_TOKENS)
 
     @classmethod
     def of_pair(cls, pair: ModelPair) -> FreshForwards:
         dtype = getattr(torch, pair.dtype)
         return cls(*(AutoModelForCausalLM.from_pretrained(f, dtype=dtype).eval() for f in (pair.target, pair.draft)))
+
+    def certificate(self, texts: Sequence[tuple[DecodeRequest, Generation]]) -> Certificate:
+        """Whether the texts follow the target, those of all temperatures and truncations taken together."""
+        groups: dict[tuple[float, int, float], list[Text]] = {}
+        for i, (request, generation) in enumerate(texts):
+            slots = slots_of(generation.rounds, len(generation.token_ids))
+            text = Text(request.prompt_ids, generation.token_ids, slots, prompt_index=i)
+            groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(text)
+        scorer, dtype = TargetScorer(self.target), str(self.target.dtype).removeprefix("torch.")
+        return certify(
+            [
+                Sample(
+                    Evidence(
+                        dtype,
+                        self.near_tie,
+                        scorer.score_texts(
+                            group, temperature=temperature, top_k=top_k, top_p=top_p, near_tie=self.near_tie
+                        ),
+                    ),
+                    temperature,
+                )
+                for (temperature, top_k, top_p), group in groups.items()
+            ]
+        )
 
     def acceptance(self, request: DecodeRequest, generation: Generation) -> Tested:
         """Outcome and probability of every tested draft token, where the rule has a probability of its own there.
@@ -180,6 +212,34 @@ class FreshForwards:
         nothing = torch.empty(0, dtype=torch.long)  # none of these rules looks at the draft tokens
         return passed, rule.acceptance_probs(nothing, draft_probs_NV, target_probs_SV).tolist()
 
+    def ends(self, request: DecodeRequest, generation: Generation) -> Tested:
+        """Whether each token is an end token, and with which probability the target says so."""
+        ended = [token in request.eos_token_ids for token in generation.token_ids]
+        target_probs_TV, _ = self.probs(request, generation.token_ids)
+        return ended, target_probs_TV[:, list(request.eos_token_ids)].sum(-1).tolist()
+
+    def transforms(self, request: DecodeRequest, generation: Generation) -> dict[str, list[float]]:
+        """Probability transforms, tokens in the order of their ids, of what q explains; all uniform under `rejection`.
+
+        accepted tokens under min(p, q) / alpha, recovered ones under the residual, bonus tokens under p. The certificate
+        orders tokens by probability, so it is blind to whatever prefers low ids, such as noise shared by two draws.
+        """
+        target_probs_TV, draft_probs_TV = self.probs(request, generation.token_ids)
+        laws = {
+            "accepted": torch.minimum(target_probs_TV, draft_probs_TV),
+            "recovered": residual_distribution(target_probs_TV, draft_probs_TV),
+            "bonus": target_probs_TV,
+        }
+        places: dict[str, list[int]] = {kind: [] for kind in laws}
+        start = len(generation.token_ids) - sum(r.emitted for r in generation.rounds or ())
+        for round_ in generation.rounds or ():
+            places["accepted"] += range(start, start + round_.accepted)
+            start += round_.emitted
+            if round_.emitted > round_.accepted:
+                places["recovered" if is_rejection(round_) else "bonus"].append(start - 1)
+        uniforms = np.random.default_rng(request.seed)
+        return {kind: _transforms(laws[kind], generation.token_ids, at, uniforms) for kind, at in places.items()}
+
     @torch.inference_mode()
     def probs(self, request: DecodeRequest, token_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """(T, V) each: the target's and the draft's distribution from which every emitted token came, after warping."""
@@ -197,6 +257,18 @@ class FreshForwards:
         return target_probs_TV, draft_probs_TV
 
 
+def _transforms(
+    law_TV: Tensor, token_ids: Sequence[int], places: Sequence[int], uniforms: np.random.Generator
+) -> list[float]:
+    """Randomised probability integral transform at some places of a text, tokens in the order of their ids."""
+    tokens_N1 = torch.tensor([token_ids[place] for place in places], dtype=torch.long)[:, None]
+    law_NV = law_TV[list(places)].double()
+    upto_N = law_NV.cumsum(-1).gather(1, tokens_N1)[:, 0]
+    own_N = law_NV.gather(1, tokens_N1)[:, 0]
+    below_N = upto_N - own_N * torch.from_numpy(uniforms.random(len(places)))
+    return (below_N / law_NV.sum(-1)).tolist()
+
+
 def tested_places(generation: Generation) -> tuple[list[int], list[bool]]:
     """Places in the text of the tested draft tokens, and whether each passed."""
     places: list[int] = []
@@ -212,20 +284,54 @@ def tested_places(generation: Generation) -> tuple[list[int], list[bool]]:
 
 
 def pooled(tested: Iterable[Tested]) -> Tested:
-    """Tested draft tokens of several texts."""
+    """Events of several texts."""
     passed, probs = zip(*tested, strict=True)
     return [x for text in passed for x in text], [x for text in probs for x in text]
 
 
-def acceptance_p(tested: Tested) -> float:
-    """How probable so large a difference between counted and expected acceptance is by chance."""
+def pooled_transforms(texts: Iterable[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Transforms of several texts, by kind."""
+    listed = list(texts)
+    return {kind: [value for text in listed for value in text[kind]] for kind in listed[0]}
+
+
+def chance_p(tested: Tested) -> float:
+    """How probable so large a difference between the counted and the expected number of events is by chance."""
     return two_sided_p(martingale_z(*tested))
+
+
+def uniform_p(transforms: Sequence[float]) -> float:
+    """Upper bound of the probability that uniform numbers lie as far from uniform (Kolmogorov-Smirnov, Massart)."""
+    ordered, ranks = np.sort(transforms), np.arange(len(transforms))
+    distance = np.maximum((ranks + 1) / len(ranks) - ordered, ordered - ranks / len(ranks)).max(initial=0.0)
+    return min(1.0, 2 * math.exp(-2 * len(ranks) * distance**2))
 
 
 def block_efficiency(rounds: Sequence[Round]) -> float:
     """Tokens emitted / rounds."""
     counts = count_rounds(rounds)
     return counts.emitted / counts.rounds
+
+
+def changes_random_state(backend: Backend, request: DecodeRequest) -> bool:
+    """Whether a call changes the global random state of torch, numpy or random. Afterwards it is as it was before."""
+    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+    (
+        torch.rand(1),
+        np.random.random(),
+        random.random(),
+    )  # a state that was just seeded could be seeded alike and not show
+    before = _random_states()
+    backend.generate(request)
+    changed = _random_states() != before
+    torch.random.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    return changed
+
+
+def _random_states() -> bytes:
+    return pickle.dumps((torch.random.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
 
 
 def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
@@ -261,10 +367,10 @@ def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
 
 
 class BackendConformance:
-    """Inherit, and implement `load`. `dtype` and `num_tokens` may be overridden."""
+    """Inherit, and implement `load`. `dtype` and `num_tokens` may be overridden; docs/conformance.md has an example."""
 
     dtype = "float32"
-    num_tokens = 2500  # for one certificate
+    num_tokens = 4500  # for one certificate; LOSSLESS takes a lossless engine 3,120, and some texts end early
 
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
@@ -292,6 +398,16 @@ class BackendConformance:
     @classmethod
     def disjoint(cls, pairs: dict[Relation, ModelPair]) -> Iterator[Backend]:
         yield from cls._opened(pairs["disjoint"])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def near_fresh(cls, pairs: dict[Relation, ModelPair]) -> FreshForwards:
+        return FreshForwards.of_pair(pairs["near"])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def same_fresh(cls, pairs: dict[Relation, ModelPair]) -> FreshForwards:
+        return FreshForwards.of_pair(pairs["same"])
 
     @classmethod
     def _opened(cls, pair: ModelPair) -> Iterator[Backend]:
@@ -323,32 +439,64 @@ class BackendConformance:
         assert near.capabilities.rules
 
     @pytest.mark.parametrize("k", [1, 4])
-    def test_greedy_equals_autoregressive(self, k: int, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+    def test_greedy_equals_autoregressive(self, k: int, near: Backend, near_fresh: FreshForwards) -> None:
         """In float32 token for token; in any dtype both texts are the target's own choice, near-ties apart."""
         asked = _requests(near, 240, temperature=0.0, num_draft_tokens=k)
         speculative = [near.generate(request) for request in asked]
         plain = [near.generate(replace(request, num_draft_tokens=AUTOREGRESSIVE)) for request in asked]
         if self._exact:
             assert [g.token_ids for g in speculative] == [g.token_ids for g in plain]
+        verdict = near_fresh.certificate([*zip(asked * 2, speculative + plain, strict=True)])
+        assert verdict.verdict == "LOSSLESS", verdict.words
+
+    @pytest.mark.parametrize("rule", ["autoregressive", *sorted(rule for rule in RULES if RULES[rule].lossless)])
+    def test_distribution(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
+        """The certificate, over temperatures, truncation, draft temperatures and texts that end on their own."""
+        able = near.capabilities
+        changes: list[dict[str, Any]] = [{"temperature": 0.7}, {"temperature": 1.0, "eos_token_ids": END_TOKENS}]
+        if able.truncation:
+            changes += [{"top_p": 0.9}, {"temperature": 1.0, "top_k": 12}]
+        if able.draft_temperature:
+            changes += [{"temperature": 0.9, "draft_temperature": 0.5}]
+        if rule == "autoregressive":
+            asked = _requests(near, self.num_tokens, num_draft_tokens=AUTOREGRESSIVE)
+        else:
+            _need_rule(near, rule)
+            asked = _requests(near, self.num_tokens, rule=rule)
+        asked = tuple(replace(r, **changes[i // len(PROMPTS) % len(changes)]) for i, r in enumerate(asked))
+        verdict = near_fresh.certificate([(r, near.generate(r)) for r in asked])
+        assert verdict.verdict == "LOSSLESS", verdict.words
 
     @pytest.mark.parametrize("rule", sorted(RULES))
-    def test_acceptance(self, rule: str, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+    def test_acceptance(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
         """As often as both models say along the emitted text; greedy in float32, exactly so."""
         _need_rule(near, rule)
         _need(near.capabilities.reports_rounds, "rounds")
-        fresh = FreshForwards.of_pair(pairs["near"])
         for temperature in (0.0, 0.8) if self._exact else (0.8,):
-            asked = _requests(near, 1200, rule=rule, temperature=temperature, num_draft_tokens=_k(rule))
-            tested = pooled(fresh.acceptance(request, near.generate(request)) for request in asked)
-            assert acceptance_p(tested) > ALLOWED_P, f"T={temperature}: {_means(tested)}"
+            asked = _requests(near, 900, rule=rule, temperature=temperature, num_draft_tokens=_k(rule))
+            tested = pooled(near_fresh.acceptance(request, near.generate(request)) for request in asked)
+            assert chance_p(tested) > ALLOWED_P, f"T={temperature}: {_means(tested)}"
+
+    def test_end_token_frequency(self, near: Backend, near_fresh: FreshForwards) -> None:
+        """Texts end as often as the target says: the certificate pools over all tokens and hardly sees one missing."""
+        asked = _requests(near, 3600, eos_token_ids=END_TOKENS)
+        ends = pooled(near_fresh.ends(request, near.generate(request)) for request in asked)
+        assert chance_p(ends) > ALLOWED_P, _means(ends)
+
+    def test_accepted_and_recovered(self, near: Backend, near_fresh: FreshForwards) -> None:
+        """Under `rejection` accepted tokens follow min(p, q), recovered ones the residual, bonus tokens p."""
+        _need_rule(near, "rejection")
+        _need(near.capabilities.reports_rounds, "rounds")
+        transforms = pooled_transforms(near_fresh.transforms(r, near.generate(r)) for r in _requests(near, 2400))
+        for kind, values in transforms.items():
+            assert uniform_p(values) > ALLOWED_P, f"{kind} tokens"
 
     @pytest.mark.parametrize("rule", sorted(RULES))
-    def test_replay(self, rule: str, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
+    def test_replay(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
         """It repeats the text, and its acceptance probabilities are those of uncached forwards."""
         _need_rule(near, rule)
         if not isinstance(near, Replayable):
             pytest.skip("the engine offers no replay")
-        fresh = FreshForwards.of_pair(pairs["near"])
         joint: list[tuple[int, float]] = []
         probs: list[float] = []
         expected: list[float] = []
@@ -361,7 +509,7 @@ class BackendConformance:
             else:
                 replayed = Generation(replay.token_ids, generation.finish_reason, replay.rounds, None)
                 probs += [prob for round_probs in replay.acceptance_probs for prob in round_probs]
-                expected += fresh.acceptance(request, replayed)[1]
+                expected += near_fresh.acceptance(request, replayed)[1]
         if RULES[rule].jointly:
             assert two_sided_p(self_normalised_z(*zip(*joint, strict=True))) > ALLOWED_P
         else:
@@ -369,25 +517,29 @@ class BackendConformance:
             assert np.mean(probs) == pytest.approx(np.mean(expected), abs=self._tolerance)
 
     @pytest.mark.parametrize("rule", sorted(CLOSED_FORMS))
-    def test_draft_equal_to_target(self, rule: str, same: Backend, pairs: dict[Relation, ModelPair]) -> None:
+    def test_draft_equal_to_target(self, rule: str, same: Backend, same_fresh: FreshForwards) -> None:
         """Acceptance is the rule's closed form: 1 (rejection, block), E[max p] (one_hot), E[sum p^2] (exact_match)."""
         _need_rule(same, rule)
         _need(same.capabilities.reports_rounds, "rounds")
-        fresh = FreshForwards.of_pair(pairs["same"])
         passed: list[bool] = []
         closed_form: list[float] = []
         uncut: list[Round] = []
-        for request in _requests(same, 1200, rule=rule):
+        asked = _requests(same, 600, rule=rule)
+        for request in asked:
             generation = same.generate(request)
             places, outcomes = tested_places(generation)
             passed += outcomes
-            closed_form += CLOSED_FORMS[rule](fresh.probs(request, generation.token_ids)[0][places]).tolist()
+            closed_form += CLOSED_FORMS[rule](same_fresh.probs(request, generation.token_ids)[0][places]).tolist()
             uncut += (generation.rounds or ())[:-1]
         if set(closed_form) == {1.0}:
             assert np.mean(passed) == pytest.approx(1, abs=self._tolerance)
             assert block_efficiency(uncut) == pytest.approx(NUM_DRAFT_TOKENS + 1, rel=self._tolerance)
-        else:
-            assert acceptance_p((passed, closed_form)) > ALLOWED_P, _means((passed, closed_form))
+            return
+        assert chance_p((passed, closed_form)) > ALLOWED_P, _means((passed, closed_form))
+        if isinstance(same, Replayable) and same.capabilities.seeded:
+            replays = (same.replay(request) for request in asked)
+            expected = [prob for replay in replays for probs in replay.acceptance_probs for prob in probs]
+            assert np.mean(expected) == pytest.approx(np.mean(closed_form), abs=self._tolerance)
 
     @pytest.mark.parametrize("rule", sorted(RULES))
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -404,36 +556,37 @@ class BackendConformance:
     def test_books(self, rule: str, near: Backend) -> None:
         """Rounds add up to the text, with and without end tokens, greedy and sampled, for short and long drafts."""
         _need_rule(near, rule)
-        for temperature in (0.0, 1.0):
-            for k in (AUTOREGRESSIVE, 1, 2, 7):
-                for end_tokens in ((), END_TOKENS):
-                    changes = {"temperature": temperature, "num_draft_tokens": k, "eos_token_ids": end_tokens}
-                    for request in _requests(near, 120, rule=rule, **changes):
-                        generation = near.generate(request)
-                        assert not list(unbalanced(request, generation)), request
-                        assert (generation.rounds is not None) == near.capabilities.reports_rounds
+        for temperature, k, end_tokens in product((0.0, 1.0), (AUTOREGRESSIVE, 1, 2, 7), ((), END_TOKENS)):
+            changes = {"temperature": temperature, "num_draft_tokens": k, "eos_token_ids": end_tokens}
+            for request in _requests(near, 60, rule=rule, **changes):
+                generation = near.generate(request)
+                assert not list(unbalanced(request, generation)), request
+                if k:
+                    assert (generation.rounds is not None) == near.capabilities.reports_rounds
 
-    @pytest.mark.parametrize("end", ["accepted", "bonus", "recovered"])
-    def test_end_token(self, end: str, same: Backend, disjoint: Backend) -> None:
+    @pytest.mark.parametrize(("end", "k"), [("accepted", 6), ("bonus", 1), ("recovered", 3)])
+    def test_end_token(self, end: str, k: int, same: Backend, disjoint: Backend) -> None:
         """A text ends right behind its end token, whichever way that token came."""
-        backend, k = (disjoint, 3) if end == "recovered" else (same, 1 if end == "bonus" else 6)
+        backend = disjoint if end == "recovered" else same
         found = 0
         for request in _requests(backend, 240, temperature=0.0, num_draft_tokens=k):
             text = backend.generate(request).token_ids
-            for token in dict.fromkeys(text[1:]):
-                place = text.index(token)
-                if backend is same and (place % (k + 1) == 0) != (end == "bonus"):
-                    continue  # slots 1..k of a round, and behind them the bonus, all of them accepted
-                request_ = replace(request, eos_token_ids=(token,))
-                generation = backend.generate(request_)
+            # The last round may be cut short by the limit; before it, behind the first token, all rounds are alike.
+            for place in range(1, len(text) - k - 1):
+                if text[place] in text[:place] or (end != "recovered" and (place % (k + 1) == 0) != (end == "bonus")):
+                    continue
+                ending = replace(request, eos_token_ids=(text[place],))
+                generation = backend.generate(ending)
                 assert generation.token_ids == text[: place + 1]
                 assert generation.finish_reason == "stop"
-                assert not list(unbalanced(request_, generation))
-                if place and generation.rounds:
+                assert not list(unbalanced(ending, generation))
+                if generation.rounds and self._exact:
                     last = generation.rounds[-1]
                     assert last.emitted == last.accepted + (end != "accepted")
-                    found += 1
-        assert found, f"no text in which an {end} token could end it"
+                found += 1
+                if found % 3 == 0:
+                    break
+        assert found, f"no text has a new token in a place where it would be {end}"
 
     @pytest.mark.parametrize("limit", range(1, 10))
     def test_token_limit(self, limit: int, same: Backend) -> None:
@@ -453,17 +606,14 @@ class BackendConformance:
         _need_rule(near, rule)
         _need(near.capabilities.seeded, "a seed")
         for k in (AUTOREGRESSIVE, NUM_DRAFT_TOKENS):
-            for request in _requests(near, 120, rule=rule, num_draft_tokens=k):
+            for request in _requests(near, 60, rule=rule, num_draft_tokens=k):
                 first, again, other = (near.generate(replace(request, seed=seed)) for seed in (5, 5, 6))
                 assert (first.token_ids, first.rounds) == (again.token_ids, again.rounds)
                 assert first.token_ids != other.token_ids
 
     def test_global_random_state(self, near: Backend) -> None:
         """Those of torch, numpy and random stay as they are."""
-        (request,) = _requests(near, 40)
-        before = _random_states()
-        near.generate(request)
-        assert _random_states() == before
+        assert not any(changes_random_state(near, request) for request in _requests(near, 60))
 
     def test_cache_after_a_rejection(self, near: Backend) -> None:
         """Cut right behind a rejection and given as a prompt, a greedy text goes on the same."""
@@ -473,9 +623,9 @@ class BackendConformance:
         for request in _requests(near, 240, temperature=0.0):
             generation = near.generate(request)
             end = 1
-            for round_ in (generation.rounds or ())[:-1]:
+            for round_ in (generation.rounds or ())[:8]:
                 end += round_.emitted
-                if is_rejection(round_):
+                if is_rejection(round_) and end < len(generation.token_ids):
                     rest = generation.token_ids[end:]
                     prompt = (*request.prompt_ids, *generation.token_ids[:end])
                     fresh = replace(request, prompt_ids=prompt, max_new_tokens=len(rest))
@@ -545,11 +695,7 @@ def _need_rule(backend: Backend, rule: str) -> None:
 
 
 def _means(tested: Tested) -> str:
-    return f"accepted {np.mean(tested[0]):.4f}, expected {np.mean(tested[1]):.4f} of {len(tested[0])}"
-
-
-def _random_states() -> bytes:
-    return pickle.dumps((torch.random.get_rng_state(), np.random.get_state(), random.getstate()))
+    return f"{np.mean(tested[0]):.4f} of {len(tested[0])}, expected {np.mean(tested[1]):.4f}"
 
 
 def _contents(pair: ModelPair) -> dict[Path, bytes]:

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from backends.acceptance import RULES, Rule
 from backends.cached_model import CachedModel
+from backends.loading import load_causal_lm
 from backends.sampling import sample, warp
 from bench.protocols import Capabilities
 from bench.records import (
@@ -314,22 +315,5 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
     """
     if options:
         raise ValueError(f"backend reference takes no options, got {', '.join(sorted(options))}")
-    place = checked_device(device)
-    dtype = getattr(torch, pair.dtype)
-    models = [
-        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=None).to(place).eval()
-        for folder in (pair.target, pair.draft)
-    ]
-    return ReferenceBackend(*models)
-
-
-def checked_device(device: str) -> torch.device:
-    """The device, or one clear line when this machine does not have it."""
-    place = torch.device(device)
-    if place.type == "cpu":
-        return place
-    present = torch.accelerator.current_accelerator(check_available=True)
-    if present is None or present.type != place.type:
-        found = "only a CPU" if present is None else f"a {present.type} device"
-        raise ValueError(f"device {device} was asked for, torch finds {found}; try --device cpu")
-    return place
+    target, draft = (load_causal_lm(model, dtype=pair.dtype, device=device) for model in (pair.target, pair.draft))
+    return ReferenceBackend(target, draft)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from bench import statistics, theory
+from bench.losslessness import LOSSY_RULES, Certificate, certificate_of
 from bench.records import CellRecord, ForwardSeconds, PhaseSeconds, Replay, Round, RunRecord, TimedArm, TimedPair
 from bench.statistics import RatioInterval
 
@@ -241,8 +242,11 @@ def verdict(record: CellRecord, run: RunRecord) -> Verdict:
 
     INVALID records have no gamma in any table, only their reasons. The floor and the baseline come from the run.
     """
-    certificate = UNCERTIFIED
-    faults = list(_faults(record, run, certificate))
+    judged = certificate_of(record, run)
+    certificate = _certificate_label(record, judged)
+    faults = list(_faults(record, run))
+    if judged is not None and certificate == "LOSSY":
+        faults.append(f"certificate: LOSSY, {'; '.join(judged.words)}")
     ratio = gamma(record)
     if ratio is None and record.error is None:
         faults.append("no tokens were decoded in one of the arms")
@@ -257,7 +261,13 @@ def verdict(record: CellRecord, run: RunRecord) -> Verdict:
     return Verdict(True, statistics.gamma_verdict(ratio, floor), (), certificate)
 
 
-def _faults(record: CellRecord, run: RunRecord, certificate: str) -> Iterator[str]:
+def _certificate_label(record: CellRecord, judged: Certificate | None) -> str:
+    if record.cell.rule in LOSSY_RULES:
+        return "LOSSY-DECLARED"
+    return UNCERTIFIED if judged is None else judged.verdict
+
+
+def _faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
     """Reasons for which a record is INVALID."""
     if record.error is not None:
         yield f"error: {record.error}"
@@ -266,8 +276,6 @@ def _faults(record: CellRecord, run: RunRecord, certificate: str) -> Iterator[st
         yield "warm-up never settled"
     if record.throttle:
         yield f"throttled: {', '.join(record.throttle)}"
-    if certificate == "LOSSY":
-        yield "certificate: LOSSY, the output does not follow the target"
     strength, floor = native_ratio(run), aa_floor(run)
     if strength is not None and floor is not None and math.log(strength.estimate) > floor:
         yield f"baseline {strength.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"

@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser.getgroup("specheat", "speculative decoding: gamma, alpha and temperature"))
 
 
-@pytest.hookimpl(trylast=True)  # behind pytest's own checks, so that theirs come first
+@pytest.hookimpl(tryfirst=True)  # pytest-benchmark asks for the machine while it is configured
 def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[SETTINGS] = from_options(config.option)
@@ -58,7 +58,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """pytest-benchmark's own machine id knows neither threads nor a GPU."""
     from bench import environment
 
-    machine_info["specheat"] = environment.capture(config.stash[SETTINGS].device)
+    env = environment.capture(config.stash[SETTINGS].device)
+    machine_info["specheat"] = {key: env[key] for key in environment.MACHINE_KEYS if key in env}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from bench.records import (
     Cell,
     CellRecord,
     DecodeRequest,
+    Evidence,
     ModelPair,
     RunRecord,
     Scalar,
@@ -51,10 +52,18 @@ class SuiteRun:
     """The measuring side of a suite. Suites call `measure` once a cell; `finish` writes the record."""
 
     def __init__(
-        self, suite: str, backend: Backend, workload: Workload, settings: Settings, reporter: Reporter
+        self,
+        suite: str,
+        backend: Backend,
+        *,
+        workload: Workload,
+        settings: Settings,
+        reporter: Reporter,
+        score: Callable[[Cell, Sequence[TimedPair]], Evidence],
     ) -> None:
         self.suite = suite
         self.backend = backend
+        self.score = score
         self.workload = workload
         self.settings = settings
         self.reporter = reporter
@@ -157,7 +166,8 @@ class SuiteRun:
             self.journal.finish_cell(CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}"))
             raise
         throttle = tuple(sorted({*throttle, *environment.throttle_reasons(cell.device)}))
-        record = CellRecord(cell, started, warmup_s, settled, tuple(pairs), throttle=throttle)
+        evidence = self.score(cell, pairs)
+        record = CellRecord(cell, started, warmup_s, settled, tuple(pairs), evidence, throttle)
         self.journal.finish_cell(record)
         return record
 

@@ -5,17 +5,20 @@ Everything that can be wrong with the input is found before the first model is l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
 
-from backends import formatting, pairs
+from backends import formatting, pairs, scoring
+from backends.reference import ReferenceBackend
 from bench import plan, prompts, store
 from bench.plugin import RECORD_FILES, SETTINGS
 from bench.progress import Reporter
 from bench.protocols import Backend, BackendUnavailable
+from bench.records import Cell, Evidence, TimedPair
 from bench.registry import backend_factory
 from bench.settings import PRESETS, Settings
 from bench.suite_run import AlreadyMeasured, SuiteRun, Workload
@@ -118,12 +121,34 @@ def backend(backend_name: str, settings: Settings, request: pytest.FixtureReques
     engine.close()
 
 
+def certifying_score(
+    backend: Backend, workload: Workload, settings: Settings
+) -> Callable[[Cell, Sequence[TimedPair]], Evidence]:
+    """Scores a cell's texts under the target: the reference's own copy of it, or one loaded with the first cell."""
+
+    @functools.cache
+    def scorer() -> tuple[scoring.TargetScorer, float]:
+        shared = isinstance(backend, ReferenceBackend)
+        model = backend.target.model if shared else scoring.load_target(workload.model_pair, settings.device)
+        near_tie = scoring.near_tie_tolerance(model, workload.prompt_ids, max(settings.num_draft_tokens))
+        return scoring.TargetScorer(model), near_tie
+
+    return lambda cell, timed: scoring.evidence_for_cell(timed, workload.prompt_ids, cell, *scorer())
+
+
 @pytest.fixture(scope="module")
 def suite_run(backend: Backend, settings: Settings, request: pytest.FixtureRequest) -> Iterator[SuiteRun]:
     """The record of this suite on this backend; written when the suite ends, resumable when it does not."""
     prepared = request.config.stash[PREPARED]
     suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    run = SuiteRun(suite, backend, prepared.workload, settings, prepared.reporter)
+    run = SuiteRun(
+        suite,
+        backend,
+        workload=prepared.workload,
+        settings=settings,
+        reporter=prepared.reporter,
+        score=certifying_score(backend, prepared.workload, settings),
+    )
     yield run
     prepared.reporter.close()
     session = request.session

@@ -1,11 +1,15 @@
-"""The reference backend conforms, in float32 and, where dtype matters, in bf16."""
+"""The reference backend conforms: every check in float32, in bf16 with one rule, since dtype meets no rule in particular."""
 
 from __future__ import annotations
 
+import pytest
+
 from backends import reference
 from backends.conformance import BackendConformance
-from bench.protocols import Backend
+from bench.protocols import Backend, Capabilities
 from bench.records import ModelPair
+
+pytest_plugins = ("pytester",)
 
 
 class TestReferenceFloat32(BackendConformance):
@@ -14,5 +18,44 @@ class TestReferenceFloat32(BackendConformance):
         return reference.load(pair, device="cpu", options={})
 
 
-class TestReferenceB(TestReferenceFloat32):
+class TestReferenceBfloat16(BackendConformance):
     dtype = "bfloat16"
+
+    @classmethod
+    def load(cls, pair: ModelPair) -> Backend:
+        backend = reference.load(pair, device="cpu", options={})
+        backend.capabilities = Capabilities(rules=frozenset({"rejection"}))
+        return backend
+
+
+def test_a_declared_gap_is_a_strict_xfail_and_must_name_a_check(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from dataclasses import replace
+        from backends import reference
+        from backends.conformance import BackendConformance
+        from bench.protocols import Capabilities
+
+        class Unseeded(reference.ReferenceBackend):
+            calls = 0
+            capabilities = Capabilities(
+                rules=frozenset({"rejection"}),
+                gaps={"seed[rejection]": "draws are not seeded", "books": "it never balances", "nonsense": "none"},
+            )
+
+            def generate(self, request):
+                self.calls += 1
+                return super().generate(replace(request, seed=self.calls))
+
+        class TestUnseeded(BackendConformance):
+            @classmethod
+            def load(cls, pair):
+                models = reference.load(pair, device="cpu", options={})
+                return Unseeded(models.target.model, models.draft.model)
+        """
+    )
+    result = pytester.runpytest_inprocess("-rxf", "-k", "rejection and (seed or books) or declared", "-p", "no:randomly")
+    result.assert_outcomes(xfailed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*XFAIL*test_seed?rejection?*draws are not seeded*", "*FAILED*declared*", "*FAILED*books*XPASS(strict)*"]
+    )

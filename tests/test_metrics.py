@@ -13,12 +13,14 @@ from bench.records import (
     BaselineTriple,
     Cell,
     CellRecord,
+    Evidence,
     ForwardSeconds,
     ModelPair,
     PhaseSeconds,
     Replay,
     Round,
     RunRecord,
+    TextEvidence,
     TimedArm,
     TimedPair,
 )
@@ -325,12 +327,28 @@ def with_probs(record: CellRecord, probs: tuple[tuple[float, ...], ...]) -> Cell
     return replace(record, pairs=tuple(replace(p, replay=replay(probs)) for p in record.pairs))
 
 
+def with_evidence(record: CellRecord, *, num_tokens: int, power: float = 1) -> CellRecord:
+    """Transforms as even as can be, raised to a power; at 1 the tokens follow the target."""
+    text = TextEvidence(
+        prompt_index=0,
+        repeat=0,
+        slots=(1,) * num_tokens,
+        pit=tuple(((np.arange(num_tokens) + 0.5) / num_tokens) ** power),
+        excess_surprisal=(0.0,) * num_tokens,
+        surprisal_variance=(1.0,) * num_tokens,
+    )
+    return replace(record, evidence=Evidence("float32", 1e-5, (text,)))
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         (lambda r: replace(r, warmup_settled=False), "warm-up never settled"),
         (lambda r: replace(r, throttle=("thermal",)), "throttled: thermal"),
-        (lambda r: replace(r, certificate={"verdict": "LOSSY"}), "certificate: LOSSY"),
+        (
+            lambda r: with_evidence(r, num_tokens=400, power=2),
+            "certificate: LOSSY, the tokens do not follow the target",
+        ),
         (
             lambda r: with_probs(r, ((0.3, 0.3, 0.3), (0.3, 0.3), (0.3, 0.3))),
             "counted and expected acceptance disagree",
@@ -378,7 +396,13 @@ def test_agreement_is_judged_at_a_level_shared_by_all_cells_of_the_run() -> None
     assert metrics.verdict(record, replace(run, cells=(record,) * 100)).valid
 
 
-@pytest.mark.parametrize("certificate", ["LOSSLESS", "INCONCLUSIVE", "LOSSY-DECLARED"])
-def test_any_other_certificate_is_carried_and_the_label_stays(certificate: str) -> None:
-    record = replace(cell_record(), certificate={"verdict": certificate})
+@pytest.mark.parametrize(("num_tokens", "certificate"), [(4000, "LOSSLESS"), (400, "INCONCLUSIVE")])
+def test_any_other_certificate_is_carried_and_the_label_stays(num_tokens: int, certificate: str) -> None:
+    record = with_evidence(cell_record(), num_tokens=num_tokens)
     assert metrics.verdict(record, run_record(record)) == metrics.Verdict(True, "FASTER", (), certificate)
+
+
+def test_a_rule_that_is_lossy_by_design_stays_valid_and_is_declared_lossy() -> None:
+    record = with_evidence(cell_record(), num_tokens=400, power=2)
+    record = replace(record, cell=replace(record.cell, rule="typical"))
+    assert metrics.verdict(record, run_record(record)) == metrics.Verdict(True, "FASTER", (), "LOSSY-DECLARED")

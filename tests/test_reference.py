@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from backends.reference import ReferenceBackend, checked_device
+from backends.loading import checked_device
+from backends.reference import ReferenceBackend
 from bench.records import DecodeRequest, Generation, Round
 from tests.tiny_models import VOCAB_SIZE, nearby, tiny_llama
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from bench.settings import PRESETS
 from bench.statistics import (
     MIN_CLUSTERS,
     RatioInterval,
@@ -47,7 +48,7 @@ def runs_of_equal_prompts(gamma: float, *, num_prompts: int, repeats: int, seed:
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-@pytest.mark.parametrize("num_prompts", [MIN_CLUSTERS, 8, 12, 16, 32])
+@pytest.mark.parametrize("num_prompts", sorted({MIN_CLUSTERS, 8, 16, 32, *(p.num_prompts for p in PRESETS.values())}))
 def test_the_95_percent_interval_of_gamma_covers_the_truth_in_93_to_97_percent_of_runs(
     num_prompts: int, repeats: int
 ) -> None:

@@ -1,0 +1,38 @@
+"""Loads a model for measuring: on a device that is there, with its weights in memory of their own."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+def load_causal_lm(folder: str, *, dtype: str, device: str) -> PreTrainedModel:
+    """A causal language model from a checkpoint folder.
+
+    Args:    dtype: "bfloat16" or "float32"; device: as torch writes it
+    Raises:  ValueError: the device is absent
+    """
+    place = checked_device(device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
+    if place.type != "cpu":
+        return model.to(place)
+    # On CPU the weights are still the mapped file, whose pages the kernel may drop: a call now and then then waits for disk.
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+    return model
+
+
+def checked_device(device: str) -> torch.device:
+    """The device, or one clear line when this machine does not have it."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"expected a device such as cpu, cuda or cuda:1, got {device!r}") from None
+    if place.type == "cpu":
+        return place
+    present = torch.accelerator.current_accelerator(check_available=True)
+    if present is None or present.type != place.type:
+        found = "only a CPU" if present is None else f"a {present.type} device"
+        raise ValueError(f"device {device} was asked for, torch finds {found}; try --device cpu")
+    return place

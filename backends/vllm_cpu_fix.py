@@ -1,0 +1,63 @@
+"""Works around vLLM's wrong temperature in speculative decoding on CPU; see docs/upstream/vllm-cpu-temperature.md.
+
+vLLM calls `apply` in each of its processes (entry-point group `vllm.general_plugins`). It replaces one function, only on a
+CPU, and only where a probe shows that this vLLM needs it. SPECHEAT_VLLM_CPU_FIX=0 switches it off.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+SWITCH = "SPECHEAT_VLLM_CPU_FIX"
+NOT_LOADED, OFF, NOT_NEEDED, ACTIVE = "not loaded", "off", "not needed", "active"
+
+state = NOT_LOADED  # what `apply` did in this process
+
+
+def apply() -> None:
+    """The plug-in. Called again, it finds nothing left to do."""
+    global state
+    if state == NOT_LOADED:
+        state = _apply()
+
+
+def _apply() -> str:
+    if os.environ.get(SWITCH, "1") == "0":
+        return OFF
+    from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
+
+    # A GPU, or a CPU for which Triton compiles, runs the sampler's own kernel, which is right.
+    if not current_platform.is_cpu() or HAS_TRITON or expands_rightly():
+        return NOT_NEEDED
+    from vllm.v1.sample import rejection_sampler
+
+    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+    return ACTIVE
+
+
+def expands_rightly() -> bool:
+    """Whether vLLM's own stand-in for that kernel on a CPU writes into the tensor it is given."""
+    from vllm.platforms import current_platform
+    from vllm.utils import cpu_triton_utils
+
+    current_platform.import_kernels()
+    expanded = torch.full((3,), float("nan"))
+    cu_num_tokens = torch.tensor([1, 3], dtype=torch.int32)
+    cpu_triton_utils._expand_kernel_impl(expanded, torch.tensor([0.7, 0.0]), cu_num_tokens, 0, 1)
+    return expanded.tolist() == torch.tensor([0.7, 1.0, 1.0]).tolist()
+
+
+def expand_batch_to_tokens(
+    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> torch.Tensor:
+    """Repeat a request's value for each of its draft tokens: x = [a, b], cu_num_tokens = [1, 3] gives [a, b, b].
+
+    Stands in for vLLM's function of this name and has its arguments; `replace_from` becomes `replace_to` on the way.
+    """
+    counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+    replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
+    return replaced.repeat_interleave(counts, output_size=num_tokens)

@@ -1,0 +1,189 @@
+"""The checks that broken decoders must not pass, on samples that grow until one raises the alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+
+from backends.conformance import (
+    ALLOWED_P,
+    NUM_DRAFT_TOKENS,
+    PROMPTS,
+    FreshForwards,
+    Relation,
+    block_efficiency,
+    chance_p,
+    changes_random_state,
+    pooled,
+    pooled_transforms,
+    tested_places,
+    tiny_models,
+    unbalanced,
+    uniform_p,
+)
+from backends.reference import ReferenceBackend
+from bench.records import DecodeRequest, Generation
+
+LOOKS = (120, 250, 500, 1000, 2000, 4000)  # tokens after which a check looks at everything so far
+DEFAULT = DecodeRequest(PROMPTS[0], 60, NUM_DRAFT_TOKENS, temperature=0.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request to a decoder and what it said."""
+
+    decoder: ReferenceBackend
+    request: DecodeRequest
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What a check saw, and how many tokens it had seen by then."""
+
+    evidence: str
+    num_tokens: int
+
+
+Changes = dict[str, Any]  # of the default request
+Check = Callable[[Sequence[Sample], FreshForwards], str | None]  # evidence in words; None: no alarm
+
+
+def by_certificate(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    certificate = fresh.certificate([(sample.request, sample.generation) for sample in samples])
+    return "; ".join(certificate.words) if certificate.verdict == "LOSSY" else None
+
+
+def by_alpha(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """Counted acceptance against that of uncached forwards along the text."""
+    passed, probs = pooled(fresh.acceptance(sample.request, sample.generation) for sample in samples)
+    if chance_p((passed, probs)) > ALLOWED_P:
+        return None
+    return f"alpha {np.mean(passed):.3f}, expected {np.mean(probs):.3f}"
+
+
+def by_white_box(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """Accepted, recovered and bonus tokens, each under its own law, in the order of ids."""
+    transforms = pooled_transforms(fresh.transforms(sample.request, sample.generation) for sample in samples)
+    wrong = [kind for kind, values in transforms.items() if uniform_p(values) < ALLOWED_P]
+    return f"{' and '.join(wrong)} tokens do not follow their law" if wrong else None
+
+
+def by_closed_form(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """Alpha of a draft equal to its target is 1 under the rejection rule."""
+    alpha = np.mean([passed for sample in samples for passed in tested_places(sample.generation)[1]])
+    return f"alpha {alpha:.3f} with draft == target" if alpha < 1 - 1e-4 else None
+
+
+def by_block_efficiency(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """A draft equal to its target emits k + 1 tokens a round, the last round of a text apart."""
+    efficiency = block_efficiency([r for sample in samples for r in (sample.generation.rounds or ())[:-1]])
+    return (
+        f"block efficiency {efficiency:.2f} with draft == target" if efficiency < NUM_DRAFT_TOKENS + 1 - 1e-4 else None
+    )
+
+
+@torch.inference_mode()
+def by_draft_logits(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """What the draft says behind the last text, against an uncached forward."""
+    decoder, request, generation = samples[-1].decoder, samples[-1].request, samples[-1].generation
+    text = torch.tensor([(*request.prompt_ids, *generation.token_ids)])
+    seen = decoder.draft.feed(text[:, decoder.draft.length :], num_logits=1)
+    error = float((seen - fresh.draft(text, logits_to_keep=1).logits[0]).abs().max())
+    return f"draft logits off by {error:.1f}" if error > 1e-3 else None
+
+
+def by_books(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    return next((said for sample in samples for said in unbalanced(sample.request, sample.generation)), None)
+
+
+def by_replay(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """Same text again, and one acceptance probability per tested draft token, those of uncached forwards."""
+    seen: list[float] = []
+    expected: list[float] = []
+    for sample in samples:
+        replay = sample.decoder.replay(sample.request)
+        if replay.token_ids != sample.generation.token_ids:
+            return "the replay gave other ids"
+        seen += [prob for probs in replay.acceptance_probs for prob in probs]
+        expected += fresh.acceptance(sample.request, sample.generation)[1]
+    if len(seen) != len(expected):
+        return f"{len(seen)} acceptance probabilities for {len(expected)} tested tokens"
+    if abs(np.mean(seen) - np.mean(expected)) < 1e-4:
+        return None
+    return f"the replay expects alpha {np.mean(seen):.3f}, uncached forwards {np.mean(expected):.3f}"
+
+
+def by_seed(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    again = samples[-1].decoder.generate(samples[-1].request)
+    return "same seed, other text" if again.token_ids != samples[-1].generation.token_ids else None
+
+
+def by_random_state(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    changed = changes_random_state(samples[-1].decoder, samples[-1].request)
+    return "global random state changed" if changed else None
+
+
+def by_end_tokens(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
+    """End tokens come as often as the target says."""
+    ended, probs = pooled(fresh.ends(sample.request, sample.generation) for sample in samples)
+    if chance_p((ended, probs)) > ALLOWED_P:
+        return None
+    return f"{sum(ended)} end tokens, expected {sum(probs):.0f}"
+
+
+CHECKS: dict[str, Check] = {
+    "certificate": by_certificate,
+    "end tokens": by_end_tokens,
+    "white box": by_white_box,
+    "alpha, uncached forwards": by_alpha,
+    "alpha, draft == target": by_closed_form,
+    "block efficiency, draft == target": by_block_efficiency,
+    "draft logits, uncached forward": by_draft_logits,
+    "books": by_books,
+    "replay": by_replay,
+    "same seed": by_seed,
+    "random state": by_random_state,
+}
+
+
+@cache
+def models(relation: Relation) -> FreshForwards:
+    return FreshForwards(*tiny_models(relation))
+
+
+def decoded(
+    decoder: type[ReferenceBackend], relation: Relation, changes: Sequence[Changes], *, seed: int = 0
+) -> Iterator[Sample]:
+    """Endless texts: every prompt in turn, each time with the next of the changes, each with a seed of its own."""
+    fresh = models(relation)
+    backend = decoder(fresh.target, fresh.draft)
+    for i in count(seed):
+        prompt = PROMPTS[i // len(changes) % len(PROMPTS)]
+        request = replace(DEFAULT, **{"prompt_ids": prompt, "seed": i, **changes[i % len(changes)]})
+        yield Sample(backend, request, backend.generate(request))
+
+
+def grown(stream: Iterator[Sample], looks: Sequence[int]) -> Iterator[tuple[list[Sample], int]]:
+    """The sample at every look, and how many tokens it holds."""
+    samples: list[Sample] = []
+    num_tokens = 0
+    for look in looks:
+        while num_tokens < look:
+            samples.append(next(stream))
+            num_tokens += len(samples[-1].generation.token_ids)
+        yield samples, num_tokens
+
+
+def first_alarm(stream: Iterator[Sample], check: str, relation: Relation, looks: Sequence[int] = LOOKS) -> Alarm | None:
+    """Let the sample grow until the check raises an alarm; None when it never does."""
+    for samples, num_tokens in grown(stream, looks):
+        if evidence := CHECKS[check](samples, models(relation)):
+            return Alarm(evidence, num_tokens)
+    return None

@@ -1,0 +1,60 @@
+"""Every planted fault is caught by the check of its class, the healthy decoder by none, and docs/faults.md says so.
+
+Seeds are fixed, so an outcome can only change with the code or with how a platform rounds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.reference import ReferenceBackend
+from tests.faults.catalogue import BELOW_RESOLUTION, FAULTS, Fault
+from tests.faults.checks import CHECKS, LOOKS, Changes, Relation, decoded, first_alarm, grown, models
+
+TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
+HEALTHY_LOOKS = (1000, 2000)
+
+# What the healthy decoder is asked, and the checks it then has to pass: all those that some fault fails there.
+HEALTHY: dict[str, tuple[Relation, tuple[Changes, ...], set[str]]] = {}
+for fault in FAULTS:
+    _, _, checks = HEALTHY.setdefault(f"{fault.relation} {fault.changes}", (fault.relation, fault.changes, set()))
+    checks.add(fault.check)
+
+
+def rows() -> dict[str, list[str]]:
+    """Cells of the tables by the fault's name."""
+    lines = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")]
+    return {name: cells for name, *cells in lines}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_caught_with_as_many_tokens_as_the_table_says(fault: Fault) -> None:
+    alarm = first_alarm(decoded(fault.decoder, fault.relation, fault.changes), fault.check, fault.relation)
+    assert alarm is not None
+    story, kind, check, tokens = rows()[fault.name]
+    assert (story, kind, check) == (fault.story, fault.kind, fault.check)
+    # Where another platform rounds otherwise, the alarm may come one look sooner or later.
+    assert int(tokens) / 2.6 < alarm.num_tokens < 2.6 * int(tokens)
+
+
+@pytest.mark.parametrize("asked", HEALTHY)
+def test_the_healthy_decoder_raises_no_alarm(asked: str) -> None:
+    """At most 1 in 100 a look by the certificate and 1 in 1,000 a comparison otherwise, had the seeds been free."""
+    relation, changes, checks = HEALTHY[asked]
+    for samples, _ in grown(decoded(ReferenceBackend, relation, changes), HEALTHY_LOOKS):
+        for check in sorted(checks):
+            assert CHECKS[check](samples, models(relation)) is None, check
+
+
+def test_the_tables_list_every_fault_and_no_other() -> None:
+    listed = rows().keys() - {"fault", "check", *CHECKS}
+    assert listed == {fault.name for fault in (*FAULTS, *BELOW_RESOLUTION)}
+
+
+def test_every_class_has_faults_and_enough_are_caught() -> None:
+    assert {fault.kind for fault in FAULTS} == {"distribution", "efficiency", "accounting"}
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 24
+    assert {fault.check for fault in FAULTS} == set(CHECKS)
+    assert LOOKS[-1] == 4000
