@@ -382,7 +382,9 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Assiste
 def load_default(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> AssistedDefault:
     """`assisted-default`: as users run it."""
     _check_pair(AssistedDefault.name, pair, options)
-    return AssistedDefault(*(load_causal_lm(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft)))
+    return AssistedDefault(
+        *(load_causal_lm(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft))
+    )
 
 
 def load_prompt_lookup(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> PromptLookup:

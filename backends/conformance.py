@@ -300,6 +300,15 @@ def chance_p(tested: Tested) -> float:
     return two_sided_p(martingale_z(*tested))
 
 
+def rare_p(tested: Tested) -> float:
+    """As `chance_p`, for few rare events, whose number is far from normal: by Poisson's law, which is wide enough."""
+    from scipy.special import pdtr, pdtrc
+
+    count, expected = sum(tested[0]), sum(tested[1])
+    more = pdtrc(count - 1, expected) if count else 1.0
+    return min(1.0, 2 * float(min(pdtr(count, expected), more)))
+
+
 def uniform_p(transforms: Sequence[float]) -> float:
     """Upper bound of the probability that uniform numbers lie as far from uniform (Kolmogorov-Smirnov, Massart)."""
     ordered, ranks = np.sort(transforms), np.arange(len(transforms))
@@ -479,15 +488,15 @@ class BackendConformance:
 
     def test_end_token_frequency(self, near: Backend, near_fresh: FreshForwards) -> None:
         """Texts end as often as the target says: the certificate pools over all tokens and hardly sees one missing."""
-        asked = _requests(near, 3600, eos_token_ids=END_TOKENS)
+        asked = _requests(near, 2400, eos_token_ids=END_TOKENS)
         ends = pooled(near_fresh.ends(request, near.generate(request)) for request in asked)
-        assert chance_p(ends) > ALLOWED_P, _means(ends)
+        assert rare_p(ends) > ALLOWED_P, _means(ends)
 
     def test_accepted_and_recovered(self, near: Backend, near_fresh: FreshForwards) -> None:
         """Under `rejection` accepted tokens follow min(p, q), recovered ones the residual, bonus tokens p."""
         _need_rule(near, "rejection")
         _need(near.capabilities.reports_rounds, "rounds")
-        transforms = pooled_transforms(near_fresh.transforms(r, near.generate(r)) for r in _requests(near, 2400))
+        transforms = pooled_transforms(near_fresh.transforms(r, near.generate(r)) for r in _requests(near, 1800))
         for kind, values in transforms.items():
             assert uniform_p(values) > ALLOWED_P, f"{kind} tokens"
 

@@ -7,7 +7,6 @@ CPU, and only where a probe shows that this vLLM needs it. SPECHEAT_VLLM_CPU_FIX
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 

@@ -51,14 +51,14 @@ class Options:
     compile: str = "off"  # torch.compile and, on a GPU, CUDA graphs
     cpu_fix: str = "on"  # the work-around for the wrong temperature of speculative decoding on a CPU
     context: int = CONTEXT_LENGTH  # tokens of a prompt and its text, at most
-    cache_gib: int = 1  # on a CPU: memory for keys and values of each engine
+    cache_gib: float = 1.0  # on a CPU: memory for keys and values of each engine
     gpu_memory: float = 0.45  # on a GPU: share of its memory for each of the two engines
     engines: int = 1  # speculative engines held at a time
 
     @classmethod
     def parse(cls, given: Mapping[str, str], *, device: str) -> Options:
         """Raises: ValueError: an unknown option, or a value that does not fit."""
-        known = {field.name: type(field.default) for field in fields(cls)}
+        known: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"backend vllm takes the options {', '.join(known)}; got {', '.join(unknown)}")
         choices = {"method": ("draft_model", "ngram"), "compile": ("on", "off"), "cpu_fix": ("on", "off")}
@@ -158,7 +158,9 @@ class VllmBackend:
 
     def _arguments(self, device: str) -> dict[str, Any]:
         """What both arms have in common."""
-        memory = {} if device == "cpu" else {"gpu_memory_utilization": self.options.gpu_memory}
+        memory = {"gpu_memory_utilization": self.options.gpu_memory}
+        if device == "cpu":
+            memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
         return {
             "model": self.pair.target,
             "dtype": self.pair.dtype,
@@ -171,7 +173,6 @@ class VllmBackend:
             "disable_log_stats": True,
             "seed": 0,
             **memory,
-            **({"kv_cache_memory_bytes": self.options.cache_gib * 2**30} if device == "cpu" else {}),
         }
 
     def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class VllmBackend:
         return config | {"model": self.pair.draft, **SPECULATION[rule]}
 
     def generate(self, request: DecodeRequest) -> Generation:
-        self._check(request)
+        check_request(request, self.capabilities, context=self.context)
         speculative = request.num_draft_tokens > AUTOREGRESSIVE
         engine = self._speculative_engine(request) if speculative else self.autoregressive
         text = engine.generate(request)
@@ -209,27 +210,6 @@ class VllmBackend:
         self.speculative[key] = engine
         return engine
 
-    def _check(self, request: DecodeRequest) -> None:
-        """Refuse, in one line, what vLLM would refuse in many or would silently do otherwise."""
-        temperature = request.temperature
-        if temperature and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-            raise ValueError(
-                f"vLLM takes temperatures of 0 and {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, got {temperature:g}"
-            )
-        length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
-        if length > self.context:
-            raise ValueError(
-                f"expected prompt, text and one round within {self.context} tokens, got {length}; "
-                "try --backend-option context=N"
-            )
-        if request.num_draft_tokens == AUTOREGRESSIVE:
-            return
-        if request.rule not in self.capabilities.rules:
-            known = ", ".join(sorted(self.capabilities.rules))
-            raise ValueError(f"backend {self.name} here has the acceptance rules {known}; got {request.rule!r}")
-        if request.draft_temperature not in (None, temperature):
-            raise ValueError(f"vLLM drafts at the decode temperature, {temperature:g}; got {request.draft_temperature:g}")
-
     def synchronize(self) -> None:
         """Nothing to wait for: `generate` returns when the last token has come through the pipe."""
 
@@ -249,6 +229,29 @@ class VllmBackend:
             engine.close()
         self.speculative.clear()
         self.host.close()
+
+
+def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -> None:
+    """Refuse, in one line, what vLLM would refuse in many, or would silently do otherwise.
+
+    Raises: ValueError
+    """
+    temperature = request.temperature
+    if temperature and not MIN_TEMPERATURE <= temperature <= able.max_temperature:
+        raise ValueError(
+            f"vLLM takes temperatures of 0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}, got {temperature:g}"
+        )
+    length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
+    if length > context:
+        raise ValueError(
+            f"expected prompt, text and one round within {context} tokens, got {length}; try --backend-option context=N"
+        )
+    if request.num_draft_tokens == AUTOREGRESSIVE:
+        return
+    if request.rule not in able.rules:
+        raise ValueError(f"vLLM has the acceptance rules {', '.join(sorted(able.rules))} here, got {request.rule!r}")
+    if request.draft_temperature not in (None, temperature):
+        raise ValueError(f"vLLM drafts at the decode temperature, {temperature:g}; got {request.draft_temperature:g}")
 
 
 def rounds_of(steps: Steps, drafted_behind: Sequence[bool]) -> tuple[Round, ...] | None:
@@ -309,7 +312,9 @@ def capabilities(facts: EngineFacts, *, method: str, version: str) -> Capabiliti
 def check_facts(facts: EngineFacts, *, device: str) -> None:
     """Raises: ValueError: this vLLM is for another device; BackendUnavailable: it would sample wrongly."""
     if facts.device != device.partition(":")[0]:
-        raise ValueError(f"device {device} was asked for, this vLLM is built for {facts.device}; try --device {facts.device}")
+        raise ValueError(
+            f"device {device} was asked for, this vLLM is built for {facts.device}; try --device {facts.device}"
+        )
     if facts.settings["vllm_cpu_fix"] == vllm_cpu_fix.NOT_LOADED:
         raise BackendUnavailable(
             "vLLM did not load our plug-in vllm.general_plugins:specheat_cpu_fix, without which it may sample wrongly: "

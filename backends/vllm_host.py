@@ -52,9 +52,10 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the engines: leave no zombies
     starter = Connection(int(sys.argv[1]))
     import vllm
+    from vllm import LLMEngine  # noqa: F401  vLLM imports most of itself only when asked for this
 
     starter.send(vllm.__version__)
-    gc.freeze()  # memory that a collection does not touch stays shared between the engines
+    gc.freeze()  # an engine's start collects garbage seven times: not through all these modules
     while True:
         try:
             fd = reduction.recv_handle(starter)
@@ -82,8 +83,14 @@ def serve(pipe: Connection) -> None:
     pipe.send(facts(engine, reports_steps=reports_steps))
     while (request := received(pipe)) is not None:
         pipe.send(generate(engine, request))
-    engine.engine_core.shutdown()
-    os._exit(0)  # what runs at exit belongs to the process that was forked
+    if not in_process():
+        engine.engine_core.shutdown()
+    os._exit(0)  # quicker than tearing down; what runs at exit belongs to the process that forked this one
+
+
+def in_process() -> bool:
+    """Whether vLLM runs its engine in the process that asks, not in one of its own."""
+    return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
 
 
 def received(pipe: Connection) -> DecodeRequest | None:
@@ -140,13 +147,12 @@ def facts(engine: Any, *, reports_steps: bool) -> EngineFacts:
     from backends import vllm_cpu_fix
 
     config = engine.vllm_config
-    in_process = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
     preloaded = (os.path.basename(path) for path in os.environ.get("LD_PRELOAD", "").split(":"))
     return EngineFacts(
         device=current_platform.device_type,
         reports_steps=reports_steps,
         v2_model_runner=config.use_v2_model_runner,
-        seeded=in_process,
+        seeded=in_process(),
         settings={
             "torch": str(torch.__version__),
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
@@ -160,11 +166,10 @@ def facts(engine: Any, *, reports_steps: bool) -> EngineFacts:
             "async_scheduling": config.scheduler_config.async_scheduling,
             "prefix_caching": config.cache_config.enable_prefix_caching,
             "kv_block_size": config.cache_config.block_size,
-            "engine_process": "same" if in_process else "own",
+            "engine_process": "same" if in_process() else "own",
             "threads": torch.get_num_threads(),
             "thread_binding": os.environ.get("KMP_AFFINITY", "none"),
             "preloaded": ":".join(name for name in preloaded if name) or "none",
             "vllm_cpu_fix": vllm_cpu_fix.state,
         },
     )
-

@@ -5,6 +5,7 @@ Values never hold a host name, a user name or a folder, because records are comm
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -116,6 +117,16 @@ def throttle_reasons(device: str) -> tuple[str, ...]:
     nvml, handle = gpu
     bits = _readable(nvml, lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)) or 0
     return tuple(name for bit, name in _THROTTLE_BITS.items() if bits & bit)
+
+
+def resident_memory_bytes() -> int:
+    """Of this process and its children, which is where some engines live."""
+    this = psutil.Process()
+    total = this.memory_info().rss
+    for child in this.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += child.memory_info().rss
+    return total
 
 
 def available_memory_bytes() -> int:

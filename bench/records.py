@@ -229,9 +229,9 @@ class CellRecord:
     warmup_settled: bool
     pairs: tuple[TimedPair, ...]
     evidence: Evidence | None = None  # what the losslessness certificate is derived from
-    throttle: tuple[
-        str, ...
-    ] = ()  # throttle reasons seen between the first and the last arm; empty: none, or not readable
+    # Largest resident memory of this process and its children (an engine of its own), sampled behind every pair.
+    peak_memory_bytes: int | None = None
+    throttle: tuple[str, ...] = ()  # reasons seen between the first and the last arm; empty: none, or not readable
     error: str | None = None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from bench import environment, measure, store
 from bench.measure import ArmRounds
 from bench.progress import Reporter
-from bench.protocols import Backend, NativeBaseline
+from bench.protocols import Backend, Capabilities, NativeBaseline
 from bench.records import (
     SCHEMA,
     BaselineTriple,
@@ -44,8 +44,8 @@ class Workload:
     end_token_ids: tuple[int, ...]
 
 
-class AlreadyMeasured(Exception):
-    """The cell was finished by the run that is being resumed."""
+class NotMeasured(Exception):
+    """The cell needs no measuring: the engine cannot do what it asks, or the resumed run had finished it."""
 
 
 class SuiteRun:
@@ -147,16 +147,20 @@ class SuiteRun:
     def measure(self, benchmark: Any, *, temperature: float, rule: str, num_draft_tokens: int) -> CellRecord:
         """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
 
-        Raises: AlreadyMeasured: nothing is left to do. An error of the backend is recorded, without numbers,
+        Raises: NotMeasured: nothing is to be done, and why. An error of the backend is recorded, without numbers,
         and raised.
         """
         cell = self.cell(temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+        if reason := unsupported(cell, self.backend.capabilities):
+            self.reporter.step(cell.label, None, pairs=cell.num_prompts * cell.repeats)
+            raise NotMeasured(f"{self.backend.name}: {reason}")
         measured = self.journal.measured
         finished = measured.finished.get(cell)
         if finished is not None and finished.error is None:
             self.reporter.step(cell.label, None, pairs=len(finished.pairs))
-            raise AlreadyMeasured(f"{cell.label}: measured before the interruption")
+            raise NotMeasured(f"{cell.label}: measured before the interruption")
         started, pairs = _now(), list(measured.pairs.get(cell, ()))
+        self.peak_memory_bytes = 0
         try:
             self._baseline_rounds(cell, pairs_each=0).run_all()
             warmup_s, settled = self._warm_up(cell)
@@ -167,7 +171,9 @@ class SuiteRun:
             raise
         throttle = tuple(sorted({*throttle, *environment.throttle_reasons(cell.device)}))
         evidence = self.score(cell, pairs)
-        record = CellRecord(cell, started, warmup_s, settled, tuple(pairs), evidence, throttle)
+        record = CellRecord(
+            cell, started, warmup_s, settled, tuple(pairs), evidence, self.peak_memory_bytes or None, throttle
+        )
         self.journal.finish_cell(record)
         return record
 
@@ -180,7 +186,7 @@ class SuiteRun:
         )
         rounds = self._baseline_rounds(cell, pairs_each=1)
         if not rounds.orders:
-            raise AlreadyMeasured(f"{self.backend.name} baseline: measured before the interruption")
+            raise NotMeasured(f"{self.backend.name} baseline: measured before the interruption")
         _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
 
     def _warm_up(self, cell: Cell) -> tuple[tuple[float, ...], bool]:
@@ -224,6 +230,7 @@ class SuiteRun:
         def on_pair(pair: TimedPair) -> None:
             self.journal.append_pair(cell, pair)
             pairs.append(pair)
+            self.peak_memory_bytes = max(self.peak_memory_bytes, environment.resident_memory_bytes())
             self.reporter.step(cell.label, _gamma_so_far(pairs))
 
         rounds = measure.pair_rounds(self.backend, plans, lambda index: self.request(cell, index), on_pair=on_pair)
@@ -247,6 +254,19 @@ class SuiteRun:
             self.journal.discard()
             return None
         return self.journal.finish()
+
+
+def unsupported(cell: Cell, able: Capabilities) -> str | None:
+    """Why an engine cannot decode a cell; None if it can."""
+    if cell.rule not in able.rules:
+        return f"has the rules {', '.join(sorted(able.rules))}, not {cell.rule}"
+    if max(cell.temperature, cell.draft_temperature) > able.max_temperature:
+        return f"takes temperatures up to {able.max_temperature:g}"
+    if cell.draft_temperature != cell.temperature and not able.draft_temperature:
+        return "drafts at the decode temperature only"
+    if (cell.top_k or cell.top_p < 1) and not able.truncation:
+        return "takes neither top-k nor top-p"
+    return None
 
 
 def _run_pedantic(benchmark: Any, rounds: ArmRounds, *, group: str) -> None:

@@ -39,8 +39,7 @@ class Answer:
     """What was sampled. Row i of `hidden_AD` is the final hidden state from which token i was drawn."""
 
     token_ids_A: Tensor
-    hidden_AD: Tensor
-
+    hidden_AD: Tensor | None  # None: the engine keeps them to itself
 
 class RoomyLayer(DynamicLayer):
     """Keys and values in a buffer with room for the whole answer: a step writes one column and copies nothing."""

@@ -21,7 +21,7 @@ from bench.protocols import Backend, BackendUnavailable
 from bench.records import Cell, Evidence, TimedPair
 from bench.registry import backend_factory
 from bench.settings import PRESETS, Settings
-from bench.suite_run import AlreadyMeasured, SuiteRun, Workload
+from bench.suite_run import NotMeasured, SuiteRun, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ PREPARED = pytest.StashKey[Prepared]()
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check the input once the cells are known, so that bad input ends the run before anything is measured."""
     settings = config.stash[SETTINGS]
+    if len(settings.backends) == 1:
+        alone = pytest.mark.skip(reason="compares backends: give --backend more than once")
+        for item in items:
+            if item.get_closest_marker("compares_backends"):
+                item.add_marker(alone)
     if config.option.collectonly or not items:
         return
     try:
@@ -162,8 +167,8 @@ def suite_run(backend: Backend, settings: Settings, request: pytest.FixtureReque
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """A cell that the resumed run had finished is skipped, not failed."""
+    """A cell that the engine cannot decode, or that the resumed run had finished, is skipped with the reason."""
     try:
         return (yield)
-    except AlreadyMeasured as done:
-        pytest.skip(str(done))
+    except NotMeasured as reason:
+        pytest.skip(str(reason))

@@ -1,4 +1,4 @@
-"""The reference backend conforms: every check in float32, in bf16 with one rule, since dtype meets no rule in particular."""
+"""The reference backend conforms: every check in float32, in bf16 with one rule, since dtype touches them all alike."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class TestReferenceBfloat16(BackendConformance):
 
 def test_a_declared_gap_is_a_strict_xfail_and_must_name_a_check(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        """
+        test_kit="""
         from dataclasses import replace
         from backends import reference
         from backends.conformance import BackendConformance
         from bench.protocols import Capabilities
 
-        class Unseeded(reference.ReferenceBackend):
+        class Forgetful(reference.ReferenceBackend):
             calls = 0
             capabilities = Capabilities(
                 rules=frozenset({"rejection"}),
@@ -47,14 +47,14 @@ def test_a_declared_gap_is_a_strict_xfail_and_must_name_a_check(pytester: pytest
                 self.calls += 1
                 return super().generate(replace(request, seed=self.calls))
 
-        class TestUnseeded(BackendConformance):
+        class TestForgetful(BackendConformance):
             @classmethod
             def load(cls, pair):
                 models = reference.load(pair, device="cpu", options={})
-                return Unseeded(models.target.model, models.draft.model)
+                return Forgetful(models.target.model, models.draft.model)
         """
     )
-    result = pytester.runpytest_inprocess("-rxf", "-k", "rejection and (seed or books) or declared", "-p", "no:randomly")
+    result = pytester.runpytest_inprocess("-rxf", "-k", "rejection and (test_seed or test_books) or test_declared_gaps")
     result.assert_outcomes(xfailed=1, failed=2)
     result.stdout.fnmatch_lines(
         ["*XFAIL*test_seed?rejection?*draws are not seeded*", "*FAILED*declared*", "*FAILED*books*XPASS(strict)*"]

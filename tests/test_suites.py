@@ -17,6 +17,7 @@ from bench import metrics, store
 from tests.tiny_models import nearby, save_checkpoint, tiny_llama
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # a resumed run must find the threads it had
 GRID = "suites/test_temperature_grid.py"
 SMALL = ("--preset", "smoke", "--num-prompts", "6", "--max-new-tokens", "16", "--chat-template", "none")
 
@@ -40,7 +41,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
@@ -120,7 +121,9 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
     pair: tuple[str, ...], tmp_path: Path
 ) -> None:
     asked = (GRID, *pair, *SMALL, "--max-new-tokens", "100", "--results", str(tmp_path), "--temperatures", "0,0.5,1")
-    process = subprocess.Popen(command(*asked), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(*asked), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+    )
     deadline = time.monotonic() + 120
     while not any(path.read_text().count('"type":"pair"') >= 8 for path in journals(tmp_path)):
         assert process.poll() is None, process.communicate()[0]

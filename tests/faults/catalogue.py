@@ -81,6 +81,7 @@ FAULTS: tuple[Fault, ...] = (
         "argmax draft, sampled q",
         "the draft takes its argmax, the test believes it was sampled",
         d.judging(judge_by_rejection, drafting="argmax"),
+        ({"temperature": 1.2},),
     ),
     distribution(
         "accepts if p >= q", "a threshold instead of a draw", d.judging(d.accepts_what_the_target_likes_better)
@@ -128,7 +129,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     # the recovered token
     distribution("no residual", "the recovered token is drawn from p", d.judging(d.residual_is_the_target)),
-    distribution("absolute residual", "|p - q| in place of max(0, p - q)", d.judging(d.residual_is_absolute)),
+    distribution("absolute residual", "abs(p - q) in place of max(0, p - q)", d.judging(d.residual_is_absolute)),
     distribution(
         "residual not normalised",
         "the rest of the mass falls to the last token of the vocabulary",

@@ -22,6 +22,7 @@ from backends.conformance import (
     changes_random_state,
     pooled,
     pooled_transforms,
+    rare_p,
     tested_places,
     tiny_models,
     unbalanced,
@@ -133,7 +134,7 @@ def by_random_state(samples: Sequence[Sample], fresh: FreshForwards) -> str | No
 def by_end_tokens(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
     """End tokens come as often as the target says."""
     ended, probs = pooled(fresh.ends(sample.request, sample.generation) for sample in samples)
-    if chance_p((ended, probs)) > ALLOWED_P:
+    if rare_p((ended, probs)) > ALLOWED_P:
         return None
     return f"{sum(ended)} end tokens, expected {sum(probs):.0f}"
 
