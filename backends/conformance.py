@@ -362,8 +362,8 @@ def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
             yield f"{len(generation.rounds)} rounds without speculation"
         return
     emitted = sum(r.emitted for r in generation.rounds)
-    if emitted != num_tokens - 1:  # the prefill gives the first token
-        yield f"rounds emitted {emitted} tokens, the text has {num_tokens - 1} behind its first"
+    if num_tokens - emitted not in (0, 1):  # the prefill gives the first token, or is part of the first round
+        yield f"rounds emitted {emitted} tokens, the text has {num_tokens}"
     for i, round_ in enumerate(generation.rounds):
         if not 0 <= round_.accepted <= round_.drafted <= request.num_draft_tokens:
             yield f"round {i}: not 0 <= accepted <= drafted <= {request.num_draft_tokens}: {round_}"
@@ -579,10 +579,14 @@ class BackendConformance:
         backend = disjoint if end == "recovered" else same
         found = 0
         for request in _requests(backend, 240, temperature=0.0, num_draft_tokens=k):
-            text = backend.generate(request).token_ids
-            # The last round may be cut short by the limit; before it, behind the first token, all rounds are alike.
+            whole = backend.generate(request)
+            text = whole.token_ids
+            before = len(text) - sum(r.emitted for r in whole.rounds or ())  # tokens that belong to no round
+            # The last round may be cut short by the limit; before it all rounds are alike.
             for place in range(1, len(text) - k - 1):
-                if text[place] in text[:place] or (end != "recovered" and (place % (k + 1) == 0) != (end == "bonus")):
+                if text[place] in text[:place] or (
+                    end != "recovered" and ((place - before) % (k + 1) == k) != (end == "bonus")
+                ):
                     continue
                 ending = replace(request, eos_token_ids=(text[place],))
                 generation = backend.generate(ending)
@@ -631,7 +635,7 @@ class BackendConformance:
         found = 0
         for request in _requests(near, 240, temperature=0.0):
             generation = near.generate(request)
-            end = 1
+            end = len(generation.token_ids) - sum(r.emitted for r in generation.rounds or ())
             for round_ in (generation.rounds or ())[:8]:
                 end += round_.emitted
                 if is_rejection(round_) and end < len(generation.token_ids):

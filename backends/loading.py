@@ -16,7 +16,7 @@ def load_causal_lm(folder: str, *, dtype: str, device: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
     if place.type != "cpu":
         return model.to(place)
-    # On CPU the weights are still the mapped file, whose pages the kernel may drop: now and then a call would wait for the disk.
+    # On CPU the weights are still the mapped file, whose pages the kernel may drop: a call would wait for the disk.
     with torch.no_grad():
         for weight in model.parameters():
             weight.data = weight.data.clone()

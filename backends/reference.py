@@ -276,12 +276,16 @@ class ReferenceBackend:
         )
         prompt = torch.tensor([request.prompt_ids], device=self.device)
         devices = [self.device] if self.device.type == "cuda" else []
-        # generate draws from the global random state: keep the caller's untouched.
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(request.seed)
-            output = self.target.model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
-            )
+        model, checkpoints_own = self.target.model, self.target.model.generation_config
+        # What the request leaves unset, such as an end token to be ignored, generate would take from the checkpoint.
+        model.generation_config = GenerationConfig()
+        try:
+            # generate draws from the global random state: keep the caller's untouched.
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(request.seed)
+                output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+        finally:
+            model.generation_config = checkpoints_own
         token_ids = tuple(output[0, prompt.shape[1] :].tolist())
         finished: FinishReason = "stop" if token_ids[-1] in request.eos_token_ids else "length"
         return Generation(token_ids, finished, (), None)

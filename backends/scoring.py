@@ -158,12 +158,13 @@ def slots_of(rounds: Sequence[Round] | None, num_tokens: int) -> tuple[int, ...]
     """
     if not rounds:
         return (0,) * num_tokens
-    slots = [0]
+    slots: list[int] = []
     for round_ in rounds:
         slots.extend(place if place <= round_.drafted else BONUS for place in range(1, round_.emitted + 1))
-    if len(slots) != num_tokens:
-        raise ValueError(f"expected rounds that emit {num_tokens - 1} tokens behind the first, got {len(slots) - 1}")
-    return tuple(slots)
+    num_before = num_tokens - len(slots)  # 0 where the first round carries the prefill
+    if num_before not in (0, 1):
+        raise ValueError(f"expected rounds that emit {num_tokens - 1} or {num_tokens} tokens, got {len(slots)}")
+    return (0,) * num_before + tuple(slots)
 
 
 @torch.inference_mode()

@@ -226,6 +226,12 @@ def iid_predicted_gamma(record: CellRecord) -> float | None:
     return _gamma_at(record, theory.expected_block_efficiency(alpha.estimate, record.cell.num_draft_tokens))
 
 
+def certificate_cost(record: CellRecord) -> float | None:
+    """Seconds of scoring / seconds of the speculative texts that were scored."""
+    decoding_s = sum(pair.sd.seconds for pair in record.pairs)
+    return None if record.scoring_s is None or not decoding_s else record.scoring_s / decoding_s
+
+
 def phase_shares(record: CellRecord) -> dict[str, float] | None:
     """Share of the replays' seconds spent in each phase, by its name in PhaseSeconds; they sum to 1."""
     phases = [replay.phase_s for _, replay in _replays(record)]
@@ -333,9 +339,17 @@ def _spent(arm: TimedArm, times: Times) -> Spent:
     """Seconds and tokens that an arm adds to its totals."""
     if times == "end_to_end" or arm.first_token_s is None:
         return arm.seconds, len(arm.token_ids)
-    if len(arm.token_ids) == 1:
+    num_decoded = len(arm.token_ids) - _num_first(arm)
+    if not num_decoded:
         return 0.0, 0  # what is left of the call is no decoding
-    return arm.seconds - arm.first_token_s, len(arm.token_ids) - 1
+    return arm.seconds - arm.first_token_s, num_decoded
+
+
+def _num_first(arm: TimedArm) -> int:
+    """Tokens that came with the first: those of the first round, where an engine drafts before its prefill."""
+    if arm.rounds and sum(r.emitted for r in arm.rounds) == len(arm.token_ids):
+        return arm.rounds[0].emitted
+    return 1
 
 
 def _sum_spent(first: Spent, second: Spent) -> Spent:

@@ -80,7 +80,7 @@ class Generation:
 
     token_ids: tuple[int, ...]  # (N,) 1 <= N <= max_new_tokens
     finish_reason: FinishReason
-    rounds: tuple[Round, ...] | None
+    rounds: tuple[Round, ...] | None  # emit N - 1 tokens; N where drafting precedes the prefill (it is part of round 1)
     first_token_s: float | None  # seconds from the call to the first new token; None where the engine cannot tell
 
 
@@ -229,6 +229,7 @@ class CellRecord:
     warmup_settled: bool
     pairs: tuple[TimedPair, ...]
     evidence: Evidence | None = None  # what the losslessness certificate is derived from
+    scoring_s: float | None = None  # seconds the evidence took; the first cell's include loading what it needs
     # Largest resident memory of this process and its children (an engine of its own), sampled behind every pair.
     peak_memory_bytes: int | None = None
     throttle: tuple[str, ...] = ()  # reasons seen between the first and the last arm; empty: none, or not readable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -170,9 +171,19 @@ class SuiteRun:
             self.journal.finish_cell(CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}"))
             raise
         throttle = tuple(sorted({*throttle, *environment.throttle_reasons(cell.device)}))
+        before = time.perf_counter()
         evidence = self.score(cell, pairs)
+        scoring_s = time.perf_counter() - before
         record = CellRecord(
-            cell, started, warmup_s, settled, tuple(pairs), evidence, self.peak_memory_bytes or None, throttle
+            cell,
+            started,
+            warmup_s,
+            settled,
+            tuple(pairs),
+            evidence,
+            scoring_s,
+            self.peak_memory_bytes or None,
+            throttle,
         )
         self.journal.finish_cell(record)
         return record

@@ -228,6 +228,7 @@ _MECHANISM = (
     _Column("predicted gamma,\ni.i.d. alpha", _like_gamma(metrics.iid_predicted_gamma), True),
     _Column("gamma, geometric\nmean of prompts", _interval_of(metrics.gamma_geometric), True),
     _Column("z of\nacceptance", _agreement_z),
+    _Column("certificate /\ndecoding seconds", lambda row: _percent_text(metrics.certificate_cost(row.record))),
     *(_Column(f"{name}\nshare", _phase(name)) for name in PhaseSeconds.__slots__),
 )
 _NARROW_NAMES = {"temperature": "T", "num_draft_tokens": "k"}

@@ -44,6 +44,17 @@ def test_greedy_decoding_is_what_generate_does(backend: ReferenceBackend) -> Non
     assert backend.generate(asked).token_ids == backend.generate_natively(asked).token_ids
 
 
+def test_the_engines_own_decode_takes_nothing_from_the_checkpoint_that_was_not_asked_for() -> None:
+    target = tiny_llama(seed=1)
+    backend = ReferenceBackend(target, target)
+    asked = request(temperature=0.0, num_draft_tokens=0)
+    text = backend.generate_natively(asked).token_ids
+    target.generation_config.eos_token_id = text[3]
+    target.generation_config.repetition_penalty = 3.0
+    assert backend.generate_natively(asked).token_ids == text
+    assert target.generation_config.eos_token_id == text[3]
+
+
 @pytest.mark.parametrize("rule", ["rejection", "one_hot", "exact_match", "block", "typical"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
 def test_books_balance(backend: ReferenceBackend, rule: str, temperature: float) -> None:

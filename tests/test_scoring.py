@@ -171,8 +171,9 @@ def test_slots_follow_the_rounds() -> None:
     )
     assert slots_of(rounds, 9) == (0, 1, 2, -1, 1, 1, 2, 1, -1)
     assert slots_of(None, 3) == slots_of((), 3) == (0, 0, 0)
-    with pytest.raises(ValueError, match="emit 9 tokens behind the first, got 8"):
+    with pytest.raises(ValueError, match="emit 9 or 10 tokens, got 8"):
         slots_of(rounds, 10)
+    assert slots_of(rounds, 8) == (1, 2, -1, 1, 1, 2, 1, -1)  # the first round carried the prefill
 
 
 def test_the_near_tie_tolerance_is_numerical_noise() -> None:
