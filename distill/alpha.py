@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.theory import SlotTotals, propagate_slots
-from distill.batches import in_order
+from distill.batches import Batch, in_order
 from distill.losses import CHUNK_ROWS
 from distill.text import Row
 
@@ -48,7 +48,9 @@ def acceptance(
     found: list[list[TextAcceptance | None]] = [[None] * len(rows) for _ in temperatures]
     done = 0
     for batch in in_order([rows[index] for index in order], batch_tokens=BATCH_TOKENS):
-        for of_temperature, values in zip(found, _batch_acceptance(draft, batch, target_head_VD, temperatures), strict=True):
+        for of_temperature, values in zip(
+            found, _batch_acceptance(draft, batch, target_head_VD, temperatures), strict=True
+        ):
             per_row = values.split(batch.answer_lengths, dim=1)
             for index, (overlap, accepted) in zip(order[done:], per_row, strict=False):
                 of_temperature[index] = TextAcceptance(tuple(overlap.tolist()), tuple(accepted.tolist()))
@@ -57,7 +59,9 @@ def acceptance(
 
 
 @torch.inference_mode()
-def _batch_acceptance(draft, batch, target_head_VD, temperatures) -> Tensor:
+def _batch_acceptance(
+    draft: PreTrainedModel, batch: Batch, target_head_VD: Tensor, temperatures: Sequence[tuple[float, float]]
+) -> Tensor:
     """(temperatures, 2, N): overlap and accepted."""
     device = draft.device
     hidden_ND, target_hidden_ND = batch.hidden_ND(draft), batch.target_hidden_ND(device)
@@ -91,4 +95,6 @@ def alpha_text(texts: Sequence[TextAcceptance]) -> float:
 
 def slot_totals(texts: Sequence[TextAcceptance], num_draft_tokens: int) -> SlotTotals:
     """The decoder's expected counts over these texts. The first token of each comes from prefill, in no round."""
-    return reduce(add, (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts if len(text.accepted) > 1))
+    return reduce(
+        add, (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts if len(text.accepted) > 1)
+    )

@@ -80,5 +80,7 @@ def shuffled(rows: Sequence[Row], *, batch_tokens: int, seed: int) -> list[Batch
     window = max(1, round(WINDOW_BATCHES * batch_tokens / mean_length))
     batches: list[Batch] = []
     for start in range(0, len(mixed), window):
-        batches += in_order(sorted(mixed[start : start + window], key=lambda row: row.length), batch_tokens=batch_tokens)
+        batches += in_order(
+            sorted(mixed[start : start + window], key=lambda row: row.length), batch_tokens=batch_tokens
+        )
     return rng.sample(batches, len(batches))

@@ -42,7 +42,9 @@ class Loss:
         if self.name not in LOSSES:
             raise ValueError(f"expected a loss of {', '.join(LOSSES)}, got {self.name!r}")
         if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature < float("inf")):
-            raise ValueError(f"expected a loss temperature of 0 or at least {LOWEST_TEMPERATURE}, got {self.temperature}")
+            raise ValueError(
+                f"expected a loss temperature of 0 or at least {LOWEST_TEMPERATURE}, got {self.temperature}"
+            )
         if not 0 < self.beta < 1:
             raise ValueError(f"expected beta between 0 and 1, got {self.beta}")
         if not 0 <= self.decay < float("inf"):

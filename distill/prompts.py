@@ -48,7 +48,9 @@ def user_turn(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer's template puts before the user's words and behind them."""
     before, _, after = _rendered(tokenizer, [{"role": "user", "content": MARK}]).partition(MARK)
     if not after:
-        raise ValueError("the chat template does not show the user's words as they are, so prompts cannot be self-written")
+        raise ValueError(
+            "the chat template does not show the user's words as they are, so prompts cannot be self-written"
+        )
     return _ids(tokenizer, before, special=False), _ids(tokenizer, after, special=False)
 
 

@@ -7,7 +7,7 @@ Shape letters: B rows still running, T tokens, A tokens of an answer, D hidden s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,7 @@ class Answer:
     token_ids_A: Tensor
     hidden_AD: Tensor | None  # None: the engine keeps them to itself
 
+
 class RoomyLayer(DynamicLayer):
     """Keys and values in a buffer with room for the whole answer: a step writes one column and copies nothing."""
 
@@ -52,7 +53,8 @@ class RoomyLayer(DynamicLayer):
         length, added = self.get_seq_length(), key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.buffers = [new.new_empty((*new.shape[:2], added + self.room, new.shape[3])) for new in (key_states, value_states)]
+            shape = (*key_states.shape[:2], added + self.room, key_states.shape[3])
+            self.buffers = [key_states.new_empty(shape), value_states.new_empty((*shape[:3], value_states.shape[3]))]
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, length : length + added] = new
         self.keys, self.values = (buffer[:, :, : length + added] for buffer in self.buffers)
@@ -81,7 +83,7 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @contextmanager
-def _grouped(model: PreTrainedModel):
+def _grouped(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(GROUPED)
     try:
@@ -137,7 +139,8 @@ def sample_answers(
                 rows, tokens_B, running = rows[kept], tokens_B[kept], running[kept]
             fed = tokens_B[:, None]
     return [
-        Answer(drawn_BA[row, :length].cpu(), hidden_BAD[row, :length].cpu()) for row, length in enumerate(length_B.tolist())
+        Answer(drawn_BA[row, :length].cpu(), hidden_BAD[row, :length].cpu())
+        for row, length in enumerate(length_B.tolist())
     ]
 
 

@@ -47,7 +47,9 @@ class TextPlan:
         if not self.temperatures or not all(t >= 0 and weight > 0 for t, weight in self.temperatures):
             raise ValueError(f"expected temperatures >= 0 with weights > 0, got {self.temperatures}")
         if self.max_new_tokens < 1 or self.batch_rows < 1:
-            raise ValueError(f"expected max_new_tokens and batch_rows >= 1, got {self.max_new_tokens}, {self.batch_rows}")
+            raise ValueError(
+                f"expected max_new_tokens and batch_rows >= 1, got {self.max_new_tokens}, {self.batch_rows}"
+            )
 
 
 def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
@@ -207,7 +209,7 @@ class TextTable:
 
 def open_table(folder: Path) -> TextTable:
     """The table in a folder; shards are numbered without a gap."""
-    shards = []
+    shards: list[Shard] = []
     while (folder / TEXT.format(len(shards))).is_file():
         shards.append(Shard(folder, len(shards)))
     return TextTable(folder, tuple(shards))

@@ -47,7 +47,7 @@ def logits(seed: int, *, spread: float = 2.0) -> tuple[Tensor, Tensor]:
     return tuple(spread * torch.randn(ROWS, VOCAB, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("temperature", (0.0, *TEMPERATURES))
+@pytest.mark.parametrize("temperature", [0.0, *TEMPERATURES])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_and_its_gradient_equal_the_definition(name: str, temperature: float) -> None:
     target, draft = logits(1)
@@ -63,7 +63,7 @@ def test_a_loss_and_its_gradient_equal_the_definition(name: str, temperature: fl
     assert (slope - expected_slope).abs().amax() <= (1e-5 + 3e-6 / max(temperature, 0.1)) * max(scale, 1)
 
 
-@pytest.mark.parametrize("temperature", (0.0, 0.5, 1.0, 2.0))
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_gradient_equals_finite_differences(name: str, temperature: float) -> None:
     target, draft = logits(2)
@@ -87,7 +87,7 @@ def test_a_loss_is_zero_and_flat_where_the_draft_equals_the_target(name: str) ->
     assert slope.abs().amax() < 1e-6
 
 
-@pytest.mark.parametrize("temperature", (1e-3, 1.0, 1000.0))
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1000.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_extreme_logits_give_finite_losses_and_slopes(name: str, temperature: float) -> None:
     target, draft = logits(4, spread=60.0)
@@ -103,8 +103,8 @@ def test_total_variation_is_one_minus_alpha() -> None:
     assert torch.allclose(Loss("tv").on_logits(target.float(), draft.float()).double(), 1 - alpha, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", (1, CHUNK_ROWS, 2 * CHUNK_ROWS + 3))
-@pytest.mark.parametrize("hard", (False, True))
+@pytest.mark.parametrize("rows", [1, CHUNK_ROWS, 2 * CHUNK_ROWS + 3])
+@pytest.mark.parametrize("hard", [False, True])
 def test_the_loss_behind_a_head_equals_the_one_computed_at_once(rows: int, hard: bool) -> None:
     generator = torch.Generator().manual_seed(rows)
     hidden, target_hidden = (torch.randn(rows, WIDTH, generator=generator, requires_grad=True) for _ in range(2))
