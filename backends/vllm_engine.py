@@ -149,12 +149,12 @@ class VllmBackend:
         self.host = Host(host_environment(device))
         try:
             self.autoregressive, self.facts = self.host.start(self._arguments(device), self.engine_environment)
-            check_facts(self.facts, device=device)
+            check_facts(self.facts, device=device, cpu_fix=options.cpu_fix)
         except (RuntimeError, ValueError, BackendUnavailable):
             self.host.close()
             raise
         self.device = device
-        self.capabilities = capabilities(self.facts, method=options.method, version=self.host.version)
+        self.capabilities = capabilities(self.facts, method=options.method)
 
     def _arguments(self, device: str) -> dict[str, Any]:
         """What both arms have in common."""
@@ -289,7 +289,7 @@ def lookup_finds(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[bo
     return found[len(prompt_ids) :]
 
 
-def capabilities(facts: EngineFacts, *, method: str, version: str) -> Capabilities:
+def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
     """What this version on this device can do."""
     rules = {"rejection", "one_hot"}
     if facts.v2_model_runner:
@@ -304,18 +304,18 @@ def capabilities(facts: EngineFacts, *, method: str, version: str) -> Capabiliti
         max_temperature=MAX_TEMPERATURE,
         draft_temperature=False,
         seeded=facts.seeded,
-        reports_rounds=version_of(version) >= (0, 32),
+        reports_rounds=facts.reports_steps,
         gaps=gaps,
     )
 
 
-def check_facts(facts: EngineFacts, *, device: str) -> None:
+def check_facts(facts: EngineFacts, *, device: str, cpu_fix: str) -> None:
     """Raises: ValueError: this vLLM is for another device; BackendUnavailable: it would sample wrongly."""
     if facts.device != device.partition(":")[0]:
         raise ValueError(
             f"device {device} was asked for, this vLLM is built for {facts.device}; try --device {facts.device}"
         )
-    if facts.settings["vllm_cpu_fix"] == vllm_cpu_fix.NOT_LOADED:
+    if facts.device == "cpu" and cpu_fix == "on" and facts.settings["vllm_cpu_fix"] == vllm_cpu_fix.NOT_LOADED:
         raise BackendUnavailable(
             "vLLM did not load our plug-in vllm.general_plugins:specheat_cpu_fix, without which it may sample wrongly: "
             "install specheat again, unset VLLM_PLUGINS, or pass --backend-option cpu_fix=off"

@@ -32,7 +32,7 @@ class EngineFacts:
     """What an engine says of itself once it is up."""
 
     device: str
-    reports_steps: bool
+    reports_steps: bool  # of speculation
     v2_model_runner: bool  # the one that knows block verification
     seeded: bool
     settings: dict[str, Scalar]
@@ -75,9 +75,8 @@ def serve(pipe: Connection) -> None:
     from vllm import EngineArgs, LLMEngine
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
-    speculative = "speculative_config" in arguments
-    reports_steps = speculative and "per_request_spec_decode_metrics" in known
-    if reports_steps:
+    reports_steps = "per_request_spec_decode_metrics" in known
+    if reports_steps and "speculative_config" in arguments:
         arguments["per_request_spec_decode_metrics"] = "detailed"
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     pipe.send(facts(engine, reports_steps=reports_steps))

@@ -25,16 +25,17 @@ class Batch:
 
     rows: tuple[Row, ...]
 
-    def token_ids_BT(self, device: torch.device | str) -> Tensor:
+    def token_ids_BT(self) -> Tensor:
         # The last token of a text predicts nothing.
         texts = [torch.cat((row.prompt, row.answer[:-1])) for row in self.rows]
-        return pad_sequence(texts, batch_first=True).to(device)
+        return pad_sequence(texts, batch_first=True)
 
-    def labels_N(self, device: torch.device | str) -> Tensor:
-        return torch.cat([row.answer for row in self.rows]).to(device)
+    def labels_N(self) -> Tensor:
+        return torch.cat([row.answer for row in self.rows])
 
-    def target_hidden_ND(self, device: torch.device | str) -> Tensor:
-        return torch.cat([row.hidden_AD() for row in self.rows]).to(device)
+    def target_hidden_ND(self) -> Tensor:
+        """The target's hidden states as they came with the text, on CPU."""
+        return torch.cat([row.hidden_AD() for row in self.rows])
 
     @property
     def answer_lengths(self) -> list[int]:
@@ -47,7 +48,7 @@ class Batch:
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:
         """Final hidden states of `model` from which each answer token would be predicted."""
-        token_ids_BT = self.token_ids_BT(model.device)
+        token_ids_BT = self.token_ids_BT().to(model.device)
         hidden_BTD = model.base_model(token_ids_BT, use_cache=False).last_hidden_state
         places = torch.cat(
             [

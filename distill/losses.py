@@ -159,7 +159,7 @@ def hard_labels(label_N: Tensor) -> ChunkLoss:
     """The text's own tokens as labels."""
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
-        return cross_entropy(label_N[rows], draft_logits_CV)
+        return cross_entropy(label_N[rows].to(draft_logits_CV.device), draft_logits_CV)
 
     return on_chunk
 

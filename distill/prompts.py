@@ -6,11 +6,12 @@ of its own domain as a run needs, and no data set has to be found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.prompts import PromptSet
-from distill.sampling import Answer, Ask
+from distill.sampling import Ask
+from distill.text import Sampler
 
 MARK = "\u2588"  # stands for the user's words in a rendered template
 
@@ -25,7 +26,7 @@ def encoded(prompt_set: PromptSet, tokenizer: Any) -> tuple[tuple[int, ...], ...
 
 def self_written(
     tokenizer: Any,
-    sample: Callable[[Sequence[Ask]], Sequence[Answer]],
+    sample: Sampler,
     *,
     temperature: float,
     batch_rows: int,

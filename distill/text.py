@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ from distill.sampling import Answer, Ask
 
 PLAN = "plan.json"
 TEXT, HIDDEN = "text-{:05d}.safetensors", "hidden-{:05d}.safetensors"
+Sampler = Callable[[Sequence[Ask]], Sequence[Answer]]
+
 WINDOW_BATCHES = 16  # batches whose prompts are sorted by length together, so that a batch pads little
 
 
@@ -76,7 +79,7 @@ def extend(
     folder: Path,
     plan: TextPlan,
     prompts: Sequence[tuple[int, ...]],
-    sample: Callable[[Sequence[Ask]], Sequence[Answer]],
+    sample: Sampler,
     *,
     num_tokens: int,
     on_shard: Callable[[TextTable], None] = lambda table: None,
@@ -95,8 +98,7 @@ def extend(
         index, asks = next(asked)
         if index < len(table.shards):
             continue
-        _write_shard(folder, index, asks, sample(asks))
-        table = TextTable(folder, (*table.shards, Shard(folder, index)))
+        table = TextTable(folder, (*table.shards, sampled_shard(folder, index, asks, sample)))
         on_shard(table)
     return table
 
@@ -116,11 +118,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(scratch, path)
 
 
-def _write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
+def sampled_shard(folder: Path, index: int, asks: Sequence[Ask], sample: Sampler) -> Shard:
+    """The shard of this number, sampled unless it is there."""
+    if not (folder / TEXT.format(index)).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        answers = sample(asks)
+        _write_shard(folder, index, asks, answers, seconds=time.perf_counter() - started)
+    return Shard(folder, index)
+
+
+def _write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequence[Answer], *, seconds: float) -> None:
     hashes = [hashlib.sha256(np.array(ask.prompt_ids, dtype=np.int32).tobytes()).digest() for ask in asks]
     hidden = [answer.hidden_AD for answer in answers if answer.hidden_AD is not None]
     if hidden:
-        _save(folder / HIDDEN.format(index), {"hidden": torch.cat(hidden)})
+        write_hidden(folder, index, torch.cat(hidden))
     columns = {
         "prompt_ids": torch.tensor([token for ask in asks for token in ask.prompt_ids], dtype=torch.int32),
         "prompt_lengths": torch.tensor([len(ask.prompt_ids) for ask in asks]),
@@ -129,8 +141,14 @@ def _write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequenc
         "seeds": torch.tensor([ask.seed for ask in asks]),
         "answer_ids": torch.cat([answer.token_ids_A for answer in answers]).int(),
         "answer_lengths": torch.tensor([len(answer.token_ids_A) for answer in answers]),
+        "seconds": torch.tensor(seconds, dtype=torch.float64),
     }
     _save(folder / TEXT.format(index), columns)  # last: with it the shard exists
+
+
+def write_hidden(folder: Path, index: int, hidden_ND: Tensor) -> None:
+    """Store the hidden states of one shard, row after row."""
+    _save(folder / HIDDEN.format(index), {"hidden": hidden_ND})
 
 
 def _save(path: Path, columns: dict[str, Tensor]) -> None:
@@ -149,13 +167,21 @@ class Shard:
         self.answers = columns["answer_ids"].long().split(columns["answer_lengths"].tolist())
         self.starts = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
         self.temperatures: list[float] = columns["temperatures"].tolist()
+        self.seconds = float(columns["seconds"])  # that sampling took
+
+        self.num_tokens = sum(map(len, self.answers))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(Row(self, index) for index in range(len(self.answers)))
+
+    @property
+    def has_hidden(self) -> bool:
+        return (self.folder / HIDDEN.format(self.index)).is_file()
 
     @cached_property
     def _hidden(self) -> Any:
-        path = self.folder / HIDDEN.format(self.index)
-        if not path.is_file():
-            raise ValueError(f"expected hidden states in {path.name}: fill them in first")
-        return safe_open(path, framework="pt").get_slice("hidden")
+        return safe_open(self.folder / HIDDEN.format(self.index), framework="pt").get_slice("hidden")
 
     def hidden_AD(self, row: int) -> Tensor:
         """Hidden states from which the tokens of one answer were drawn."""
@@ -200,11 +226,16 @@ class TextTable:
     @property
     def num_tokens(self) -> int:
         """Answer tokens."""
-        return sum(len(answer) for shard in self.shards for answer in shard.answers)
+        return sum(shard.num_tokens for shard in self.shards)
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return tuple(Row(shard, index) for shard in self.shards for index in range(len(shard.answers)))
+        return tuple(row for shard in self.shards for row in shard.rows)
+
+    @property
+    def seconds(self) -> float:
+        """What sampling it took."""
+        return sum(shard.seconds for shard in self.shards)
 
 
 def open_table(folder: Path) -> TextTable:

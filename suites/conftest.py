@@ -39,10 +39,9 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """Check the input once the cells are known, so that bad input ends the run before anything is measured."""
     settings = config.stash[SETTINGS]
     if len(settings.backends) == 1:
-        alone = pytest.mark.skip(reason="compares backends: give --backend more than once")
-        for item in items:
-            if item.get_closest_marker("compares_backends"):
-                item.add_marker(alone)
+        alone = [item for item in items if item.get_closest_marker("compares_backends")]
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
     if config.option.collectonly or not items:
         return
     try:

@@ -103,24 +103,24 @@ def test_prompt_lookup_finds_what_stood_earlier(prompt_ids: list[int], token_ids
     ],
 )
 def test_what_vllm_cannot_do_is_refused_in_one_line(changes: Mapping[str, object], message: str) -> None:
-    able = capabilities(FACTS, method="draft_model", version="0.32.0")
+    able = capabilities(FACTS, method="draft_model")
     check_request(REQUEST, able, context=100)
     with pytest.raises(ValueError, match=message):
         check_request(replace(REQUEST, **changes), able, context=100)  # type: ignore[arg-type]
 
 
 def test_greedy_decoding_and_the_draft_temperature_of_the_baseline_are_not_refused() -> None:
-    able = capabilities(FACTS, method="draft_model", version="0.32.0")
+    able = capabilities(FACTS, method="draft_model")
     check_request(replace(REQUEST, temperature=0.0, draft_temperature=0.0), able, context=100)
     check_request(replace(REQUEST, num_draft_tokens=0, rule="typical", draft_temperature=0.5), able, context=100)
 
 
 def test_rules_depend_on_version_device_and_method() -> None:
     newer = replace(FACTS, v2_model_runner=True)
-    assert capabilities(FACTS, method="draft_model", version="0.32.0").rules == {"rejection", "one_hot"}
-    assert capabilities(newer, method="draft_model", version="0.32.0").rules == {"rejection", "one_hot", "block"}
-    assert capabilities(newer, method="ngram", version="0.32.0").rules == {"one_hot"}
-    assert not capabilities(FACTS, method="draft_model", version="0.25.1").reports_rounds
+    assert capabilities(FACTS, method="draft_model").rules == {"rejection", "one_hot"}
+    assert capabilities(newer, method="draft_model").rules == {"rejection", "one_hot", "block"}
+    assert capabilities(newer, method="ngram").rules == {"one_hot"}
+    assert not capabilities(replace(FACTS, reports_steps=False), method="draft_model").reports_rounds
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,17 @@ def test_a_missing_vllm_or_the_wrong_pair_is_one_clear_line(
 
 
 def test_a_vllm_for_another_device_or_without_our_plugin_is_one_clear_line() -> None:
-    check_facts(FACTS, device="cpu")
+    unpatched = replace(FACTS, settings={"vllm_cpu_fix": "not loaded"})
+    check_facts(FACTS, device="cpu", cpu_fix="on")
+    check_facts(unpatched, device="cpu", cpu_fix="off")
     with pytest.raises(ValueError, match="device cuda was asked for, this vLLM is built for cpu; try --device cpu"):
-        check_facts(FACTS, device="cuda")
+        check_facts(FACTS, device="cuda", cpu_fix="on")
     with pytest.raises(BackendUnavailable, match="install specheat again, unset VLLM_PLUGINS, or pass"):
-        check_facts(replace(FACTS, settings={"vllm_cpu_fix": "not loaded"}), device="cpu")
+        check_facts(unpatched, device="cpu", cpu_fix="on")
 
 
 def test_arms_that_vllm_configures_differently_are_not_compared() -> None:
-    check_alike(FACTS, replace(FACTS, reports_steps=True))
+    check_alike(FACTS, FACTS)
     with pytest.raises(RuntimeError, match="the two arms differently: threads 2 and 1"):
         check_alike(FACTS, replace(FACTS, settings={**FACTS.settings, "threads": 1}))
 
