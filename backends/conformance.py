@@ -42,7 +42,7 @@ from backends.sampling import warp
 from backends.scoring import TargetScorer, Text, near_tie_tolerance, slots_of
 from bench.losslessness import Certificate, Sample, certify
 from bench.metrics import count_rounds, is_rejection
-from bench.protocols import Backend, Replayable
+from bench.protocols import Backend, Concurrent, Replayable
 from bench.records import AUTOREGRESSIVE, DecodeRequest, Evidence, Generation, ModelPair, Round
 from bench.statistics import martingale_z, self_normalised_z, two_sided_p
 
@@ -476,6 +476,28 @@ class BackendConformance:
         verdict = near_fresh.certificate([(r, near.generate(r)) for r in asked])
         assert verdict.verdict == "LOSSLESS", verdict.words
 
+    @pytest.mark.parametrize("arm", ["autoregressive", "speculative"])
+    def test_together(self, arm: str, near: Backend, near_fresh: FreshForwards) -> None:
+        """Texts decoded at once, at several temperatures and of several lengths, each follow the target."""
+        if not isinstance(near, Concurrent):
+            pytest.skip("needs several texts at once")
+        changes = {} if arm == "speculative" else {"num_draft_tokens": AUTOREGRESSIVE}
+        asked = [
+            replace(request, temperature=(0.7, 1.0)[i % 2], max_new_tokens=request.max_new_tokens - i % 3)
+            for i, request in enumerate(_requests(near, self.num_tokens, **changes))
+        ]
+        together = min(4, near.max_concurrency)
+        texts: list[Generation] = []
+        for start in range(0, len(asked), together):
+            texts += near.generate_together(asked[start : start + together])
+        for request, text in zip(asked, texts, strict=True):
+            assert len(text.token_ids) == request.max_new_tokens
+            assert text.first_token_s is not None
+            assert text.last_token_s is not None
+            assert 0 < text.first_token_s <= text.last_token_s
+        verdict = near_fresh.certificate([*zip(asked, texts, strict=True)])
+        assert verdict.verdict == "LOSSLESS", verdict.words
+
     @pytest.mark.parametrize("rule", sorted(RULES))
     def test_acceptance(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
         """As often as both models say along the emitted text; greedy in float32, exactly so."""
@@ -636,9 +658,10 @@ class BackendConformance:
         for request in _requests(near, 240, temperature=0.0):
             generation = near.generate(request)
             end = len(generation.token_ids) - sum(r.emitted for r in generation.rounds or ())
-            for round_ in (generation.rounds or ())[:8]:
+            enough = found + 5
+            for round_ in generation.rounds or ():
                 end += round_.emitted
-                if is_rejection(round_) and end < len(generation.token_ids):
+                if is_rejection(round_) and end < len(generation.token_ids) and found < enough:
                     rest = generation.token_ids[end:]
                     prompt = (*request.prompt_ids, *generation.token_ids[:end])
                     fresh = replace(request, prompt_ids=prompt, max_new_tokens=len(rest))

@@ -55,6 +55,18 @@ def resolve(
     return pair if pair.family else replace(pair, family=_family(_config(pair.target)))
 
 
+def ready(
+    name: str | None = None, *, target: str | None = None, draft: str | None = None, pairs_file: Path | None = None
+) -> ModelPair:
+    """A resolved pair whose models fit each other; others find it through the registry.
+
+    Raises:  as `resolve` and `check_compatible` do
+    """
+    pair = resolve(name, target=target, draft=draft, pairs_file=pairs_file)
+    check_compatible(pair)
+    return pair
+
+
 def readiness(pair: ModelPair) -> tuple[bool, str]:
     """Whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
     try:

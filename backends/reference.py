@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -25,6 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from backends.acceptance import RULES, Rule
 from backends.cached_model import CachedModel
+from backends.fused_llama import FusedLlama, supports
 from backends.loading import load_causal_lm
 from backends.sampling import sample, warp
 from bench.protocols import Capabilities
@@ -39,6 +40,14 @@ from bench.records import (
     Round,
     Scalar,
 )
+
+Remembering = CachedModel | FusedLlama
+Forward = Literal["fused", "transformers"]
+
+
+def remembering(model: PreTrainedModel, forward: Forward) -> Remembering:
+    """The model with its cache; fused where it is asked for and can be had."""
+    return FusedLlama(model) if forward == "fused" and supports(model) else CachedModel(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +116,9 @@ class ReferenceBackend:
     name = "reference"
     capabilities = Capabilities(rules=frozenset(RULES))
 
-    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
-        self.target = CachedModel(target)
-        self.draft = CachedModel(draft)
+    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, *, forward: Forward = "fused") -> None:
+        self.target = remembering(target, forward)
+        self.draft = remembering(draft, forward)
         self.device = target.device
         self.vocab_size = target.config.get_text_config().vocab_size
 
@@ -252,7 +261,7 @@ class ReferenceBackend:
             for _ in range(samples)
         )
 
-    def _forward_seconds(self, model: CachedModel, tokens_BT: torch.Tensor) -> float:
+    def _forward_seconds(self, model: Remembering, tokens_BT: torch.Tensor) -> float:
         length = model.length
         self.synchronize()
         start = time.perf_counter()
@@ -299,6 +308,8 @@ class ReferenceBackend:
         return {
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
+            "forward_target": "fused" if isinstance(self.target, FusedLlama) else "transformers",
+            "forward_draft": "fused" if isinstance(self.draft, FusedLlama) else "transformers",
             "attention": config._attn_implementation,
             "dtype": str(self.target.model.dtype).removeprefix("torch."),
             "device": str(self.device),
@@ -315,9 +326,14 @@ class ReferenceBackend:
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> ReferenceBackend:
     """Load both models of a pair on one device.
 
-    Raises: ValueError: the device is absent, or an option is given.
+    The option `forward` is `fused` (where we have one for the architecture, the default) or `transformers`.
+
+    Raises: ValueError: the device is absent, or an option is none of these.
     """
-    if options:
-        raise ValueError(f"backend reference takes no options, got {', '.join(sorted(options))}")
+    if unknown := sorted(set(options) - {"forward"}):
+        raise ValueError(f"backend reference takes the option forward, got {', '.join(unknown)}")
+    forward = options.get("forward", "fused")
+    if forward not in ("fused", "transformers"):
+        raise ValueError(f"backend reference: expected fused or transformers for forward, got {forward!r}")
     target, draft = (load_causal_lm(model, dtype=pair.dtype, device=device) for model in (pair.target, pair.draft))
-    return ReferenceBackend(target, draft)
+    return ReferenceBackend(target, draft, forward=forward)  # type: ignore[arg-type]

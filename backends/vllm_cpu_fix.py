@@ -1,12 +1,14 @@
-"""Works around vLLM's wrong temperature in speculative decoding on CPU; see docs/upstream/vllm-cpu-temperature.md.
+"""Works around two faults of vLLM's speculative decoding on a CPU: a wrong temperature, and a crash with top-k alone.
 
-vLLM calls `apply` in each of its processes (entry-point group `vllm.general_plugins`). It replaces one function, only on a
-CPU, and only where a probe shows that this vLLM needs it. SPECHEAT_VLLM_CPU_FIX=0 switches it off.
+See docs/upstream/vllm-cpu-temperature.md and vllm-cpu-top-k.md. vLLM calls `apply` in each of its processes (entry-point group
+`vllm.general_plugins`). It replaces two functions, only on a CPU, and only where a probe shows that this vLLM needs it.
+SPECHEAT_VLLM_CPU_FIX=0 switches it off.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -29,13 +31,19 @@ def _apply() -> str:
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
 
-    # A GPU, or a CPU for which Triton compiles, runs the sampler's own kernel, which is right.
-    if not current_platform.is_cpu() or HAS_TRITON or expands_rightly():
+    # A GPU, or a CPU for which Triton compiles, runs the sampler's own kernels, which are right.
+    if not current_platform.is_cpu() or HAS_TRITON:
         return NOT_NEEDED
     from vllm.v1.sample import rejection_sampler
 
-    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
-    return ACTIVE
+    state = NOT_NEEDED
+    if not expands_rightly():
+        rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+        state = ACTIVE
+    if not takes_no_rows(rejection_sampler.apply_top_k_top_p):
+        rejection_sampler.apply_top_k_top_p = only_with_rows(rejection_sampler.apply_top_k_top_p)
+        state = ACTIVE
+    return state
 
 
 def expands_rightly() -> bool:
@@ -48,6 +56,23 @@ def expands_rightly() -> bool:
     cu_num_tokens = torch.tensor([1, 3], dtype=torch.int32)
     cpu_triton_utils._expand_kernel_impl(expanded, torch.tensor([0.7, 0.0]), cu_num_tokens, 0, 1)
     return expanded.tolist() == torch.tensor([0.7, 1.0, 1.0]).tolist()
+
+
+Truncate = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+
+
+def takes_no_rows(truncate: Truncate) -> bool:
+    """Whether vLLM's top-k can be applied to a step that has no draft token, as behind a prompt."""
+    try:
+        truncate(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int32), None)
+    except RuntimeError:
+        return False
+    return True
+
+
+def only_with_rows(truncate: Truncate) -> Truncate:
+    """The same function, but where there is no row nothing is done."""
+    return lambda logits, k, p: truncate(logits, k, p) if len(logits) else logits
 
 
 def expand_batch_to_tokens(

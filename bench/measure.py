@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from bench.protocols import Backend, Clock, ForwardTimed, NativeBaseline, Replayable
+from bench.protocols import Backend, Clock, Concurrent, ForwardTimed, NativeBaseline, Replayable
 from bench.records import (
     AUTOREGRESSIVE,
     BaselineTriple,
@@ -27,6 +28,8 @@ from bench.records import (
     TimedArm,
     TimedPair,
 )
+
+T = TypeVar("T")
 
 WARMUP_TOKENS = 8  # one short generation per warm-up step
 WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
@@ -64,6 +67,36 @@ def time_call(
         generation = call(request)
         backend.synchronize()
         seconds = clock() - start
+    return _timed_arm(request, generation, seconds)
+
+
+def time_together(
+    backend: Backend, requests: Sequence[DecodeRequest], clock: Clock = time.perf_counter
+) -> tuple[TimedArm, ...]:
+    """Time texts that are decoded at once; each has the seconds to its own last token.
+
+    Raises:  ValueError: the backend decodes one text at a time, or says that a text ended after the call
+    """
+    if len(requests) == 1:
+        return (time_call(backend, backend.generate, requests[0], clock),)
+    if not isinstance(backend, Concurrent):
+        raise ValueError(f"backend {backend.name} decodes one text at a time")
+    with uninstrumented():
+        backend.synchronize()
+        start = clock()
+        generations = backend.generate_together(requests)
+        backend.synchronize()
+        seconds = clock() - start
+    last = [generation.last_token_s for generation in generations]
+    if not all(one is not None and 0 < one <= seconds for one in last):
+        raise ValueError(f"expected last tokens within the {seconds:.3f} s of the call, {backend.name} says {last}")
+    return tuple(
+        _timed_arm(request, generation, generation.last_token_s or seconds)
+        for request, generation in zip(requests, generations, strict=True)
+    )
+
+
+def _timed_arm(request: DecodeRequest, generation: Generation, seconds: float) -> TimedArm:
     return TimedArm(
         seed=request.seed,
         seconds=seconds,
@@ -80,7 +113,7 @@ def autoregressive(request: DecodeRequest) -> DecodeRequest:
 
 
 def warm_up(
-    backend: Backend, request: DecodeRequest, *, clock: Clock = time.perf_counter
+    backend: Backend, request: DecodeRequest, *, concurrency: int = 1, clock: Clock = time.perf_counter
 ) -> tuple[tuple[float, ...], bool]:
     """Decode short texts in both arms until they stop getting faster.
 
@@ -89,7 +122,11 @@ def warm_up(
     short = replace(request, max_new_tokens=min(WARMUP_TOKENS, request.max_new_tokens), eos_token_ids=())
     series: list[float] = []
     while len(series) < WARMUP_MAX_STEPS:
-        arms = [time_call(backend, backend.generate, arm, clock) for arm in (autoregressive(short), short)]
+        arms = [
+            text
+            for arm in (autoregressive(short), short)
+            for text in time_together(backend, [replace(arm, seed=seed) for seed in range(concurrency)], clock)
+        ]
         series.append(sum(arm.seconds for arm in arms) / sum(len(arm.token_ids) for arm in arms))
         if len(series) >= 2 * WARMUP_WINDOW:
             before = statistics.median(series[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
@@ -101,23 +138,26 @@ def warm_up(
 
 @dataclass(frozen=True, slots=True)
 class PairPlan:
-    """What one round of a cell will do."""
+    """What one round of a cell will do: the texts that each arm decodes together, one as a rule."""
 
-    prompt_index: int
-    repeat: int
+    texts: tuple[tuple[int, int], ...]  # prompt and repeat of each
     order: Order
 
 
-def plan_pairs(num_prompts: int, repeats: int, *, seed: int) -> tuple[PairPlan, ...]:
+def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 1) -> tuple[PairPlan, ...]:
     """Every prompt `repeats` times, half of the pairs AR first (to within one), in a seeded order of orders.
 
-    The repeats of one prompt alternate, so that a drift of the machine does not lean on one arm.
+    The repeats of one prompt alternate, so that a drift of the machine does not lean on one arm. With concurrency each
+    round decodes a prompt and those behind it, around the end, so every prompt comes `repeats * concurrency` times.
     """
     orders: list[Order] = ["ar_first", "sd_first"]
     flips = [index % 2 for index in range(num_prompts)]
     random.Random(derive_seed(seed, "order")).shuffle(flips)
     return tuple(
-        PairPlan(prompt, repeat, orders[(flips[prompt] + repeat) % 2])
+        PairPlan(
+            tuple(((prompt + place) % num_prompts, repeat * concurrency + place) for place in range(concurrency)),
+            orders[(flips[prompt] + repeat) % 2],
+        )
         for repeat in range(repeats)
         for prompt in range(num_prompts)
     )
@@ -131,7 +171,7 @@ def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[s
     return tuple(orders[index % len(orders)] for index in range(num_prompts))
 
 
-class ArmRounds:
+class ArmRounds(Generic[T]):
     """Several arms per round, driven by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
 
     Every round runs its arms in its own order; pytest-benchmark times the arm named `timed_arm`, the arms before it run
@@ -143,15 +183,15 @@ class ArmRounds:
         orders: Sequence[Sequence[str]],
         *,
         timed_arm: str,
-        run_arm: Callable[[int, str], TimedArm],
-        on_round: Callable[[int, Mapping[str, TimedArm]], None],
+        run_arm: Callable[[int, str], T],
+        on_round: Callable[[int, Mapping[str, T]], None],
     ) -> None:
         self.orders = orders
         self.timed_arm = timed_arm
         self.run_arm = run_arm
         self.on_round = on_round
         self.index = -1
-        self.arms: dict[str, TimedArm] = {}
+        self.arms: dict[str, T] = {}
 
     def setup(self) -> None:
         self.index += 1
@@ -184,37 +224,43 @@ def pair_rounds(
     plans: Sequence[PairPlan],
     request_for: Callable[[int], DecodeRequest],
     *,
-    on_pair: Callable[[TimedPair], None],
+    on_pairs: Callable[[tuple[TimedPair, ...]], None],
     clock: Clock = time.perf_counter,
-) -> ArmRounds:
-    """The pairs of one cell as rounds. Bare forwards and the replay follow each pair, outside both arms.
+) -> ArmRounds[tuple[TimedArm, ...]]:
+    """The pairs of one cell as rounds, `on_pairs` gets those of each. Bare forwards and replay come behind both arms.
 
     `request_for` gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own.
     """
 
-    def seeded(plan: PairPlan, arm: str) -> DecodeRequest:
-        request = request_for(plan.prompt_index)
-        request = replace(request, seed=derive_seed(request.seed, plan.prompt_index, plan.repeat, arm))
+    def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
+        request = request_for(text[0])
+        request = replace(request, seed=derive_seed(request.seed, *text, arm))
         return request if arm == "sd" else autoregressive(request)
 
-    def run_arm(index: int, arm: str) -> TimedArm:
-        return time_call(backend, backend.generate, seeded(plans[index], arm), clock)
+    def run_arm(index: int, arm: str) -> tuple[TimedArm, ...]:
+        return time_together(backend, [seeded(text, arm) for text in plans[index].texts], clock)
 
-    def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
-        plan, request = plans[index], seeded(plans[index], "sd")
-        # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
-        context_length = len(request.prompt_ids) + len(arms["sd"].token_ids) // 2
-        on_pair(
-            TimedPair(
-                prompt_index=plan.prompt_index,
-                repeat=plan.repeat,
-                order=plan.order,
-                ar=arms["ar"],
-                sd=arms["sd"],
-                forwards=_forwards(backend, request, context_length),
-                replay=backend.replay(request) if isinstance(backend, Replayable) else None,
+    def on_round(index: int, arms: Mapping[str, tuple[TimedArm, ...]]) -> None:
+        plan = plans[index]
+        pairs = []
+        for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
+            request = seeded(text, "sd")
+            # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
+            context_length = len(request.prompt_ids) + len(sd.token_ids) // 2
+            alone = len(plan.texts) == 1
+            pairs.append(
+                TimedPair(
+                    *text,
+                    plan.order,
+                    ar,
+                    sd,
+                    # Bare forwards of one text say nothing of many.
+                    forwards=_forwards(backend, request, context_length) if alone else (),
+                    replay=backend.replay(request) if isinstance(backend, Replayable) else None,
+                    group=None if alone else plan.texts[0][0],
+                )
             )
-        )
+        on_pairs(tuple(pairs))
 
     orders = [("ar", "sd") if plan.order == "ar_first" else ("sd", "ar") for plan in plans]
     return ArmRounds(orders, timed_arm="sd", run_arm=run_arm, on_round=on_round)
@@ -228,7 +274,7 @@ def baseline_rounds(
     *,
     on_triple: Callable[[BaselineTriple], None],
     clock: Clock = time.perf_counter,
-) -> ArmRounds:
+) -> ArmRounds[TimedArm]:
     """Each prompt without speculation: twice by the AR arm (A/A), once by the engine's own plain decode, if any."""
 
     def run_arm(index: int, arm: str) -> TimedArm:

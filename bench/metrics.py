@@ -96,7 +96,7 @@ def expected_alpha(record: CellRecord) -> RatioInterval | None:
         return None
     pairs = tuple(_replays(record))
     probs = [[min(prob, 1.0) for round_probs in replay.acceptance_probs for prob in round_probs] for _, replay in pairs]
-    return _share([sum(p) for p in probs], [len(p) for p in probs], [pair.prompt_index for pair, _ in pairs])
+    return _share([sum(p) for p in probs], [len(p) for p in probs], [cluster(pair) for pair, _ in pairs])
 
 
 def draft_utilisation(record: CellRecord) -> RatioInterval | None:
@@ -158,7 +158,7 @@ def gamma_geometric(record: CellRecord) -> RatioInterval | None:
     columns = _time_columns(record, times_measured(record))
     if columns is None or not any(all(values) for values in zip(*columns, strict=True)):
         return None
-    return statistics.geometric_mean_ratio(*columns, _prompt_indices(record))
+    return statistics.geometric_mean_ratio(*columns, _clusters(record))
 
 
 def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
@@ -168,7 +168,7 @@ def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
     if not sum(tokens for _, tokens in spent):
         return None
     seconds, tokens = zip(*spent, strict=True)
-    return statistics.mean_ratio(seconds, tokens, _prompt_indices(record))
+    return statistics.mean_ratio(seconds, tokens, _clusters(record))
 
 
 def aa_floor(run: RunRecord) -> float | None:
@@ -201,6 +201,50 @@ def share_after_end_token(record: CellRecord, arm: ArmName, *, end_token_ids: Co
         ends = (place for place, token in enumerate(token_ids) if token in end_token_ids)
         behind += len(token_ids) - 1 - next(ends, len(token_ids) - 1)
     return behind / sum(map(len, texts)) if texts else None
+
+
+def first_token_seconds(record: CellRecord, arm: ArmName) -> RatioInterval | None:
+    """Mean seconds from the call to the first token; None where the engine cannot tell."""
+    seconds = [getattr(pair, arm).first_token_s for pair in record.pairs]
+    if not seconds or None in seconds:
+        return None
+    return statistics.mean_ratio(seconds, [1] * len(seconds), _clusters(record))
+
+
+# Beside another backend, on the same prompts
+
+
+def speed_against(record: CellRecord, reference: CellRecord) -> RatioInterval | None:
+    """Speculative tokens per second / the reference's. The two ran minutes apart: a drift in between is in no interval."""
+    if times_measured(record) != times_measured(reference):
+        return None
+    return _against(
+        [_spent(pair.sd, times_measured(reference)) for pair in reference.pairs],
+        [_spent(pair.sd, times_measured(record)) for pair in record.pairs],
+        [*_clusters(reference), *_clusters(record)],
+    )
+
+
+def alpha_against(record: CellRecord, reference: CellRecord) -> RatioInterval | None:
+    """Counted alpha / the reference's, the prompts being the clusters of both; None where one has no alpha."""
+    if JOINT_RULES & {record.cell.rule, reference.cell.rule}:
+        return None
+    prompts, counts = _counts(record)
+    reference_prompts, reference_counts = _counts(reference)
+    return _against(
+        [(c.accepted, c.tested) for c in counts],
+        [(c.accepted, c.tested) for c in reference_counts],
+        [*prompts, *reference_prompts],
+    )
+
+
+def _against(
+    above: list[tuple[float, int]], below: list[tuple[float, int]], clusters: list[int]
+) -> RatioInterval | None:
+    """(sum of firsts / sum of seconds) of one list over that of another; None where a total is zero."""
+    nothing = [(0.0, 0)]
+    columns = _columns(above + nothing * len(below), nothing * len(above) + below)
+    return None if columns is None else statistics.ratio_of_totals(*columns, clusters)
 
 
 # Mechanism
@@ -317,9 +361,7 @@ def _replays(record: CellRecord) -> Iterator[tuple[TimedPair, Replay]]:
 
 def _counts(record: CellRecord) -> tuple[list[int], list[RoundCounts]]:
     """Prompt and counts of each pair whose engine reports rounds."""
-    reported = [
-        (pair.prompt_index, count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None
-    ]
+    reported = [(cluster(pair), count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None]
     return [prompt for prompt, _ in reported], [counts for _, counts in reported]
 
 
@@ -372,11 +414,16 @@ def _ratio_of_arms(record: CellRecord, times: Times, confidence: float) -> Ratio
     columns = _time_columns(record, times)
     if columns is None:
         return None
-    return statistics.ratio_of_totals(*columns, _prompt_indices(record), confidence=confidence)
+    return statistics.ratio_of_totals(*columns, _clusters(record), confidence=confidence)
 
 
-def _prompt_indices(record: CellRecord) -> list[int]:
-    return [pair.prompt_index for pair in record.pairs]
+def _clusters(record: CellRecord) -> list[int]:
+    return [cluster(pair) for pair in record.pairs]
+
+
+def cluster(pair: TimedPair) -> int:
+    """What a pair is summed with before any interval is taken: its prompt, or the group it was decoded in."""
+    return pair.prompt_index if pair.group is None else pair.group
 
 
 def _forwards(record: CellRecord) -> list[ForwardSeconds]:

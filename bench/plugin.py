@@ -1,7 +1,7 @@
 """The pytest plugin: options, parametrisation over cells, the machine in pytest-benchmark's files, the closing table.
 
-A test that asks for `suite_run` is a suite; it may also ask for `temperature`, `rule` and `num_draft_tokens`, whose values
-the options decide.
+A test that asks for `suite_run` is a suite; it may also ask for `temperature`, `rule`, `num_draft_tokens` and `concurrency`,
+whose values the options decide.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
+from bench.records import RunRecord
 from bench.settings import Settings, add_options, from_options
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -22,6 +23,7 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "temperature": ("temperatures", "function"),
     "rule": ("rules", "function"),
     "num_draft_tokens": ("num_draft_tokens", "function"),
+    "concurrency": ("concurrency", "function"),
 }
 
 
@@ -49,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _test_id(fixture: str, value: object) -> str:
-    prefix = {"temperature": "T", "num_draft_tokens": "k"}.get(fixture, "")
+    prefix = {"temperature": "T", "num_draft_tokens": "k", "concurrency": "c"}.get(fixture, "")
     return f"{prefix}{value:g}" if isinstance(value, float | int) else f"{prefix}{value}"
 
 
@@ -76,6 +78,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     from bench import store, tables
 
-    for path in files:
-        terminalreporter.section(f"specheat: {path}")
-        terminalreporter.write_line(tables.terminal_table(store.load_run(path)))
+    suites: dict[str, dict[str, RunRecord]] = {}
+    for file in files:
+        run = store.load_run(file)
+        suites.setdefault(run.suite, {})[str(file)] = run
+    for suite, runs in suites.items():
+        if len({cell.cell.backend for run in runs.values() for cell in run.cells}) > 1:
+            terminalreporter.section(f"specheat: {suite} side by side")
+            terminalreporter.write_line(tables.terminal_comparison(runs))
+        for path, run in runs.items():
+            terminalreporter.section(f"specheat: {path}")
+            terminalreporter.write_line(tables.terminal_table(run))

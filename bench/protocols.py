@@ -7,7 +7,7 @@ with isinstance, so a small backend stays small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -83,6 +83,17 @@ class NativeBaseline(Protocol):
     """Stands on an engine that has a plain decode of its own, against which the AR arm must hold."""
 
     def generate_natively(self, request: DecodeRequest) -> Generation: ...
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """Can decode several texts at once, for gamma under load."""
+
+    max_concurrency: int
+
+    def generate_together(self, requests: Sequence[DecodeRequest]) -> tuple[Generation, ...]:
+        """Decode the requests, all given at the same moment; each Generation says when its last token came."""
+        ...
 
 
 class BackendFactory(Protocol):

@@ -82,6 +82,9 @@ class Generation:
     finish_reason: FinishReason
     rounds: tuple[Round, ...] | None  # emit N - 1 tokens; N where drafting precedes the prefill (it is part of round 1)
     first_token_s: float | None  # seconds from the call to the first new token; None where the engine cannot tell
+    last_token_s: float | None = (
+        None  # seconds to the last one, where texts were decoded together; None: the call's end
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,10 @@ class ForwardSeconds:
 
 @dataclass(frozen=True, slots=True)
 class TimedArm:
-    """One timed generation. `seconds` covers the whole call, both ends synchronised."""
+    """One timed generation. `seconds` covers the whole call, both ends synchronised.
+
+    Of texts decoded together each has its own seconds, from the common start to its last token, as the engine says.
+    """
 
     seed: int
     seconds: float
@@ -144,6 +150,7 @@ class TimedPair:
     sd: TimedArm
     forwards: tuple[ForwardSeconds, ...] = ()
     replay: Replay | None = None
+    group: int | None = None  # first prompt of those decoded together with this one, who share their fate; None: alone
 
 
 @dataclass(frozen=True, slots=True)

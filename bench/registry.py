@@ -1,4 +1,4 @@
-"""Finds by name what is installed: backends, commands, versions of packages. The only module that uses importlib.
+"""Finds by name what is installed: backends, commands, pairs, versions of packages. The only module that uses importlib.
 
 Names come from entry points, so a third party adds a backend or a command with no change here. Nothing is imported
 before it is asked for.
@@ -16,9 +16,13 @@ from bench.protocols import BackendFactory, BackendUnavailable
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from importlib.metadata import EntryPoint
+    from pathlib import Path
+
+    from bench.records import ModelPair
 
 _BACKENDS = "specheat.backends"
 _COMMANDS = "specheat.commands"
+_PAIRS = "specheat.pairs"
 
 
 class Command(Protocol):
@@ -61,6 +65,30 @@ def commands() -> dict[str, Callable[[], Command]]:
     """Name of each installed command -> a function that imports and makes it."""
     found = sorted(_entry_points(_COMMANDS).items())
     return {name: functools.partial(_command, name, point.value) for name, point in found}
+
+
+def ready_pair(
+    name: str | None, *, target: str | None = None, draft: str | None = None, pairs_file: Path | None = None
+) -> ModelPair:
+    """A pair of the table, or of a target and a draft, whose models lie in folders and fit each other.
+
+    Raises:  ValueError: no such pair, or models that do not fit; BackendUnavailable: the hub did not give one
+    """
+    found: ModelPair = _pair_function("ready")(name, target=target, draft=draft, pairs_file=pairs_file)
+    return found
+
+
+def load_model(folder: str, *, dtype: str, device: str) -> Any:
+    """A transformers causal model from a folder, as engines load it: on a device, its weights in memory of their own."""
+    return _pair_function("load_model")(folder, dtype=dtype, device=device)
+
+
+def _pair_function(name: str) -> Callable[..., Any]:
+    installed = _entry_points(_PAIRS)
+    if name not in installed:
+        raise BackendUnavailable(f"no installed package offers {name!r} of {_PAIRS}; install specheat again")
+    found: Callable[..., Any] = _load(name, installed[name].value)
+    return found
 
 
 def installed_version(distribution: str) -> str | None:

@@ -55,6 +55,7 @@ class Settings:
     temperatures: tuple[float, ...]
     draft_temperature: float | None
     num_draft_tokens: tuple[int, ...]
+    concurrency: tuple[int, ...]
     top_k: int
     top_p: float
     prompts: str
@@ -95,6 +96,12 @@ def add_options(add: object) -> None:
         metavar="LIST",
         default="2",
         help="draft tokens a round, k >= 1; a list for several (default: 2)",
+    )
+    option(
+        "--concurrency",
+        metavar="LIST",
+        default="1,4,16",
+        help="texts decoded at once, in the suite concurrency (default: 1,4,16)",
     )
     option("--top-k", metavar="N", default="0", help="keep the N likeliest tokens; 0 is off (default)")
     option("--top-p", metavar="P", default="1", help="nucleus of probability P; 1 is off (default)")
@@ -147,6 +154,9 @@ def from_options(options: argparse.Namespace) -> Settings:
         num_draft_tokens=_unique(
             "--num-draft-tokens",
             [_count("--num-draft-tokens", part) for part in options.num_draft_tokens.split(",")],
+        ),
+        concurrency=_unique(
+            "--concurrency", [_count("--concurrency", part) for part in options.concurrency.split(",")]
         ),
         top_k=_count("--top-k", options.top_k, least=0),
         top_p=top_p,

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ import msgspec
 
 from bench.environment import COMPARABLE_KEYS, LIBRARIES, check_comparable, machine_slug
 from bench.protocols import IncomparableResults
-from bench.records import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, TimedPair
+from bench.records import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, Scalar, TimedPair
 
 _JOURNAL_SUFFIX = ".partial.jsonl"
 _LINE_WIDTH = 120
@@ -145,16 +145,20 @@ class Journal:
         """Replaces the warm-up and the pairs appended for this cell, and an earlier record of it."""
         self._append(_CellEnd(record=record))
 
-    def finish(self) -> Path:
+    def finish(self, backend_settings: Mapping[str, Scalar] | None = None) -> Path:
         """Write the run's record, then remove the journal. Every cell must have been finished.
 
+        Args:    backend_settings: as they are by now, where an engine settles on some after the header was written
         Returns: path of the record
         """
         unfinished = [cell.label for cell in self.measured.pairs]
         if unfinished:
             raise ValueError(f"expected every cell to be finished, got pairs of unfinished {', '.join(unfinished)}")
         record = replace(
-            self.header, baseline=tuple(self.measured.baseline), cells=tuple(self.measured.finished.values())
+            self.header,
+            backend_settings=dict(backend_settings or self.header.backend_settings),
+            baseline=tuple(self.measured.baseline),
+            cells=tuple(self.measured.finished.values()),
         )
         path = _record_of(self.path)
         with self._keeping():

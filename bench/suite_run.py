@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Any
 from bench import environment, measure, store
 from bench.measure import ArmRounds
 from bench.progress import Reporter
-from bench.protocols import Backend, Capabilities, NativeBaseline
+from bench.protocols import Backend, Concurrent, NativeBaseline
 from bench.records import (
     SCHEMA,
     BaselineTriple,
@@ -25,6 +26,7 @@ from bench.records import (
     ModelPair,
     RunRecord,
     Scalar,
+    TimedArm,
     TimedPair,
 )
 from bench.settings import Settings
@@ -83,7 +85,7 @@ class SuiteRun:
             model_pair=self.workload.recorded_pair,
             model_hashes=dict(self.workload.model_hashes),
             prompt_format=dict(self.workload.prompt_format),
-            backend_settings={"backend": self.backend.name, **self.backend.settings()},
+            backend_settings=self._backend_settings(),
             baseline=(),
             cells=(),
         )
@@ -145,14 +147,24 @@ class SuiteRun:
             eos_token_ids=self.workload.end_token_ids if cell.end_token == "natural" else (),
         )
 
-    def measure(self, benchmark: Any, *, temperature: float, rule: str, num_draft_tokens: int) -> CellRecord:
+    def measure(
+        self,
+        benchmark: Any,
+        *,
+        temperature: float,
+        rule: str,
+        num_draft_tokens: int,
+        options: Mapping[str, Scalar] | None = None,
+    ) -> CellRecord:
         """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
+
+        Args:   options: what the suite varies beyond the rest; of these `concurrency` is how many texts are decoded at once
 
         Raises: NotMeasured: nothing is to be done, and why. An error of the backend is recorded, without numbers,
         and raised.
         """
-        cell = self.cell(temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
-        if reason := unsupported(cell, self.backend.capabilities):
+        cell = self.cell(temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens, options=options)
+        if reason := unsupported(cell, self.backend):
             self.reporter.step(cell.label, None, pairs=cell.num_prompts * cell.repeats)
             raise NotMeasured(f"{self.backend.name}: {reason}")
         measured = self.journal.measured
@@ -160,7 +172,7 @@ class SuiteRun:
         if finished is not None and finished.error is None:
             self.reporter.step(cell.label, None, pairs=len(finished.pairs))
             raise NotMeasured(f"{cell.label}: measured before the interruption")
-        started, pairs = _now(), list(measured.pairs.get(cell, ()))
+        started, pairs = _now(), _whole_groups(measured.pairs.get(cell, ()), concurrency_of(cell))
         self.peak_memory_bytes = 0
         try:
             self._baseline_rounds(cell, pairs_each=0).run_all()
@@ -201,11 +213,11 @@ class SuiteRun:
         _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
 
     def _warm_up(self, cell: Cell) -> tuple[tuple[float, ...], bool]:
-        warmup_s, settled = measure.warm_up(self.backend, self.request(cell, 0))
+        warmup_s, settled = measure.warm_up(self.backend, self.request(cell, 0), concurrency=concurrency_of(cell))
         self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
         return warmup_s, settled
 
-    def _baseline_rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds:
+    def _baseline_rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds[TimedArm]:
         """Once a run: what is left to do of A/A and the engine's own plain decode, on the prompts of the cells.
 
         At the hottest temperature of the run, so that another seed gives another text. `pairs_each` is what one round
@@ -233,18 +245,20 @@ class SuiteRun:
 
     def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair]) -> None:
         """Measure what is missing from `pairs`, and add it to them."""
-        self.reporter.step(cell.label, None, pairs=len(pairs))
+        concurrency = concurrency_of(cell)
+        self.reporter.step(cell.label, None, pairs=len(pairs) // concurrency)
         done = {(pair.prompt_index, pair.repeat) for pair in pairs}
-        plans = measure.plan_pairs(cell.num_prompts, cell.repeats, seed=cell.seed)
-        plans = tuple(plan for plan in plans if (plan.prompt_index, plan.repeat) not in done)
+        plans = measure.plan_pairs(cell.num_prompts, cell.repeats, seed=cell.seed, concurrency=concurrency)
+        plans = tuple(plan for plan in plans if plan.texts[0] not in done)
 
-        def on_pair(pair: TimedPair) -> None:
-            self.journal.append_pair(cell, pair)
-            pairs.append(pair)
+        def on_pairs(together: tuple[TimedPair, ...]) -> None:
+            for pair in together:
+                self.journal.append_pair(cell, pair)
+            pairs.extend(together)
             self.peak_memory_bytes = max(self.peak_memory_bytes, environment.resident_memory_bytes())
             self.reporter.step(cell.label, _gamma_so_far(pairs))
 
-        rounds = measure.pair_rounds(self.backend, plans, lambda index: self.request(cell, index), on_pair=on_pair)
+        rounds = measure.pair_rounds(self.backend, plans, lambda index: self.request(cell, index), on_pairs=on_pairs)
         benchmark.extra_info.update(
             backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
         )
@@ -264,11 +278,30 @@ class SuiteRun:
         if not (self.journal.measured.finished or self.journal.measured.baseline):
             self.journal.discard()
             return None
-        return self.journal.finish()
+        return self.journal.finish(self._backend_settings())
+
+    def _backend_settings(self) -> dict[str, Scalar]:
+        """What the backend says of itself, and what it declares that it cannot do."""
+        gaps = self.backend.capabilities.gaps or {}
+        return {
+            "backend": self.backend.name,
+            **{f"gap_{check}": why for check, why in gaps.items()},
+            **self.backend.settings(),
+        }
 
 
-def unsupported(cell: Cell, able: Capabilities) -> str | None:
+def concurrency_of(cell: Cell) -> int:
+    """How many texts a cell decodes at once."""
+    return int(dict(cell.options).get("concurrency") or 1)
+
+
+def unsupported(cell: Cell, backend: Backend) -> str | None:
     """Why an engine cannot decode a cell; None if it can."""
+    able, concurrency = backend.capabilities, concurrency_of(cell)
+    if concurrency > 1 and not isinstance(backend, Concurrent):
+        return "decodes one text at a time"
+    if isinstance(backend, Concurrent) and concurrency > backend.max_concurrency:
+        return f"decodes at most {backend.max_concurrency} texts at once"
     if cell.rule not in able.rules:
         return f"has the rules {', '.join(sorted(able.rules))}, not {cell.rule}"
     if max(cell.temperature, cell.draft_temperature) > able.max_temperature:
@@ -280,7 +313,15 @@ def unsupported(cell: Cell, able: Capabilities) -> str | None:
     return None
 
 
-def _run_pedantic(benchmark: Any, rounds: ArmRounds, *, group: str) -> None:
+def _whole_groups(pairs: Sequence[TimedPair], concurrency: int) -> list[TimedPair]:
+    """Without the last group, where the run ended in the middle of writing it."""
+    groups = Counter((pair.group, pair.repeat // concurrency) for pair in pairs)
+    return [
+        pair for pair in pairs if pair.group is None or groups[pair.group, pair.repeat // concurrency] == concurrency
+    ]
+
+
+def _run_pedantic(benchmark: Any, rounds: ArmRounds[Any], *, group: str) -> None:
     benchmark.group = group
     benchmark.pedantic(
         rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1

@@ -7,12 +7,13 @@ with a 1, else one. A gamma that is INVALID is nowhere, nor anything it could be
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 
 from bench import metrics, statistics
@@ -230,6 +231,8 @@ _MECHANISM = (
     _Column("certificate /\ndecoding seconds", lambda row: _percent_text(metrics.certificate_cost(row.record))),
     *(_Column(f"{name}\nshare", _phase(name)) for name in PhaseSeconds.__slots__),
 )
+_SHARED_OPTIONS = {"concurrency"}  # others are a backend's own
+_REFERENCE = "reference"  # the backend that others are held against
 _NARROW_NAMES = {"temperature": "T", "num_draft_tokens": "k"}
 
 
@@ -254,10 +257,34 @@ def cell_table(rows: Sequence[Row]) -> Table:
         "formula": FORMULA,
         "times": "decode seconds, after the first token; gamma_e2e with prefill; end_to_end where an engine cannot tell",
         "intervals": "95 % over prompts",
+        **_crossings(rows),
         "every cell": ", ".join(f"{name} {scalar_text(name, value)}" for name, value in constant.items()),
         **facts,
     }
     return Table(_title(rows[0].run), tuple(column.header for column in columns), body, notes, caption, records)
+
+
+def _crossings(rows: Sequence[Row]) -> Facts:
+    """Between which loads gamma falls through 1, where rows differ in concurrency; the place is interpolated in logs."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        ratio = metrics.gamma(row.record)
+        load = dict(row.record.cell.options).get("concurrency")
+        if ratio is not None and isinstance(load, int) and row.verdict.valid:
+            cell = row.record.cell
+            label = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens}"
+            lines.setdefault(label, []).append((load, ratio.estimate))
+    found = []
+    for label, points in lines.items():
+        for (fewer, above), (more, below) in itertools.pairwise(sorted(points)):
+            if above > 1 >= below:
+                share = math.log(above) / math.log(above / below)
+                place = fewer * (more / fewer) ** share
+                found.append(f"{label}: between {fewer} and {more} texts at once, at about {place:.1f}")
+        if len(points) > 1 and not any(text.startswith(label) for text in found):
+            least, most = min(points), max(points)
+            found.append(f"{label}: nowhere between {least[0]} ({least[1]:.2f}) and {most[0]} ({most[1]:.2f})")
+    return {"gamma falls through 1": "; ".join(found)} if found else {}
 
 
 def mechanism_table(rows: Sequence[Row]) -> Table:
@@ -270,6 +297,80 @@ def mechanism_table(rows: Sequence[Row]) -> Table:
         "shares": "of the seconds of the untimed replay",
     }
     return Table(f"{_title(rows[0].run)}: mechanism", tuple(c.header for c in columns), body, notes, facts, {})
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """Several backends on the same prompts: how fast in tokens per second, and whether they accept alike."""
+    reference = {_without_backend(row.record.cell): row.record for row in rows if row.record.cell.backend == _REFERENCE}
+
+    def against(metric: Callable[[CellRecord, CellRecord], RatioInterval | None], row: Row) -> RatioInterval | None:
+        other = reference.get(_without_backend(row.record.cell))
+        return None if other is None else metric(row.record, other)
+
+    def relative(metric: Callable[[CellRecord, CellRecord], RatioInterval | None]) -> Callable[[Row], str]:
+        def text(row: Row) -> str:
+            return "1" if row.record.cell.backend == _REFERENCE else interval_text(against(metric, row))
+
+        return text
+
+    def agreement(row: Row) -> str:
+        ratio = against(metrics.alpha_against, row)
+        if row.record.cell.backend == _REFERENCE or ratio is None:
+            return MISSING
+        if ratio.low <= 1 <= ratio.high:
+            return "same"
+        reason = row.run.backend_settings.get("gap_acceptance")
+        return f"differs: {reason}" if reason else "differs"
+
+    varying, constant = split_identity(rows)
+    facts, records = _run_facts({row.file: row.run for row in rows})
+    columns = (
+        *map(_identity_column, varying),
+        _Column("AR\ntokens/s", _tokens_per_second("ar"), narrow="AR\ntok/s"),
+        _Column("SD\ntokens/s", _tokens_per_second("sd"), True, "SD\ntok/s"),
+        _Column("SD tokens/s /\nreference's", relative(metrics.speed_against), True, "/ ref."),
+        _GAMMA,
+        _Column("first token\nAR ms", _first_token("ar"), narrow="TTFT\nAR ms"),
+        _Column("first token\nSD ms", _first_token("sd"), True, "TTFT\nSD ms"),
+        _Column("peak\nMiB", _peak_memory, narrow="peak\nMiB"),
+        _Column("alpha\ncounted", _interval_of(metrics.counted_alpha), narrow="alpha\ncounted"),
+        _Column("alpha /\nreference's", relative(metrics.alpha_against), narrow="/ ref."),
+        _Column("alpha against\nthe reference", agreement),
+        _Column("certificate", lambda row: _certificate_text(row.verdict.certificate), narrow="certificate"),
+        _VERDICT,
+    )
+    body, notes = _body(rows, columns)
+    caption = {
+        "formula": FORMULA,
+        "/ reference's": "of the same temperature, rule, draft length and prompts; 95 % over prompts. Backends ran one after "
+        "the other, so a drift of the machine in between is in no interval",
+        "peak": "resident memory of the process and its children, the harness and the target that scores texts included",
+        "every cell": ", ".join(f"{name} {scalar_text(name, value)}" for name, value in constant.items()),
+        **facts,
+    }
+    title = f"{_title(rows[0].run)}: side by side"
+    return Table(title, tuple(column.header for column in columns), body, notes, caption, records)
+
+
+def _without_backend(cell: Cell) -> Cell:
+    return replace(cell, backend="", options=tuple(o for o in cell.options if o[0] in _SHARED_OPTIONS))
+
+
+def _tokens_per_second(arm: metrics.ArmName) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        seconds = metrics.seconds_per_token(row.record, arm)
+        return MISSING if seconds is None else f"{1 / seconds.estimate:.1f}"
+
+    return text
+
+
+def _first_token(arm: metrics.ArmName) -> Callable[[Row], str]:
+    return lambda row: _point_text(metrics.first_token_seconds(row.record, arm), scale=1000)
+
+
+def _peak_memory(row: Row) -> str:
+    peak = row.record.peak_memory_bytes
+    return MISSING if peak is None else f"{peak / 2**20:,.0f}"
 
 
 def baseline_table(runs: Runs) -> Table:
@@ -301,7 +402,13 @@ def suite_tables(runs: Runs) -> tuple[Table, ...]:
     """Every table of one suite on one machine."""
     rows, baselines = newest_rows(runs), newest_baselines(runs)
     of_cells = (cell_table(rows), mechanism_table(rows)) if rows else ()
+    if _compares_backends(rows):
+        of_cells = (comparison_table(rows), *of_cells)
     return of_cells + ((baseline_table(baselines),) if baselines else ())
+
+
+def _compares_backends(rows: Sequence[Row]) -> bool:
+    return len({row.record.cell.backend for row in rows}) > 1
 
 
 def _body(rows: Sequence[Row], columns: Sequence[_Column]) -> tuple[tuple[tuple[Entry, ...], ...], tuple[str, ...]]:
@@ -464,9 +571,17 @@ def terminal_table(run: RunRecord) -> str:
         "A/A floor": own["A/A floor"],
         "AR arm": own["AR arm"],
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
+        **_crossings(rows),
     }
     headers = tuple(column.narrow or column.header for column in columns)
     return _terminal(Table(_title(run), headers, body, notes, facts, {}))
+
+
+def terminal_comparison(runs: Runs) -> str:
+    """What a suite found on several backends, side by side."""
+    table = comparison_table(newest_rows(runs))
+    shown = ("formula", "/ reference's", "peak", "machine")
+    return _terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
 
 
 def markdown_table(runs: Runs, *, results: str = "..", figure: str | None = None) -> str:

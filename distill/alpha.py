@@ -9,7 +9,7 @@ Shape letters: N answer tokens, C of a chunk, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -95,6 +95,40 @@ def alpha_text(texts: Sequence[TextAcceptance]) -> float:
 
 def slot_totals(texts: Sequence[TextAcceptance], num_draft_tokens: int) -> SlotTotals:
     """The decoder's expected counts over these texts. The first token of each comes from prefill, in no round."""
-    return reduce(
-        add, (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts if len(text.accepted) > 1)
-    )
+    of_texts = (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts)
+    return reduce(add, of_texts, SlotTotals(tested=0.0, accepted=0.0, emitted=0, rounds=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How alpha_text gets from one decode T to another: the same contexts at another T, then the contexts of that T."""
+
+    frozen: float  # alpha_text at the one T
+    rescaled: float  # at the other T, along the text of the one
+    shifted: float  # alpha_text at the other T
+
+    @property
+    def rescaling(self) -> float:
+        """What the softmax alone does."""
+        return self.rescaled - self.frozen
+
+    @property
+    def context_shift(self) -> float:
+        """What other contexts do."""
+        return self.shifted - self.rescaled
+
+
+def split(
+    draft: PreTrainedModel, rows_at: Mapping[float, Sequence[Row]], target_head_VD: Tensor, *, frozen_at: float
+) -> dict[float, Split]:
+    """The way from `frozen_at` to each decode T. It is one of alpha_text: slots of rounds have no frozen contexts.
+
+    Args:    rows_at: text that the target sampled at each T; draft T = decode T
+    """
+    on_frozen = acceptance(draft, rows_at[frozen_at], target_head_VD, [(at, at) for at in rows_at])
+    rescaled = {at: alpha_text(texts) for at, texts in zip(rows_at, on_frozen, strict=True)}
+    found: dict[float, Split] = {}
+    for at, rows in rows_at.items():
+        (along,) = acceptance(draft, rows, target_head_VD, [(at, at)])
+        found[at] = Split(rescaled[frozen_at], rescaled[at], alpha_text(along))
+    return found

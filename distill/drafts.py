@@ -16,7 +16,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+
+from bench import registry
+from bench.protocols import BackendUnavailable
 
 Trained = Literal["layers", "all", "adapters"]
 TRAINED: tuple[Trained, ...] = ("layers", "all", "adapters")
@@ -52,7 +55,7 @@ def from_layers(target: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in layers]
     with torch.random.fork_rng(devices=[]):  # its random first weights are written over
-        draft = type(target)(config).to(target.dtype)
+        draft = cast(type(target)(config), target.dtype)
     draft.load_state_dict(_picked(target.state_dict(), layers))
     draft.generation_config = copy.deepcopy(target.generation_config)
     return draft.eval()
@@ -69,31 +72,51 @@ def _picked(state: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
     return picked
 
 
-def load(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The draft of a checkpoint folder; adapters are merged into the draft that they were trained on.
+def load(folder: Path, *, dtype: torch.dtype, adapters: Path | None = None) -> PreTrainedModel:
+    """The draft of a checkpoint folder on CPU, with adapters that were trained on it merged into it.
 
-    Raises:  ValueError: the folder holds neither
+    Raises:  ValueError: a folder that does not hold what it should
+             BackendUnavailable: adapters, and peft is not installed
     """
-    if (folder / ADAPTERS).is_file():
-        from peft import PeftConfig, PeftModel
+    for place, name in ((folder, "config.json"), (adapters, ADAPTERS)):
+        if place is not None and not (place / name).is_file():
+            raise ValueError(f"expected {name} in {place}, found none")
+    model: PreTrainedModel = registry.load_model(str(folder), dtype="float32", device="cpu")
+    if adapters is not None:
+        model = _peft().PeftModel.from_pretrained(model, adapters).merge_and_unload()
+    return cast(model, dtype).eval()
 
-        base = Path(str(PeftConfig.from_pretrained(folder).base_model_name_or_path))
-        return PeftModel.from_pretrained(load(base, dtype=dtype), folder).merge_and_unload().eval()
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"expected a draft's checkpoint folder, got {folder}")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise BackendUnavailable("adapters need peft; pip install 'specheat[distill]'") from error
+    return peft
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights in this type. Buffers stay: rotary frequencies rounded to bf16 are other frequencies."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
+    return model
 
 
 def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8) -> Draft:
-    """A model of which the layers (all but embedding and head), everything, or new adapters are trained, in float32."""
-    model = model.float()
-    if trained == "adapters":
-        from peft import LoraConfig, get_peft_model
+    """A model on CPU, of which the layers (all but embedding and head), everything, or new adapters are trained, in float32.
 
-        config = LoraConfig(r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", lora_dropout=0.0)
+    Raises:  BackendUnavailable: adapters, and peft is not installed
+    """
+    model = cast(model, torch.float32)
+    if trained == "adapters":
+        peft = _peft()
+        config = peft.LoraConfig(
+            r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", lora_dropout=0.0
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            adapters = get_peft_model(model, config)
+            adapters = peft.get_peft_model(model, config)
         return Draft(adapters.get_base_model(), adapters)
     model.requires_grad_(True)
     if trained == "layers":
@@ -102,14 +125,23 @@ def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8
     return Draft(model, None)
 
 
+def snapshot(draft: Draft) -> PreTrainedModel:
+    """A bf16 copy of the draft as it is now, adapters merged: what `save` writes."""
+    copied = copy.deepcopy(draft.model if draft.adapters is None else draft.adapters)
+    model = copied if draft.adapters is None else copied.merge_and_unload()
+    return cast(model, torch.bfloat16).eval()
+
+
 def save(draft: Draft, folder: Path, *, tokenizer_from: Path) -> None:
-    """Write a plain bf16 checkpoint with the tokenizer of `tokenizer_from`; adapters are merged into it."""
-    adapters = copy.deepcopy(draft.adapters)
-    model = copy.deepcopy(draft.model) if adapters is None else adapters.merge_and_unload()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    """Write a plain checkpoint with the tokenizer of `tokenizer_from`, and adapters beside it, if there are any."""
+    snapshot(draft).save_pretrained(folder)
     for path in tokenizer_from.iterdir():
         if path.is_file() and path.name not in NOT_TOKENIZER and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copy(path, folder)
+    if draft.adapters is not None:
+        for config in draft.adapters.peft_config.values():
+            config.base_model_name_or_path = ""  # a path of this machine
+        draft.adapters.save_pretrained(folder.with_name("adapters"))
 
 
 def save_layers(folder: Path, into: Path, *, target: PreTrainedModel) -> None:

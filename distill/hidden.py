@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from distill.batches import Batch, in_order
+from distill.batches import in_order
 from distill.text import TextTable, write_hidden
+from distill.workers import ALONE, Workers
 
 BATCH_TOKENS = 8192
 PROBE_IDS = (1, 2, 3)
@@ -29,10 +30,10 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def fill_in(table: TextTable, target: PreTrainedModel) -> None:
+def fill_in(table: TextTable, target: PreTrainedModel, *, workers: Workers = ALONE) -> None:
     """Compute and store the hidden states of every shard that has none."""
-    for shard in table.shards:
+    for shard in table.shards[workers.index :: workers.count]:
         if not shard.has_hidden:
-            rows = Batch(shard.rows).rows
-            parts = [batch.hidden_ND(target) for batch in in_order(rows, batch_tokens=BATCH_TOKENS)]
+            parts = [batch.hidden_ND(target) for batch in in_order(shard.rows, batch_tokens=BATCH_TOKENS)]
             write_hidden(table.folder, shard.index, torch.cat(parts).cpu())
+    workers.wait()

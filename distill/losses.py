@@ -5,8 +5,8 @@ logits does not grow like 1/T as T falls. T = 0 is cross-entropy on the target's
 the loss. A function of `LOSSES` takes log p and log q, which it may write over, returns the definition without the factor, a
 value a row, and writes T times its gradient at the draft's logits to `slope_CV`: the two factors cancel there.
 
-`head_loss` applies one behind an output head, a few rows at a time with the slope taken by hand, so that only one chunk is
-ever in float32 over the vocabulary. Shape letters: N rows, C rows of a chunk, D hidden size, V vocabulary.
+`head_loss` applies one behind an output head with the slope taken by hand: a chunk of rows at a time goes through the head, and
+a block of these at a time is in float32. Shape letters: N rows, C rows of a chunk or a block, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 64
+CHUNK_ROWS = 128  # fewer make the products with the head slower, more need memory
+# On a CPU: a block stays in the cache, and its memory in the heap. Whole chunks in float32 went back to the system and came
+# page by page: 587,000 faults a step of 2,048 rows became 71,000, and 910 tokens/s 1,350 (2 cores, 49,152 tokens).
+CPU_BLOCK_ROWS = 8
 LOWEST_TEMPERATURE = 1e-3  # below it, and above 0, float32 has no digits left for the draft's small probabilities
 
-# Which rows, and their draft logits -> loss_C; the gradient takes the place of the logits
+# Which rows, and their draft logits in the type of the head -> loss_C; the gradient takes the place of the logits
 ChunkLoss = Callable[[slice, Tensor], Tensor]
 
 
@@ -150,7 +153,10 @@ def soft_labels(loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor) ->
     """The target's whole distribution as label, from its final hidden states."""
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
-        return loss.on_logits((target_hidden_ND[rows] @ target_head_VD.T).float(), draft_logits_CV)
+        target_logits_CV = target_hidden_ND[rows] @ target_head_VD.T
+        return _in_blocks(
+            draft_logits_CV, lambda block, logits: loss.on_logits(target_logits_CV[block].float(), logits)
+        )
 
     return on_chunk
 
@@ -159,16 +165,29 @@ def hard_labels(label_N: Tensor) -> ChunkLoss:
     """The text's own tokens as labels."""
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
-        return cross_entropy(label_N[rows].to(draft_logits_CV.device), draft_logits_CV)
+        label_C = label_N[rows].to(draft_logits_CV.device)
+        return _in_blocks(draft_logits_CV, lambda block, logits: cross_entropy(label_C[block], logits))
 
     return on_chunk
+
+
+def _in_blocks(draft_logits_CV: Tensor, on_block: ChunkLoss) -> Tensor:
+    """Loss of each row of a chunk, from blocks in float32; the gradient takes the place of the logits."""
+    block_rows = CPU_BLOCK_ROWS if draft_logits_CV.device.type == "cpu" else CHUNK_ROWS
+    losses = []
+    for start in range(0, len(draft_logits_CV), block_rows):
+        block = slice(start, start + block_rows)
+        logits_CV = draft_logits_CV[block].float()
+        losses.append(on_block(block, logits_CV))
+        draft_logits_CV[block] = logits_CV
+    return torch.cat(losses)
 
 
 def head_loss(hidden_ND: Tensor, head_VD: Tensor, on_chunk: ChunkLoss) -> Tensor:
     """Sum over rows of a loss behind an output head, differentiable in the hidden states and in the head.
 
     Args:    hidden_ND: any float type, multiplied in the type of the head
-             on_chunk: loss of some rows, given which and their draft logits in float32, which its gradient replaces
+             on_chunk: loss of some rows, given which and their draft logits, which its gradient replaces
     """
     return _HeadLoss.apply(hidden_ND, head_VD, on_chunk)
 
@@ -182,9 +201,8 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden_ND), CHUNK_ROWS):
             rows = slice(start, min(start + CHUNK_ROWS, len(hidden_ND)))
             hidden_CD = hidden_ND[rows].to(head_VD.dtype)
-            logits_CV = (hidden_CD @ head_VD.T).float()
-            total += on_chunk(rows, logits_CV).sum()
-            slope_CV = logits_CV.to(head_VD.dtype)
+            slope_CV = hidden_CD @ head_VD.T  # the logits, for now
+            total += on_chunk(rows, slope_CV).sum()
             slope_ND[rows] = slope_CV @ head_VD
             if head_slope_VD is not None:
                 head_slope_VD += slope_CV.T @ hidden_CD

@@ -6,47 +6,41 @@ of its own domain as a run needs, and no data set has to be found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from bench.prompts import PromptSet
-from distill.sampling import Ask
-from distill.text import Sampler
+from bench.prompts import Message, PromptSet
+from distill.text import Row
+
+Prompts = tuple[tuple[int, ...], ...]
 
 MARK = "\u2588"  # stands for the user's words in a rendered template
 
 
-def encoded(prompt_set: PromptSet, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
-    """Ids of each prompt: chat messages in the tokenizer's own template, raw text as it is."""
+def encoded(prompt_set: PromptSet, tokenizer: Any) -> Prompts:
+    """Ids of each prompt: raw text as it is; chat messages in the tokenizer's own template, or behind each other without one.
+
+    Where there is no template, measure the draft with `--chat-template none`, which does the same.
+    """
     return tuple(
         _ids(tokenizer, prompt.text) if prompt.text is not None else _chat_ids(tokenizer, prompt.messages)
         for prompt in prompt_set.prompts
     )
 
 
-def self_written(
-    tokenizer: Any,
-    sample: Sampler,
-    *,
-    temperature: float,
-    batch_rows: int,
-    end_token_ids: Sequence[int],
-    first_seed: int,
-) -> Iterator[tuple[int, ...]]:
-    """Endless prompts that the model writes. One that does not end, or ends at once, is dropped."""
-    before, after = user_turn(tokenizer)
-    seed = first_seed
-    while True:
-        asks = [Ask(before, temperature, seed + row) for row in range(batch_rows)]
-        seed += batch_rows
-        for answer in sample(asks):
-            *words, last = answer.token_ids_A.tolist()
-            if words and last in end_token_ids:
-                yield (*before, *words, *after)
+def self_written(rows: Sequence[Row], after: tuple[int, ...], end_token_ids: Sequence[int]) -> Prompts:
+    """Prompts from texts that go on where the user speaks. A text that does not end, or ends at once, is none."""
+    texts = ((row.prompt.tolist(), row.answer.tolist()) for row in rows)
+    return tuple((*before, *words, *after) for before, (*words, last) in texts if words and last in end_token_ids)
 
 
 def user_turn(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer's template puts before the user's words and behind them."""
+    """What the tokenizer's template puts before the user's words and behind them.
+
+    Raises:  ValueError: there is no template, or it changes the words
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("prompts are self-written in the target's chat template, and its tokenizer has none")
     before, _, after = _rendered(tokenizer, [{"role": "user", "content": MARK}]).partition(MARK)
     if not after:
         raise ValueError(
@@ -55,7 +49,9 @@ def user_turn(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return _ids(tokenizer, before, special=False), _ids(tokenizer, after, special=False)
 
 
-def _chat_ids(tokenizer: Any, messages: Sequence[Any]) -> tuple[int, ...]:
+def _chat_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+    if not tokenizer.chat_template:
+        return _ids(tokenizer, "\n\n".join(message.content for message in messages))
     turns = [{"role": message.role, "content": message.content} for message in messages]
     return _ids(tokenizer, _rendered(tokenizer, turns), special=False)
 

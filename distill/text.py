@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.sampling import Answer, Ask
+from distill.workers import ALONE, Workers
 
 PLAN = "plan.json"
 TEXT, HIDDEN = "text-{:05d}.safetensors", "hidden-{:05d}.safetensors"
@@ -45,6 +46,7 @@ class TextPlan:
     end_token_ids: tuple[int, ...]
     batch_rows: int
     seed: int
+    through: str = ""  # the backend that sampled; empty: we did
 
     def __post_init__(self) -> None:
         if not self.temperatures or not all(t >= 0 and weight > 0 for t, weight in self.temperatures):
@@ -53,6 +55,10 @@ class TextPlan:
             raise ValueError(
                 f"expected max_new_tokens and batch_rows >= 1, got {self.max_new_tokens}, {self.batch_rows}"
             )
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
 
 def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
@@ -82,28 +88,34 @@ def extend(
     sample: Sampler,
     *,
     num_tokens: int,
-    on_shard: Callable[[TextTable], None] = lambda table: None,
+    on_progress: Callable[[TextTable], None] = lambda table: None,
+    workers: Workers = ALONE,
 ) -> TextTable:
-    """Sample until the table in `folder` holds `num_tokens` answer tokens; begins, goes on, or finds nothing to do.
+    """The plan's first shards that hold `num_tokens` answer tokens, read from `folder` or sampled into it.
 
+    Args:    on_progress: told what is there before each shard that has to be sampled, and at the end
     Raises:  ValueError: the folder holds a table of another plan
     """
     if plan.prompts != prompts_hash(prompts):
         raise ValueError("expected the prompts that the plan names by their hash, got others")
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, plan)
-    table = open_table(folder)
+    claim(folder, plan)
+    table = TextTable(folder, ())
     asked = enumerate(batches(plan, prompts))
     while table.num_tokens < num_tokens:
         index, asks = next(asked)
-        if index < len(table.shards):
-            continue
-        table = TextTable(folder, (*table.shards, sampled_shard(folder, index, asks, sample)))
-        on_shard(table)
+        if not is_there(folder, index):
+            on_progress(table)
+        table = TextTable(folder, (*table.shards, sampled_shard(folder, index, asks, sample, workers=workers)))
+    on_progress(table)
     return table
 
 
-def _claim(folder: Path, plan: TextPlan) -> None:
+def claim(folder: Path, plan: TextPlan) -> None:
+    """Say whose text the folder holds.
+
+    Raises:  ValueError: it holds that of another plan
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(plan), indent=1)
     path = folder / PLAN
     if not path.exists():
@@ -118,14 +130,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(scratch, path)
 
 
-def sampled_shard(folder: Path, index: int, asks: Sequence[Ask], sample: Sampler) -> Shard:
+def sampled_shard(folder: Path, index: int, asks: Sequence[Ask], sample: Sampler, *, workers: Workers = ALONE) -> Shard:
     """The shard of this number, sampled unless it is there."""
-    if not (folder / TEXT.format(index)).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+    if not workers.as_main_says(is_there(folder, index)):
         started = time.perf_counter()
-        answers = sample(asks)
-        _write_shard(folder, index, asks, answers, seconds=time.perf_counter() - started)
+        answers = workers.spread(sample, asks)
+        if workers.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_shard(folder, index, asks, answers, seconds=time.perf_counter() - started)
+        workers.wait()
     return Shard(folder, index)
+
+
+def is_there(folder: Path, index: int) -> bool:
+    return (folder / TEXT.format(index)).is_file()
 
 
 def _write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequence[Answer], *, seconds: float) -> None:
@@ -168,7 +186,6 @@ class Shard:
         self.starts = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
         self.temperatures: list[float] = columns["temperatures"].tolist()
         self.seconds = float(columns["seconds"])  # that sampling took
-
         self.num_tokens = sum(map(len, self.answers))
 
     @property
@@ -241,6 +258,6 @@ class TextTable:
 def open_table(folder: Path) -> TextTable:
     """The table in a folder; shards are numbered without a gap."""
     shards: list[Shard] = []
-    while (folder / TEXT.format(len(shards))).is_file():
+    while is_there(folder, len(shards)):
         shards.append(Shard(folder, len(shards)))
     return TextTable(folder, tuple(shards))

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from distill.batches import Batch, shuffled
 from distill.drafts import Draft
 from distill.losses import ChunkLoss, Loss, hard_labels, head_loss, soft_labels
 from distill.text import Row
+from distill.workers import ALONE, Workers
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -34,7 +35,7 @@ class TrainPlan:
 
     num_tokens: int  # answer tokens to train on, repetitions counted
     batch_tokens: int = 4096  # places of one forward, prompts and padding included
-    accumulate: int = 1  # batches a step
+    accumulate: int = 1  # batches a step, over all processes
     learning_rate: float = 8e-4  # at its peak
     warmup: float = 0.02  # share of num_tokens
     final_rate: float = 0.02  # share of learning_rate at the end of the cosine
@@ -67,30 +68,26 @@ class FixedText:
     seed: int
 
     def batches(self, start: int) -> Iterator[Batch]:
-        return _from_portions(lambda index: self.rows, start, batch_tokens=self.batch_tokens, seed=self.seed)
+        return _from_portions(repeat(self.rows), start, batch_tokens=self.batch_tokens, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
 class FreshText:
-    """Portions of rows, each used once; `portion` makes the next one, with whatever the draft has become by then."""
+    """Portions of rows, each used once. The next one is made when it is needed, with what the draft has become by then."""
 
-    portion: Callable[[int], Sequence[Row]]
+    portions: Callable[[], Iterator[Sequence[Row]]]
     batch_tokens: int
     seed: int
 
     def batches(self, start: int) -> Iterator[Batch]:
-        return _from_portions(self.portion, start, batch_tokens=self.batch_tokens, seed=self.seed)
+        return _from_portions(self.portions(), start, batch_tokens=self.batch_tokens, seed=self.seed)
 
 
-def _from_portions(
-    portion: Callable[[int], Sequence[Row]], start: int, *, batch_tokens: int, seed: int
-) -> Iterator[Batch]:
-    index = 0
-    while True:
-        batches = shuffled(portion(index), batch_tokens=batch_tokens, seed=seed + index)
+def _from_portions(portions: Iterator[Sequence[Row]], start: int, *, batch_tokens: int, seed: int) -> Iterator[Batch]:
+    for index, rows in enumerate(portions):
+        batches = shuffled(rows, batch_tokens=batch_tokens, seed=seed + index)
         yield from batches[start:]
         start = max(0, start - len(batches))
-        index += 1
 
 
 Labels = Callable[[Batch], ChunkLoss]
@@ -131,7 +128,7 @@ class Position:
     steps: int = 0
     batches: int = 0
     num_tokens: int = 0
-    seconds: float = 0.0  # in training steps, over all processes of the run
+    seconds: float = 0.0  # in training steps; sampling and measuring apart
     losses: list[float] = field(default_factory=list)  # mean over the answer tokens of each step
 
 
@@ -143,8 +140,14 @@ def train(
     folder: Path,
     *,
     on_step: Callable[[Position], None] = lambda position: None,
+    workers: Workers = ALONE,
 ) -> Position:
-    """Train to the end of the plan; goes on from the checkpoint in `folder` if there is one."""
+    """Train to the end of the plan; goes on from the checkpoint in `folder` if there is one.
+
+    Raises:  ValueError: the batches of a step cannot be shared out evenly
+    """
+    if plan.accumulate % workers.count:
+        raise ValueError(f"expected accumulate to be a multiple of {workers.count} processes, got {plan.accumulate}")
     optimizer = torch.optim.AdamW(
         [weight for _, weight in draft.parameters()], lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
     )
@@ -152,18 +155,21 @@ def train(
     batches = stream.batches(position.batches)
     saved_at = time.monotonic()
     while position.num_tokens < plan.num_tokens:
-        started = time.perf_counter()
         taken = list(islice(batches, plan.accumulate))
-        loss = step(draft, optimizer, taken, labels, rate=learning_rate(plan, position.num_tokens), clip=plan.clip)
+        started = time.perf_counter()
+        rate = learning_rate(plan, position.num_tokens)
+        loss = step(draft, optimizer, taken, labels, rate=rate, clip=plan.clip, workers=workers)
         position.steps += 1
         position.batches += len(taken)
         position.num_tokens += sum(batch.num_tokens for batch in taken)
         position.seconds += time.perf_counter() - started
         position.losses.append(loss)
         on_step(position)
-        if time.monotonic() - saved_at > plan.checkpoint_s or position.num_tokens >= plan.num_tokens:
+        due = time.monotonic() - saved_at > plan.checkpoint_s or position.num_tokens >= plan.num_tokens
+        if due and workers.is_main:
             checkpoint(draft, optimizer, position, folder)
             saved_at = time.monotonic()
+    workers.wait()
     return position
 
 
@@ -175,24 +181,37 @@ def step(
     *,
     rate: float,
     clip: float,
+    workers: Workers = ALONE,
 ) -> float:
     """One step of the optimiser on some batches; returns the mean loss over their answer tokens."""
     num_tokens = sum(batch.num_tokens for batch in batches)
     head_VD = draft.model.get_output_embeddings().weight
     total = 0.0
-    for batch in batches:
+    for batch in batches[workers.index :: workers.count]:
         on_chunk = labels(batch)
         with torch.autocast(draft.model.device.type, torch.bfloat16):
             hidden_ND = batch.hidden_ND(draft.model)
         loss = head_loss(hidden_ND, head_VD.bfloat16(), on_chunk) / num_tokens
         loss.backward()
         total += loss.item()
+    if workers.count > 1:
+        total = _add_up(draft, total, workers)
     torch.nn.utils.clip_grad_norm_([weight for _, weight in draft.parameters()], clip)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
     return total
+
+
+def _add_up(draft: Draft, loss: float, workers: Workers) -> float:
+    """Sum of the gradients over the processes, left in the weights, and of the loss."""
+    weights = [weight for _, weight in draft.parameters() if weight.grad is not None]
+    parts = [weight.grad.flatten() for weight in weights]
+    *parts, total = workers.total(torch.cat([*parts, parts[0].new_tensor([loss])])).split([*map(len, parts), 1])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad.copy_(part.view_as(weight))
+    return total.item()
 
 
 def learning_rate(plan: TrainPlan, num_tokens: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from bench.protocols import Capabilities
 from bench.records import DecodeRequest, Generation, Round, Scalar
@@ -61,3 +62,22 @@ class AsynchronousFake:
 
     def close(self) -> None:
         pass
+
+
+class ConcurrentFake(AsynchronousFake):
+    """Takes several requests at once and works them off one behind the other; `late_s` is added to what it says."""
+
+    max_concurrency = 8
+
+    def __init__(self, clock: FakeClock, *, late_s: float = 0.0) -> None:
+        super().__init__(clock)
+        self.late_s = late_s
+        self.together: list[tuple[DecodeRequest, ...]] = []
+
+    def generate_together(self, requests: Sequence[DecodeRequest]) -> tuple[Generation, ...]:
+        self.together.append(tuple(requests))
+        texts = []
+        for request in requests:
+            text = self.generate(request)
+            texts.append(replace(text, last_token_s=self.queued_s + self.late_s))
+        return tuple(texts)

@@ -28,6 +28,14 @@ class TestReferenceBfloat16(BackendConformance):
         return backend
 
 
+class TestReferenceOnTransformersForward(BackendConformance):
+    @classmethod
+    def load(cls, pair: ModelPair) -> Backend:
+        backend = reference.load(pair, device="cpu", options={"forward": "transformers"})
+        backend.capabilities = Capabilities(rules=frozenset({"rejection"}))
+        return backend
+
+
 def test_a_declared_gap_is_a_strict_xfail_and_must_name_a_check(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_kit="""

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from bench import measure
+from bench import measure, metrics
 from bench.records import DecodeRequest, TimedPair
-from tests.fakes import AsynchronousFake, FakeClock
+from tests.fakes import AsynchronousFake, ConcurrentFake, FakeClock
 
 REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
 
@@ -71,8 +71,38 @@ def test_orders_are_balanced_over_prompts_and_alternate_within_one() -> None:
     first, second = plans[:9], plans[9:]
     assert abs(Counter(p.order for p in first)["ar_first"] - 4.5) == 0.5
     assert Counter(p.order for p in plans) == {"ar_first": 9, "sd_first": 9}
-    assert all(a.prompt_index == b.prompt_index and a.order != b.order for a, b in zip(first, second, strict=True))
+    assert [p.texts for p in plans] == [((prompt, repeat),) for repeat in range(2) for prompt in range(9)]
+    assert all(a.order != b.order for a, b in zip(first, second, strict=True))
     assert measure.plan_pairs(9, 2, seed=1) == plans != measure.plan_pairs(9, 2, seed=2)
+
+
+def test_with_concurrency_every_prompt_comes_equally_often_and_no_text_twice() -> None:
+    plans = measure.plan_pairs(5, 2, seed=1, concurrency=3)
+    texts = [text for plan in plans for text in plan.texts]
+    assert all(len({prompt for prompt, _ in plan.texts}) == 3 for plan in plans)
+    assert len(set(texts)) == len(texts) == 30
+    assert set(Counter(prompt for prompt, _ in texts).values()) == {6}
+    assert len(measure.plan_pairs(2, 1, seed=1, concurrency=5)[0].texts) == 5  # more than there are prompts
+
+
+def test_texts_decoded_together_have_seconds_of_their_own_and_make_one_cluster() -> None:
+    clock = FakeClock()
+    backend = ConcurrentFake(clock)
+    plans = measure.plan_pairs(4, 1, seed=0, concurrency=2)
+    pairs: list[TimedPair] = []
+    measure.pair_rounds(backend, plans, lambda _: REQUEST, on_pairs=pairs.extend, clock=clock).run_all()
+    assert [len(calls) for calls in backend.together] == [2] * 8
+    assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs[:2]] == [(20.0, 15.0), (40.0, 30.0)]
+    assert Counter(map(metrics.cluster, pairs)) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert len({pair.sd.seed for pair in pairs}) == 8
+
+
+def test_a_text_that_ends_after_the_call_is_refused_and_so_is_load_on_a_backend_that_takes_none() -> None:
+    clock = FakeClock()
+    with pytest.raises(ValueError, match="last tokens within"):
+        measure.time_together(ConcurrentFake(clock, late_s=1000.0), [REQUEST, REQUEST], clock)
+    with pytest.raises(ValueError, match="one text at a time"):
+        measure.time_together(AsynchronousFake(clock), [REQUEST, REQUEST], clock)
 
 
 def test_every_baseline_order_comes_up_equally_often() -> None:
@@ -94,7 +124,7 @@ def test_pairs_run_both_arms_adjacent_in_the_planned_order_with_the_right_arm_un
     backend = AsynchronousFake(clock)
     plans = measure.plan_pairs(4, 1, seed=0)
     pairs: list[TimedPair] = []
-    rounds = measure.pair_rounds(backend, plans, lambda _: REQUEST, on_pair=pairs.append, clock=clock)
+    rounds = measure.pair_rounds(backend, plans, lambda _: REQUEST, on_pairs=pairs.extend, clock=clock)
     timed = []
     for plan in plans:
         rounds.setup()

@@ -46,6 +46,55 @@ def bold_rows(table: tables.Table) -> list[str]:
     return [body[0].text for body in table.body if any(entry.bold for entry in body)]
 
 
+def on_backends(*, alphas: tuple[float, float] = (0.6, 0.6), **settings: str) -> dict[str, RunRecord]:
+    """The same cell on the reference, and on another engine whose speculation takes 1.5 times as long."""
+    reference = make_record(make_cell(suite="backends"), alpha=alphas[0], noise=0.001)
+    slow = [
+        replace(pair, sd=replace(pair.sd, seconds=pair.sd.first_token_s + 1.5 * (pair.sd.seconds - 0.05)))
+        for pair in make_record(make_cell(suite="backends"), alpha=alphas[1], noise=0.001).pairs
+    ]
+    other = replace(reference, cell=replace(reference.cell, backend="other"), pairs=tuple(slow))
+    run = make_run([reference], suite="backends")
+    of_other = replace(run, cells=(other,), backend_settings={**run.backend_settings, **settings})
+    return {"m/backends/1-a-reference.json": run, "m/backends/2-a-other.json": of_other}
+
+
+def test_backends_stand_side_by_side_against_the_reference():
+    (table, *_) = tables.suite_tables(on_backends())
+    other = row_of(table, backend="other")
+    assert other["SD tokens/s /\nreference's"].text.startswith("0.667 [")
+    assert other["alpha against\nthe reference"].text == "same"
+    assert other["first token\nSD ms"].text.startswith("50")
+    assert row_of(table, backend="reference")["SD tokens/s /\nreference's"].text == "1"
+
+
+def test_another_alpha_is_said_with_the_reason_the_backend_declares():
+    alphas = (0.8, 0.3)
+    for settings, text in (({}, "differs"), ({"gap_acceptance": "drafts less"}, "differs: drafts less")):
+        (table, *_) = tables.suite_tables(on_backends(alphas=alphas, **settings))
+        assert row_of(table, backend="other")["alpha against\nthe reference"].text == text
+
+
+def test_the_terminal_shows_backends_side_by_side():
+    text = tables.terminal_comparison(on_backends())
+    assert "other" in text
+    assert "SD" in text
+
+
+def under_load(gammas: dict[int, float]) -> RunRecord:
+    cells = [make_cell(suite="concurrency", options=(("concurrency", load),)) for load in gammas]
+    records = [make_record(cell, gamma=gammas[load], noise=1e-6) for cell, load in zip(cells, gammas, strict=True)]
+    return make_run(records, suite="concurrency")
+
+
+def test_where_gamma_falls_through_1_under_load():
+    found = main_table(under_load({1: 1.2, 4: 1.1, 16: 1 / 1.1})).facts["gamma falls through 1"]
+    assert found.endswith("between 4 and 16 texts at once, at about 8.0")
+    found = main_table(under_load({1: 0.9, 4: 0.8})).facts["gamma falls through 1"]
+    assert found.endswith("nowhere between 1 (0.90) and 4 (0.80)")
+    assert "gamma falls through 1" not in main_table(grid()).facts
+
+
 # Digits
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backends import vllm_cpu_fix
 from backends.conformance import FreshForwards, tiny_pair
-from backends.vllm_cpu_fix import expand_batch_to_tokens
+from backends.vllm_cpu_fix import expand_batch_to_tokens, only_with_rows, takes_no_rows
 from backends.vllm_engine import load
 from bench.protocols import BackendUnavailable
 from bench.records import DecodeRequest
@@ -24,6 +24,17 @@ def test_each_value_is_repeated_once_for_each_of_its_tokens(requests: list[tuple
     expanded = expand_batch_to_tokens(values, cu_num_tokens, int(cu_num_tokens[-1]), replace_from=0, replace_to=1)
     expected = [value or 1.0 for value, count in requests for _ in range(count)]
     assert expanded.tolist() == pytest.approx(expected)
+
+
+def test_top_k_of_no_rows_is_left_undone_and_of_rows_is_as_before() -> None:
+    def truncate(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Tensor | None) -> torch.Tensor:
+        assert k is not None
+        return logits * k.max()
+
+    rows, k = torch.ones(2, 3), torch.tensor([2, 1])
+    assert not takes_no_rows(truncate)
+    assert takes_no_rows(only_with_rows(truncate))
+    assert only_with_rows(truncate)(rows, k, None).tolist() == truncate(rows, k, None).tolist()
 
 
 def test_whole_numbers_stay_whole() -> None:

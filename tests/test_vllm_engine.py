@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import vllm_engine
-from backends.conformance import BackendConformance
+from backends.conformance import END_TOKENS, BackendConformance, tiny_pair
 from backends.vllm_engine import (
     LOOKUP_TOKENS,
     Options,
@@ -22,6 +22,7 @@ from backends.vllm_engine import (
     check_alike,
     check_facts,
     check_request,
+    differences,
     host_environment,
     last_error,
     load,
@@ -29,16 +30,16 @@ from backends.vllm_engine import (
     rounds_of,
     with_intel_openmp,
 )
-from backends.vllm_host import EngineFacts
+from backends.vllm_host import EngineFacts, counted_steps
 from bench.protocols import Backend, BackendUnavailable
 from bench.records import DecodeRequest, ModelPair, Round
 
 FACTS = EngineFacts(
+    process_group=1,
     device="cpu",
     v2_model_runner=False,
     seeded=True,
-    reports_steps=False,
-    settings={"vllm_cpu_fix": "active", "threads": 2},
+    settings={"vllm_cpu_fix": "active", "threads": 2, "steps": "counted"},
 )
 REQUEST = DecodeRequest(prompt_ids=(3, 1, 4), max_new_tokens=20, num_draft_tokens=3)
 PAIR = ModelPair(name="some", target="target", draft="draft", family="causal", dtype="bfloat16")
@@ -120,7 +121,8 @@ def test_rules_depend_on_version_device_and_method() -> None:
     assert capabilities(FACTS, method="draft_model").rules == {"rejection", "one_hot"}
     assert capabilities(newer, method="draft_model").rules == {"rejection", "one_hot", "block"}
     assert capabilities(newer, method="ngram").rules == {"one_hot"}
-    assert not capabilities(replace(FACTS, reports_steps=False), method="draft_model").reports_rounds
+    assert capabilities(FACTS, method="draft_model").reports_rounds
+    assert not capabilities(FACTS, method="ngram").reports_rounds
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,8 @@ def test_rules_depend_on_version_device_and_method() -> None:
     [
         (
             {"speed": "high"},
-            "takes the options method, compile, cpu_fix, context, cache_gib, gpu_memory, engines; got speed",
+            "takes the options method, compile, steps, cpu_fix, baseline, context, texts, cache_gib, gpu_memory, engines; "
+            "got speed",
         ),
         ({"method": "eagle"}, "expected draft_model or ngram for method, got 'eagle'"),
         ({"context": "many"}, "expected a number for context, got 'many'"),
@@ -173,9 +176,15 @@ def test_a_vllm_for_another_device_or_without_our_plugin_is_one_clear_line() -> 
 
 
 def test_arms_that_vllm_configures_differently_are_not_compared() -> None:
-    check_alike(FACTS, FACTS)
+    chosen = replace(FACTS, settings={**FACTS.settings, "async_scheduling": False})
+    facts = replace(FACTS, settings={**FACTS.settings, "async_scheduling": True})
+    check_alike(FACTS, FACTS, baseline="matched")
+    check_alike(facts, chosen, baseline="best")
+    assert differences(facts, chosen) == {"async_scheduling": False}
+    with pytest.raises(RuntimeError, match="async_scheduling True and False"):
+        check_alike(facts, chosen, baseline="matched")
     with pytest.raises(RuntimeError, match="the two arms differently: threads 2 and 1"):
-        check_alike(FACTS, replace(FACTS, settings={**FACTS.settings, "threads": 1}))
+        check_alike(FACTS, replace(FACTS, settings={**FACTS.settings, "threads": 1}), baseline="best")
 
 
 def test_nothing_of_the_cpu_reaches_a_gpu_and_our_own_environment_stays_as_it_is() -> None:
@@ -217,6 +226,40 @@ def test_importing_the_backend_does_not_import_vllm() -> None:
     code = "import sys, backends.vllm_engine; print('vllm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "accepted", "expected"),
+    [
+        ([1], 0, ()),
+        ([1, 4, 5, 7], 3, ((2, 3), (0, 3), (1, 3))),
+        ([1, 4, 6], 5, ((2, 3), (3, 3))),  # three were accepted at the end, two of them are in the text
+        ([1, 4, 6], 6, None),  # more than were drafted
+        ([1, 4], 0, None),
+        ([1, 4, 6], 1, None),  # less than the text holds
+    ],
+)
+def test_steps_are_shared_out_by_the_lengths_of_the_text(lengths: list[int], accepted: int, expected: object) -> None:
+    assert counted_steps(lengths, accepted, 3) == expected
+
+
+@pytest.mark.engine
+def test_counted_rounds_are_those_that_the_engine_reports(tmp_path: Path) -> None:
+    pair = tiny_pair(tmp_path, "near")
+    asked = [
+        DecodeRequest((1, 17, 30 + i), 40, 3, temperature=0.8, seed=i, eos_token_ids=END_TOKENS if i % 2 else ())
+        for i in range(20)
+    ]
+    found = []
+    for steps in ("detailed", "counted"):
+        try:
+            backend = load(pair, device="cpu", options={"cache_gib": "0.01", "steps": steps})
+        except (BackendUnavailable, ValueError) as reason:
+            pytest.skip(str(reason))
+        found.append([backend.generate(request) for request in asked])
+        backend.close()
+    assert [text.token_ids for text in found[0]] == [text.token_ids for text in found[1]]
+    assert [text.rounds for text in found[0]] == [text.rounds for text in found[1]]
 
 
 class OnEngine(BackendConformance):

@@ -1,0 +1,239 @@
+"""`specheat distill`: trains a draft by a recipe, from prompts to a checkpoint that every backend loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import registry
+
+if TYPE_CHECKING:
+    from bench.protocols import Backend
+    from bench.records import ModelPair
+    from distill.recipes import Recipe
+    from distill.run import Job
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PROMPTS = ("instructions:train", "word_problems:train")
+HELD_OUT = ("instructions:held_out", "word_problems:held_out")
+LAYERS = "layers:"
+TEXT_TOKENS = 100_000
+
+
+class Distill:
+    help = "train a draft on its target's text; the same command goes on with a run that was stopped"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        option = parser.add_argument
+        option("recipe", metavar="RECIPE", help="base, offline, soft, online, matched, mixture, weighted or composed")
+        option("--data-temperature", metavar="T", help="KD data temperature, of the text; 0 is greedy")
+        option("--out", type=Path, required=True, metavar="DIR", help="where the draft, its card and the state go")
+        option("--pair", metavar="NAME", help="model pair by name (default: smollm2); see `specheat pairs`")
+        option("--target", metavar="ID|DIR", help="target model instead of a named pair")
+        option("--draft", metavar="ID|DIR", help="draft to start from; with --pair it replaces the pair's draft")
+        option(
+            "--start", metavar=f"ID|DIR|{LAYERS}LIST", help=f"other start: a draft, or target layers ({LAYERS}0,1,29)"
+        )
+        option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
+        option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+        option("--mix", metavar="T:SHARE,...", help="KD data temperatures of a mixed recipe, such as 0.7:1,0.8:1,0.9:2")
+        option("--loss", metavar="NAME", help="loss on soft labels: forward_kl, reverse_kl, js, tv or lk")
+        option("--loss-temperature", metavar="T", help="KD loss temperature (default: the recipe's)")
+        option("--on-policy", metavar="LAMBDA", help="share of fresh texts that the draft writes, 0..1 (online: 1)")
+
+        option("--train", default="layers", metavar="WHAT", help="layers, all or adapters (default: layers)")
+        option("--adapter-rank", default="8", metavar="N", help="rank of the adapters (default: 8)")
+        option("--tokens", default="300000", metavar="N", help="answer tokens to train on, repeats counted")
+        option("--learning-rate", default="8e-4", metavar="RATE", help="at its peak (default: 8e-4)")
+        option("--batch-tokens", default="4096", metavar="N", help="tokens of one forward (default: 4096)")
+        option("--accumulate", default="1", metavar="N", help="forwards a step, over all processes (default: 1)")
+
+        option("--text-tokens", metavar="N", help=f"distinct answer tokens of fixed text (default: {TEXT_TOKENS})")
+        option("--prompts", action="append", metavar="SET[@TIMES]", help="training prompts; repeat for several")
+        option("--self-written", default="0", metavar="N", help="more prompts, which the target writes itself")
+        option("--held-out", action="append", metavar="SET", help="prompts to measure on; repeat for several")
+        option("--max-new-tokens", default="128", metavar="N", help="longest answer in tokens (default: 128)")
+        option("--batch-rows", default="256", metavar="N", help="texts sampled at once (default: 256)")
+        option("--through", metavar="BACKEND", help="let this installed backend write the target's text")
+        option("--texts", type=Path, metavar="DIR", help="where text is kept for other runs (default: beside --out)")
+        option("--seed", default="0", metavar="N", help="seed of text and order (default: 0)")
+
+    def run(self, args: Namespace) -> int:
+        try:
+            return _run(args)
+        except KeyboardInterrupt:
+            print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _run(args: Namespace) -> int:
+    job, pair = _job(args)
+    if args.through is not None:
+        registry.backend_factory(args.through)
+
+    from distill.run import distill
+    from distill.workers import launched
+
+    texts = args.texts or args.out.absolute().parent / "texts"
+    with launched(args.device) as (workers, device), _engine(args.through, pair, job.recipe, device) as backend:
+        if workers.is_main:
+            print(f"{job.recipe}\n{job.plan}", file=sys.stderr)
+        card = distill(job, args.out, texts, device=device, backend=backend, workers=workers)
+        if workers.is_main:
+            print("\n".join(_summary(card, args.out)))
+    return 0
+
+
+def _job(args: Namespace) -> tuple[Job, ModelPair]:
+    """What the options ask for. The pair comes last: what is wrong elsewhere is said before a hub is asked."""
+    recipe = _recipe(args)
+    if recipe.fresh and args.text_tokens is not None:
+        raise ValueError(f"recipe {recipe.name} uses each text once; expected --tokens and no --text-tokens")
+
+    from distill.run import Job, check_held_out
+    from distill.train import TrainPlan
+
+    plan = TrainPlan(
+        num_tokens=_whole("--tokens", args.tokens),
+        batch_tokens=_whole("--batch-tokens", args.batch_tokens),
+        accumulate=_whole("--accumulate", args.accumulate),
+        learning_rate=_number("--learning-rate", args.learning_rate),
+    )
+    job = Job(
+        target="",
+        start="the pair's draft",
+        layers=(),
+        trained=args.train,
+        adapter_rank=_whole("--adapter-rank", args.adapter_rank),
+        recipe=recipe,
+        plan=plan,
+        text_tokens=0 if recipe.fresh else _whole("--text-tokens", args.text_tokens or str(TEXT_TOKENS)),
+        prompts=_sources(args.prompts or (() if _whole("--self-written", args.self_written) else PROMPTS)),
+        self_written=_whole("--self-written", args.self_written),
+        held_out=tuple(args.held_out or HELD_OUT),
+        max_new_tokens=_whole("--max-new-tokens", args.max_new_tokens),
+        batch_rows=_whole("--batch-rows", args.batch_rows),
+        seed=_whole("--seed", args.seed),
+    )
+    check_held_out(job)
+    pair, layers = _models(args)
+    return replace(job, target=pair.target, start="" if layers else pair.draft, layers=layers), pair
+
+
+def _recipe(args: Namespace) -> Recipe:
+    from distill import recipes
+
+    recipe = recipes.recipe(args.recipe, _optional("--data-temperature", args.data_temperature))
+    if args.mix is not None:
+        recipe = recipes.with_shares(recipe, _shares(args.mix))
+    loss_temperature = _optional("--loss-temperature", args.loss_temperature)
+    if recipe.labels == "hard" and (args.loss is not None or loss_temperature is not None):
+        raise ValueError(
+            f"recipe {recipe.name} learns the text's own tokens and has no loss to choose; "
+            "expected base, soft or online with --loss or --loss-temperature"
+        )
+    if args.loss is not None:
+        recipe = replace(recipe, loss=replace(recipe.loss, name=args.loss))
+    if loss_temperature is not None:
+        recipe = replace(recipe, loss=replace(recipe.loss, temperature=loss_temperature))
+    on_policy = _optional("--on-policy", args.on_policy)
+    return recipe if on_policy is None else replace(recipe, on_policy=on_policy)
+
+
+def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
+    """The pair in which the draft is where training starts, and the target's layers where it is made of them."""
+    draft, layers = args.draft, tuple[int, ...]()
+    if args.start is not None:
+        if draft is not None:
+            raise ValueError("expected --draft or --start, got both")
+        if args.start.startswith(LAYERS):
+            layers = tuple(_whole("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
+            draft = args.target
+        else:
+            draft = args.start
+    pair = registry.ready_pair(args.pair, target=args.target, draft=draft, pairs_file=args.pairs_file)
+    if pair.family != "causal":
+        raise ValueError(f"expected a pair of the family causal, got {pair.name}, which is {pair.family}")
+    num_layers = json.loads((Path(pair.target) / "config.json").read_text()).get("num_hidden_layers", 0)
+    if layers and max(layers) >= num_layers:
+        raise ValueError(f"--start: expected layers of 0..{num_layers - 1}, got {max(layers)}")
+    return pair, layers
+
+
+@contextmanager
+def _engine(name: str | None, pair: ModelPair, recipe: Recipe, device: str) -> Iterator[Backend | None]:
+    """The backend that writes the text, if one is asked to."""
+    if name is None:
+        yield None
+        return
+    backend = registry.backend_factory(name)(pair, device=device, options={})
+    try:
+        hottest = max(temperature for temperature, _ in recipe.temperatures)
+        if hottest > backend.capabilities.max_temperature:
+            raise ValueError(
+                f"expected temperatures of at most {backend.capabilities.max_temperature}, which is as hot as "
+                f"{backend.name} samples, got {hottest}"
+            )
+        yield backend
+    finally:
+        backend.close()
+
+
+def _summary(card: dict[str, Any], out: Path) -> list[str]:
+    tokens, seconds = card["tokens"], card["seconds"]
+    lines = [
+        f"{kind}: {tokens[kind]:,} tokens in {seconds[kind]:,.0f} s"
+        for kind in ("text_by_target", "text_by_draft", "trained")
+        if tokens[kind]
+    ]
+    for found in card["held_out_acceptance"]:
+        lines.append(
+            f"{found['prompt_set']}  T = {found['temperature']}  alpha_text {found['alpha_text']:.3f}  "
+            f"k = {found['num_draft_tokens']}: alpha {found['alpha']:.3f}, "
+            f"block efficiency {found['block_efficiency']:.2f}"
+        )
+    return [*lines, f"draft: {out / 'draft'}   card: {out / 'card.json'}"]
+
+
+def _sources(given: Sequence[str]) -> tuple[str, ...]:
+    """Prompt sets, each as often as it is asked for behind an @."""
+    found: list[str] = []
+    for text in given:
+        times = re.fullmatch(r"(.+)@([0-9]+)", text)
+        found += [times[1]] * _whole("--prompts", times[2], least=1) if times else [text]
+    return tuple(found)
+
+
+def _shares(text: str) -> tuple[tuple[float, float], ...]:
+    parts = [part.partition(":") for part in text.split(",")]
+    return tuple((_number("--mix", temperature), _number("--mix", share or "1")) for temperature, _, share in parts)
+
+
+def _optional(name: str, text: str | None) -> float | None:
+    return None if text is None else _number(name, text)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a number, got {text!r}")
+    return value
+
+
+def _whole(name: str, text: str, *, least: int = 0) -> int:
+    plain = text.replace("_", "")
+    if not plain.isdecimal() or int(plain) < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {text!r}")
+    return int(plain)

@@ -1,0 +1,92 @@
+"""KD throughput against TRL's GKDTrainer: the same steps, with the target run in each of ours, and on its stored hidden states.
+
+It runs only where it is named, `pytest --benchmark-only suites/test_distill_speed.py`: it needs TRL, 8 GB of memory and up to
+8 minutes. `--preset`, `--pair`, `--prompts`, `--seed` and `--results` are heard; the rest is about decoding.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import environment
+from bench.registry import installed_version
+from bench.settings import Settings
+from distill.text import TextPlan, prompts_hash
+from suites import kd_speed
+from suites.conftest import PREPARED
+from suites.kd_arms import LOSS, STATUS, Training
+
+LIBRARIES = ("trl", "accelerate", "datasets")
+
+
+def test_distill_speed(
+    benchmark: Any, settings: Settings, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    if not any(Path(__file__).name in argument for argument in request.config.args):
+        pytest.skip(f"compares training, not decoding: name suites/{Path(__file__).name} to run it")
+    if installed_version("trl") is None:
+        pytest.skip("TRL is missing; `pip install trl`")
+    if settings.device != "cpu" or not STATUS.exists():
+        pytest.skip("measures peak memory by Linux's account of processes, thus on a CPU")
+
+    workload, size = request.config.stash[PREPARED].workload, kd_speed.SIZES[settings.preset]
+    pair, folder = workload.model_pair, tmp_path / "text"
+    plan = TextPlan(
+        model=workload.model_hashes["target"],
+        prompts=prompts_hash(workload.prompt_ids),
+        temperatures=((1.0, 1.0),),
+        max_new_tokens=size.max_new_tokens,
+        end_token_ids=workload.end_token_ids,
+        batch_rows=size.rows,
+        seed=settings.seed,
+    )
+    kd_speed.text(folder, plan, workload.prompt_ids, target=pair.target)
+    training = Training(
+        target=pair.target,
+        draft=pair.draft,
+        text=str(folder),
+        batch_rows=size.batch_rows,
+        epochs=size.epochs,
+        learning_rate=1e-4,
+        seed=settings.seed,
+    )
+    rounds = kd_speed.Rounds(training, kd_speed.orders(size.rounds))
+    benchmark.group = f"distill_speed {pair.name}"
+    benchmark.pedantic(
+        rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
+    )
+    for name in rounds.runs:
+        runs = [each.runs[name] for each in rounds.done]
+        benchmark.extra_info[f"{name}_seconds"] = sum(run.seconds for run in runs)
+        benchmark.extra_info[f"{name}_tokens"] = sum(run.num_tokens for run in runs)
+        benchmark.extra_info[f"{name}_peak_bytes"] = max(run.peak_bytes for run in runs)
+
+    versions = {name: installed_version(name) for name in LIBRARIES}
+    recorded = workload.recorded_pair
+    path = kd_speed.store(
+        settings.results,
+        kd_speed.SpeedRecord(
+            schema=kd_speed.SCHEMA,
+            suite="distill_speed",
+            preset=settings.preset,
+            command=" ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            environment={**environment.capture(settings.device), **versions},
+            model_pair=recorded,
+            model_hashes=dict(workload.model_hashes),
+            prompt_set=workload.prompt_set,
+            prompts_hash=workload.prompts_hash,
+            loss=str(LOSS),
+            text=plan,
+            training=replace(training, target=recorded.target, draft=recorded.draft, text=""),
+            rounds=tuple(rounds.done),
+        ),
+    )
+    with capsys.disabled():
+        print(f"\n\n{path}\n\n{kd_speed.table(rounds.done)}\n")
