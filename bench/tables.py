@@ -299,7 +299,7 @@ def mechanism_table(rows: Sequence[Row]) -> Table:
     return Table(f"{_title(rows[0].run)}: mechanism", tuple(c.header for c in columns), body, notes, facts, {})
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[Row], *, narrow: bool = False) -> Table:
     """Several backends on the same prompts: how fast in tokens per second, and whether they accept alike."""
     reference = {_without_backend(row.record.cell): row.record for row in rows if row.record.cell.backend == _REFERENCE}
 
@@ -330,15 +330,19 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         _Column("SD\ntokens/s", _tokens_per_second("sd"), True, "SD\ntok/s"),
         _Column("SD tokens/s /\nreference's", relative(metrics.speed_against), True, "/ ref."),
         _GAMMA,
-        _Column("first token\nAR ms", _first_token("ar"), narrow="TTFT\nAR ms"),
-        _Column("first token\nSD ms", _first_token("sd"), True, "TTFT\nSD ms"),
+        _Column("first token\nAR ms", _first_token("ar")),
+        _Column("first token\nSD ms", _first_token("sd"), True, "first\nms"),
         _Column("peak\nMiB", _peak_memory, narrow="peak\nMiB"),
         _Column("alpha\ncounted", _interval_of(metrics.counted_alpha), narrow="alpha\ncounted"),
-        _Column("alpha /\nreference's", relative(metrics.alpha_against), narrow="/ ref."),
+        _Column("alpha /\nreference's", relative(metrics.alpha_against)),
         _Column("alpha against\nthe reference", agreement),
         _Column("certificate", lambda row: _certificate_text(row.verdict.certificate), narrow="certificate"),
         _VERDICT,
     )
+    headers = tuple(column.header for column in columns)
+    if narrow:
+        columns = tuple(column for column in columns if column.narrow is not None)
+        headers = tuple(column.narrow or column.header for column in columns)
     body, notes = _body(rows, columns)
     caption = {
         "formula": FORMULA,
@@ -348,8 +352,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         "every cell": ", ".join(f"{name} {scalar_text(name, value)}" for name, value in constant.items()),
         **facts,
     }
-    title = f"{_title(rows[0].run)}: side by side"
-    return Table(title, tuple(column.header for column in columns), body, notes, caption, records)
+    return Table(f"{_title(rows[0].run)}: side by side", headers, body, notes, caption, records)
 
 
 def _without_backend(cell: Cell) -> Cell:
@@ -579,7 +582,7 @@ def terminal_table(run: RunRecord) -> str:
 
 def terminal_comparison(runs: Runs) -> str:
     """What a suite found on several backends, side by side."""
-    table = comparison_table(newest_rows(runs))
+    table = comparison_table(newest_rows(runs), narrow=True)
     shown = ("formula", "/ reference's", "peak", "machine")
     return _terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
 

@@ -78,6 +78,7 @@ def test_another_alpha_is_said_with_the_reason_the_backend_declares():
 def test_the_terminal_shows_backends_side_by_side():
     text = tables.terminal_comparison(on_backends())
     assert "other" in text
+    assert max(map(len, text.splitlines())) <= 140
     assert "SD" in text
 
 

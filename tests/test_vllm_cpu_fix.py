@@ -51,7 +51,7 @@ def test_switched_off_it_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert vllm_cpu_fix.state == vllm_cpu_fix.OFF
 
 
-@pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.parametrize(("cpu_fix", "state", "verdict"), [("off", "off", "LOSSY"), ("on", "active", "LOSSLESS")])
 def test_without_it_tokens_do_not_follow_the_target_and_with_it_they_do(
     cpu_fix: str, state: str, verdict: str, tmp_path: Path
