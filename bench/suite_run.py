@@ -239,7 +239,7 @@ class SuiteRun:
             self.backend,
             tuple(left),
             tuple(left.values()),
-            lambda index: replace(self.request(cell, index), temperature=hottest),
+            lambda index: replace(self.request(cell, index), temperature=hottest, draft_temperature=hottest),
             on_triple=on_triple,
         )
 

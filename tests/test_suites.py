@@ -146,6 +146,22 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
     assert not journals(tmp_path)
 
 
+def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...], tmp_path: Path) -> None:
+    """In the end table too. The engines that decode one text at a time leave the suite of loads out."""
+    backends = ("reference", "assisted", "assisted-default")
+    asked = [word for name in backends for word in ("--backend", name)]
+    done = run(
+        "suites/test_backends.py", "suites/test_concurrency.py", *asked, *pair, *SMALL, "--results", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = store.load_runs(tmp_path)
+    assert {record.cell.backend for run in runs for record in run.cells} == set(backends)
+    assert all(record.error is None and len(record.pairs) == 6 for run in runs for record in run.cells)
+    assert [len(run.cells) for run in runs] == [2, 2, 2]
+    assert "backends side by side" in done.stdout
+    assert "decodes one text at a time" in done.stdout
+
+
 def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tmp_path: Path) -> None:
     done = run(GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), "--plan", "--num-draft-tokens", "1,4")
     assert done.returncode == 0
