@@ -4,8 +4,8 @@ Both arms are the same engine class with the same arguments, with and without `s
 stays; speculative ones, one for each rule and k, are made when asked for and make room for the next. Each lives in a process
 of its own (`backends.vllm_host`), so this module never imports vLLM.
 
-Does an idle engine slow the one at work? Every run measures it: its plain decode (`generate_natively`) is the autoregressive
-engine with all others stopped, and the AR arm has to hold against it.
+An idle engine slows the one at work, by one or two percent on two cores. So while one works the processes of all others are
+stopped, in both arms alike.
 
 Importing it and looking at `load` cost nothing; `load` raises BackendUnavailable where vLLM is missing.
 """
@@ -228,7 +228,11 @@ class VllmBackend:
             raise ValueError("vLLM decodes requests of one acceptance rule and draft length together, got several")
         speculative = requests[0].num_draft_tokens > AUTOREGRESSIVE
         engine = self._speculative_engine(requests[0]) if speculative else self.autoregressive
-        texts = engine.generate(tuple(requests))
+        with contextlib.ExitStack() as stack:
+            for other in (self.autoregressive, *self.speculative.values()):
+                if other is not engine:
+                    stack.enter_context(other.stopped())
+            texts = engine.generate(tuple(requests))
         return tuple(self._generation(request, text) for request, text in zip(requests, texts, strict=True))
 
     def _generation(self, request: DecodeRequest, text: Text) -> Generation:
@@ -237,13 +241,6 @@ class VllmBackend:
         if request.num_draft_tokens > AUTOREGRESSIVE:
             rounds = None if text.steps is None else self._rounds(request, text.token_ids, text.steps)
         return Generation(text.token_ids, finished, rounds, text.first_token_s, text.last_token_s)
-
-    def generate_natively(self, request: DecodeRequest) -> Generation:
-        """The autoregressive engine with every other one stopped: what it does when it has the machine for itself."""
-        with contextlib.ExitStack() as stack:
-            for engine in self.speculative.values():
-                stack.enter_context(engine.stopped())
-            return self.generate(replace(request, num_draft_tokens=AUTOREGRESSIVE))
 
     def _rounds(self, request: DecodeRequest, token_ids: tuple[int, ...], steps: Steps) -> tuple[Round, ...] | None:
         if self.options.method == "draft_model":
@@ -277,7 +274,7 @@ class VllmBackend:
             "method": self.options.method,
             "seeded": ours.seeded,
             "baseline": self.options.baseline,
-            "engines": "one a process, all resident; plain decode has the others stopped",
+            "engines": "one a process, all resident; while one works the others are stopped",
             **ours.settings,
             **{
                 f"speculative_{name}": value
