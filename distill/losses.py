@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 128  # fewer make the products with the head slower, more need memory
-# On a CPU: a block stays in the cache, and its memory in the heap. Whole chunks in float32 went back to the system and came
-# page by page: 587,000 faults a step of 2,048 rows became 71,000, and 910 tokens/s 1,350 (2 cores, 49,152 tokens).
+# On a CPU: a block stays in the cache and its memory in the heap. Whole chunks in float32 go back to the system every time, and
+# come again page by page, which costs more than the arithmetic on them.
 CPU_BLOCK_ROWS = 8
 LOWEST_TEMPERATURE = 1e-3  # below it, and above 0, float32 has no digits left for the draft's small probabilities
 
