@@ -1,8 +1,9 @@
 """Llama-type models in fewer, larger operations than transformers' own forward, which gives the same logits to rounding.
 
-On a CPU much of transformers' time for one token of a small model goes into small operations, one behind the other. The record of the
-suite `backends` has both side by side, as AR arm and the engine's own plain decode. Here the products that share an input are one, keys and values are written into a buffer that is there
-already, and no module is called. Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
+On a CPU much of transformers' time for one token of a small model goes into small operations, one behind the other; records of
+the suite `backends` have both forwards side by side, as AR arm and as the engine's own plain decode. Here the products that
+share an input are one, keys and values are written into a buffer that is there already, and no module is called.
+Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
 Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, L tokens known, V vocabulary, D hidden size,
 H query heads, K key heads, G query heads of one key head, E width of a head.
 """
