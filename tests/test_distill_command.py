@@ -16,6 +16,7 @@ import pytest
 from bench import cli, registry
 from distill.recipes import offline
 from tests.tiny_distillation import one_thread, tiny_job
+from tests.tiny_models import HEED_CTRL_C
 
 pytestmark = pytest.mark.usefixtures(one_thread.__name__)
 
@@ -160,7 +161,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(run: Run, tmp_path: 
     command = [str(Path(sys.executable).parent / "specheat"), "distill", *given, "--out", str(stopped)]
     command += ["--texts", str(texts)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*HEED_CTRL_C, *command], env=environment, stderr=subprocess.PIPE, text=True)
     while not texts.exists():  # the models are loaded, and text is being sampled
         assert process.poll() is None
         time.sleep(0.01)

@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 24
+HEED_CTRL_C = ("env", "--default-signal=INT")  # before a command: children of a background job would ignore it
 
 
 def tiny_llama(
