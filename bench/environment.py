@@ -84,6 +84,11 @@ def capture(device: str) -> dict[str, Scalar]:
     }
 
 
+def command_line() -> str:
+    """The command as it was typed, programs without their folder."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+
+
 def machine_slug(env: Mapping[str, Scalar]) -> str:
     """Short folder name of a machine: "nvidia-h200", "amd-epyc-2c"."""
     gpu = env.get("gpu_name")

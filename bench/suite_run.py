@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +78,7 @@ class SuiteRun:
             schema=SCHEMA,
             suite=self.suite,
             preset=self.settings.preset,
-            command=_command_line(),
+            command=environment.command_line(),
             created=_now(),
             environment=env,
             model_pair=self.workload.recorded_pair,
@@ -333,11 +332,6 @@ def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:
     ar_s, sd_s = (sum(getattr(pair, arm).seconds for pair in pairs) for arm in ("ar", "sd"))
     ar_tokens, sd_tokens = (sum(len(getattr(pair, arm).token_ids) for pair in pairs) for arm in ("ar", "sd"))
     return (ar_s / ar_tokens) / (sd_s / sd_tokens)
-
-
-def _command_line() -> str:
-    """What was typed, less the folders of this machine."""
-    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
 
 
 def _now() -> str:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from bench.theory import SlotTotals, propagate_slots
 from distill.batches import Batch, in_order
-from distill.losses import CHUNK_ROWS
+from distill.losses import CHUNK_ROWS, blocks
 from distill.text import Row
 
 BATCH_TOKENS = 4096
@@ -69,15 +69,17 @@ def _batch_acceptance(
     found = torch.empty(len(temperatures), 2, len(labels_N))
     for start in range(0, len(labels_N), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        draft_logits_CV = (hidden_ND[rows] @ head_VD.T).float()
-        target_logits_CV = (target_hidden_ND[rows] @ target_head_VD.T).float()
-        for place, (decode_t, draft_t) in enumerate(temperatures):
-            target_CV, draft_CV = probabilities(target_logits_CV, decode_t), probabilities(draft_logits_CV, draft_t)
-            label_C1 = labels_N[rows, None]
-            ratio_C1 = draft_CV.gather(1, label_C1) / target_CV.gather(1, label_C1)
-            # 0 / 0: the token is off the target's support, which rounding does to a text of another T
-            found[place, 1, rows] = ratio_C1.nan_to_num_(0.0).clamp_(max=1).squeeze(1)
-            found[place, 0, rows] = torch.minimum(target_CV, draft_CV, out=target_CV).sum(-1)
+        draft_logits_CV, target_logits_CV = hidden_ND[rows] @ head_VD.T, target_hidden_ND[rows] @ target_head_VD.T
+        for block in blocks(len(draft_logits_CV), device.type):
+            at = slice(start + block.start, start + block.stop)
+            both = target_logits_CV[block].float(), draft_logits_CV[block].float()
+            for place, (decode_t, draft_t) in enumerate(temperatures):
+                target_CV, draft_CV = probabilities(both[0], decode_t), probabilities(both[1], draft_t)
+                label_C1 = labels_N[at, None]
+                ratio_C1 = draft_CV.gather(1, label_C1) / target_CV.gather(1, label_C1)
+                # 0 / 0: the token is off the target's support, which rounding does to a text of another T
+                found[place, 1, at] = ratio_C1.nan_to_num_(0.0).clamp_(max=1).squeeze(1)
+                found[place, 0, at] = torch.minimum(target_CV, draft_CV, out=target_CV).sum(-1)
     return found
 
 
@@ -85,7 +87,7 @@ def probabilities(logits_CV: Tensor, temperature: float) -> Tensor:
     """softmax(logits / T), (C, V) float32; T = 0 is one-hot on the argmax."""
     if temperature == 0:
         return torch.zeros_like(logits_CV).scatter_(1, logits_CV.argmax(-1, keepdim=True), 1.0)
-    return ((logits_CV - logits_CV.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    return (logits_CV - logits_CV.amax(-1, keepdim=True)).div_(temperature).softmax(-1)
 
 
 def alpha_text(texts: Sequence[TextAcceptance]) -> float:

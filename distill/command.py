@@ -35,37 +35,14 @@ class Distill:
         option = parser.add_argument
         option("recipe", metavar="RECIPE", help="base, offline, soft, online, matched, mixture, weighted or composed")
         option("--data-temperature", metavar="T", help="KD data temperature, of the text; 0 is greedy")
-        option("--out", type=Path, required=True, metavar="DIR", help="where the draft, its card and the state go")
-        option("--pair", metavar="NAME", help="model pair by name (default: smollm2); see `specheat pairs`")
-        option("--target", metavar="ID|DIR", help="target model instead of a named pair")
-        option("--draft", metavar="ID|DIR", help="draft to start from; with --pair it replaces the pair's draft")
-        option(
-            "--start", metavar=f"ID|DIR|{LAYERS}LIST", help=f"other start: a draft, or target layers ({LAYERS}0,1,29)"
-        )
-        option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
-        option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
-
         option("--mix", metavar="T:SHARE,...", help="KD data temperatures of a mixed recipe, such as 0.7:1,0.8:1,0.9:2")
         option("--loss", metavar="NAME", help="loss on soft labels: forward_kl, reverse_kl, js, tv or lk")
         option("--loss-temperature", metavar="T", help="KD loss temperature (default: the recipe's)")
         option("--on-policy", metavar="LAMBDA", help="share of fresh texts that the draft writes, 0..1 (online: 1)")
-
-        option("--train", default="layers", metavar="WHAT", help="layers, all or adapters (default: layers)")
-        option("--adapter-rank", default="8", metavar="N", help="rank of the adapters (default: 8)")
-        option("--tokens", default="300000", metavar="N", help="answer tokens to train on, repeats counted")
-        option("--learning-rate", default="8e-4", metavar="RATE", help="at its peak (default: 8e-4)")
-        option("--batch-tokens", default="4096", metavar="N", help="tokens of one forward (default: 4096)")
-        option("--accumulate", default="1", metavar="N", help="forwards a step, over all processes (default: 1)")
-
         option("--text-tokens", metavar="N", help=f"distinct answer tokens of fixed text (default: {TEXT_TOKENS})")
-        option("--prompts", action="append", metavar="SET[@TIMES]", help="training prompts; repeat for several")
-        option("--self-written", default="0", metavar="N", help="more prompts, which the target writes itself")
-        option("--held-out", action="append", metavar="SET", help="prompts to measure on; repeat for several")
-        option("--max-new-tokens", default="128", metavar="N", help="longest answer in tokens (default: 128)")
-        option("--batch-rows", default="256", metavar="N", help="texts sampled at once (default: 256)")
         option("--through", metavar="BACKEND", help="let this installed backend write the target's text")
-        option("--texts", type=Path, metavar="DIR", help="where text is kept for other runs (default: beside --out)")
         option("--seed", default="0", metavar="N", help="seed of text and order (default: 0)")
+        job_options(parser)
 
     def run(self, args: Namespace) -> int:
         try:
@@ -75,8 +52,40 @@ class Distill:
             return INTERRUPTED
 
 
+def job_options(parser: ArgumentParser) -> None:
+    """What a job needs to know beside its recipe and seed."""
+    option = parser.add_argument
+    option("--out", type=Path, required=True, metavar="DIR", help="where drafts, cards and the state of the run go")
+    option("--texts", type=Path, metavar="DIR", help="where text is kept for other runs (default: beside --out)")
+    option("--pair", metavar="NAME", help="model pair by name (default: smollm2); see `specheat pairs`")
+    option("--target", metavar="ID|DIR", help="target model instead of a named pair")
+    option("--draft", metavar="ID|DIR", help="draft to start from; with --pair it replaces the pair's draft")
+    option("--start", metavar=f"ID|DIR|{LAYERS}LIST", help=f"other start: a draft, or target layers ({LAYERS}0,1,29)")
+    option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
+    option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+    option("--train", default="layers", metavar="WHAT", help="layers, all or adapters (default: layers)")
+    option("--adapter-rank", default="8", metavar="N", help="rank of the adapters (default: 8)")
+    option("--tokens", default="300000", metavar="N", help="answer tokens to train on, repeats counted")
+    option("--learning-rate", default="8e-4", metavar="RATE", help="at its peak (default: 8e-4)")
+    option("--optimizer", default="adamw", metavar="NAME", help="adamw, or muon for the matrices (default: adamw)")
+    option("--vocabulary", default="0", metavar="N", help="tokens a batch's loss sees; 0 is all (default: 0)")
+    option("--batch-tokens", default="4096", metavar="N", help="tokens of one forward (default: 4096)")
+    option("--accumulate", default="1", metavar="N", help="forwards a step, over all processes (default: 1)")
+
+    option("--prompts", action="append", metavar="SET[@TIMES]", help="training prompts; repeat for several")
+    option("--self-written", default="0", metavar="N", help="more prompts, which the target writes itself")
+    option("--held-out", action="append", metavar="SET", help="prompts to measure on; repeat for several")
+    option("--max-new-tokens", default="128", metavar="N", help="longest answer in tokens (default: 128)")
+    option("--batch-rows", default="256", metavar="N", help="texts sampled at once (default: 256)")
+
+
 def _run(args: Namespace) -> int:
-    job, pair = _job(args)
+    recipe = _recipe(args)
+    if recipe.fresh and args.text_tokens is not None:
+        raise ValueError(f"recipe {recipe.name} uses each text once; expected --tokens and no --text-tokens")
+    text_tokens = 0 if recipe.fresh else whole("--text-tokens", args.text_tokens or str(TEXT_TOKENS))
+    job, pair = job_of(args, recipe, text_tokens=text_tokens, seed=whole("--seed", args.seed))
     if args.through is not None:
         registry.backend_factory(args.through)
 
@@ -93,36 +102,34 @@ def _run(args: Namespace) -> int:
     return 0
 
 
-def _job(args: Namespace) -> tuple[Job, ModelPair]:
+def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> tuple[Job, ModelPair]:
     """What the options ask for. The pair comes last: what is wrong elsewhere is said before a hub is asked."""
-    recipe = _recipe(args)
-    if recipe.fresh and args.text_tokens is not None:
-        raise ValueError(f"recipe {recipe.name} uses each text once; expected --tokens and no --text-tokens")
-
     from distill.run import Job, check_held_out
     from distill.train import TrainPlan
 
     plan = TrainPlan(
-        num_tokens=_whole("--tokens", args.tokens),
-        batch_tokens=_whole("--batch-tokens", args.batch_tokens),
-        accumulate=_whole("--accumulate", args.accumulate),
-        learning_rate=_number("--learning-rate", args.learning_rate),
+        num_tokens=whole("--tokens", args.tokens),
+        batch_tokens=whole("--batch-tokens", args.batch_tokens),
+        accumulate=whole("--accumulate", args.accumulate),
+        learning_rate=number("--learning-rate", args.learning_rate),
+        optimizer=args.optimizer,
+        vocabulary=whole("--vocabulary", args.vocabulary),
     )
     job = Job(
         target="",
         start="the pair's draft",
         layers=(),
         trained=args.train,
-        adapter_rank=_whole("--adapter-rank", args.adapter_rank),
+        adapter_rank=whole("--adapter-rank", args.adapter_rank),
         recipe=recipe,
         plan=plan,
-        text_tokens=0 if recipe.fresh else _whole("--text-tokens", args.text_tokens or str(TEXT_TOKENS)),
-        prompts=_sources(args.prompts or (() if _whole("--self-written", args.self_written) else PROMPTS)),
-        self_written=_whole("--self-written", args.self_written),
+        text_tokens=text_tokens,
+        prompts=_sources(args.prompts or (() if whole("--self-written", args.self_written) else PROMPTS)),
+        self_written=whole("--self-written", args.self_written),
         held_out=tuple(args.held_out or HELD_OUT),
-        max_new_tokens=_whole("--max-new-tokens", args.max_new_tokens),
-        batch_rows=_whole("--batch-rows", args.batch_rows),
-        seed=_whole("--seed", args.seed),
+        max_new_tokens=whole("--max-new-tokens", args.max_new_tokens),
+        batch_rows=whole("--batch-rows", args.batch_rows),
+        seed=seed,
     )
     check_held_out(job)
     pair, layers = _models(args)
@@ -156,7 +163,7 @@ def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
         if draft is not None:
             raise ValueError("expected --draft or --start, got both")
         if args.start.startswith(LAYERS):
-            layers = tuple(_whole("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
+            layers = tuple(whole("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
             draft = args.target
         else:
             draft = args.start
@@ -209,20 +216,20 @@ def _sources(given: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for text in given:
         times = re.fullmatch(r"(.+)@([0-9]+)", text)
-        found += [times[1]] * _whole("--prompts", times[2], least=1) if times else [text]
+        found += [times[1]] * whole("--prompts", times[2], least=1) if times else [text]
     return tuple(found)
 
 
 def _shares(text: str) -> tuple[tuple[float, float], ...]:
     parts = [part.partition(":") for part in text.split(",")]
-    return tuple((_number("--mix", temperature), _number("--mix", share or "1")) for temperature, _, share in parts)
+    return tuple((number("--mix", temperature), number("--mix", share or "1")) for temperature, _, share in parts)
 
 
 def _optional(name: str, text: str | None) -> float | None:
-    return None if text is None else _number(name, text)
+    return None if text is None else number(name, text)
 
 
-def _number(name: str, text: str) -> float:
+def number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -232,7 +239,7 @@ def _number(name: str, text: str) -> float:
     return value
 
 
-def _whole(name: str, text: str, *, least: int = 0) -> int:
+def whole(name: str, text: str, *, least: int = 0) -> int:
     plain = text.replace("_", "")
     if not plain.isdecimal() or int(plain) < least:
         raise ValueError(f"{name}: expected a whole number >= {least}, got {text!r}")

@@ -49,6 +49,7 @@ def held_out_text(
     sources: Sequence[str],
     texts: Path,
     *,
+    temperatures: Sequence[float] = TEMPERATURES,
     on_text: Callable[[int], None] = lambda num_texts: None,
     workers: Workers = ALONE,
 ) -> tuple[HeldOut, ...]:
@@ -57,7 +58,7 @@ def held_out_text(
     for source in sources:
         prompt_set = prompt_sets.load(source)
         prompts = encoded(prompt_set, teacher.tokenizer)[:NUM_PROMPTS]
-        for temperature in TEMPERATURES:
+        for temperature in temperatures:
             on_text(len(found))
             plan = TextPlan(
                 model=teacher.sha256,

@@ -11,7 +11,7 @@ a block of these at a time is in float32. Shape letters: N rows, C rows of a chu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,10 +53,18 @@ class Loss:
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"expected decay >= 0, got {self.decay}")
 
-    def on_logits(self, target_logits_CV: Tensor, draft_logits_CV: Tensor) -> Tensor:
-        """Loss of each row, (C,); the gradient takes the place of `draft_logits_CV`. Both float32 and written over."""
+    def on_logits(
+        self, target_logits_CV: Tensor, draft_logits_CV: Tensor, log_weight_V: Tensor | None = None
+    ) -> Tensor:
+        """Loss of each row, (C,); the gradient takes the place of `draft_logits_CV`. Both float32 and written over.
+
+        Args:    log_weight_V: log of how many tokens each stands for; none: each for itself
+        """
         if self.temperature == 0:
             return cross_entropy(target_logits_CV.argmax(-1), draft_logits_CV)
+        if log_weight_V is not None:
+            target_logits_CV.add_(log_weight_V, alpha=self.temperature)
+            draft_logits_CV.add_(log_weight_V, alpha=self.temperature)
         log_target_CV = _log_softmax(target_logits_CV, self.temperature)
         log_draft_CV = _log_softmax(draft_logits_CV, self.temperature)
         slope_CV = draft_logits_CV  # its content is no longer needed
@@ -149,38 +157,55 @@ def _through_softmax(draft_CV: Tensor, slope_of_draft_CV: Tensor, slope_CV: Tens
     return mean_C
 
 
-def soft_labels(loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor) -> ChunkLoss:
-    """The target's whole distribution as label, from its final hidden states."""
+def soft_labels(
+    loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor, log_weight_V: Tensor | None = None
+) -> ChunkLoss:
+    """The target's whole distribution as label, from its final hidden states.
+
+    Args:    log_weight_V: of each token of the head, where some stand for others
+    """
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
         target_logits_CV = target_hidden_ND[rows] @ target_head_VD.T
         return _in_blocks(
-            draft_logits_CV, lambda block, logits: loss.on_logits(target_logits_CV[block].float(), logits)
+            draft_logits_CV,
+            lambda block, logits: loss.on_logits(target_logits_CV[block].float(), logits, log_weight_V),
         )
 
     return on_chunk
 
 
-def hard_labels(label_N: Tensor) -> ChunkLoss:
-    """The text's own tokens as labels."""
+def hard_labels(label_N: Tensor, log_weight_V: Tensor | None = None) -> ChunkLoss:
+    """The text's own tokens as labels: their places in the head.
+
+    Args:    log_weight_V: of each token of the head, where some stand for others; 0 for every label
+    """
+
+    def on_block(label_C: Tensor, logits_CV: Tensor) -> Tensor:
+        return cross_entropy(label_C, logits_CV if log_weight_V is None else logits_CV.add_(log_weight_V))
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
         label_C = label_N[rows].to(draft_logits_CV.device)
-        return _in_blocks(draft_logits_CV, lambda block, logits: cross_entropy(label_C[block], logits))
+        return _in_blocks(draft_logits_CV, lambda block, logits: on_block(label_C[block], logits))
 
     return on_chunk
 
 
 def _in_blocks(draft_logits_CV: Tensor, on_block: ChunkLoss) -> Tensor:
     """Loss of each row of a chunk, from blocks in float32; the gradient takes the place of the logits."""
-    block_rows = CPU_BLOCK_ROWS if draft_logits_CV.device.type == "cpu" else CHUNK_ROWS
     losses = []
-    for start in range(0, len(draft_logits_CV), block_rows):
-        block = slice(start, start + block_rows)
+    for block in blocks(len(draft_logits_CV), draft_logits_CV.device.type):
         logits_CV = draft_logits_CV[block].float()
         losses.append(on_block(block, logits_CV))
         draft_logits_CV[block] = logits_CV
     return torch.cat(losses)
+
+
+def blocks(num_rows: int, device_type: str) -> Iterator[slice]:
+    """The rows of a chunk as blocks that may be in float32 at once."""
+    block_rows = CPU_BLOCK_ROWS if device_type == "cpu" else CHUNK_ROWS
+    for start in range(0, num_rows, block_rows):
+        yield slice(start, min(start + block_rows, num_rows))
 
 
 def head_loss(hidden_ND: Tensor, head_VD: Tensor, on_chunk: ChunkLoss) -> Tensor:

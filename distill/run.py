@@ -48,10 +48,11 @@ from distill.train import (
     Position,
     RunningTarget,
     Stream,
+    TextLabels,
     TrainPlan,
-    text_labels,
     train,
 )
+from distill.vocabulary import vocabulary_of
 from distill.workers import ALONE, Workers
 
 JOB, CARD, LOG, DRAFT = "job.json", "card.json", "log.jsonl", "draft"
@@ -179,12 +180,15 @@ class _Run:
                 by_target = self.out / "by_target"  # answers to some of the asks, and so no table for others
             portions = partial(self._portions, plan, prompts, by_target, by_draft)
             stream = FreshText(portions, job.plan.batch_tokens, job.seed)
-        labels: Labels = text_labels
+        vocabulary = None
+        if job.plan.vocabulary:
+            vocabulary = vocabulary_of(table.rows, len(self.teacher.head_VD), job.plan.vocabulary)
+        labels: Labels = TextLabels(vocabulary)
         if recipe.labels == "soft" and recipe.fresh:
             labels = RunningTarget(recipe.loss, self.teacher.model)
         elif recipe.labels == "soft":
             hidden.fill_in(table, self.teacher.model, workers=self.workers)
-            labels = CachedTarget(recipe.loss, self.teacher.head_VD)
+            labels = CachedTarget(recipe.loss, self.teacher.head_VD, vocabulary)
 
         position = self._train(stream, labels, held_out)
         if self.workers.is_main:
@@ -220,7 +224,9 @@ class _Run:
             return tuple(given)
         before, after = user_turn(self.teacher.tokenizer)
         shares = ((SELF_WRITTEN_TEMPERATURE, 1.0),)
-        plan = self._text_plan((before,), shares, max_new_tokens=SELF_WRITTEN_TOKENS)
+        plan = replace(
+            self._text_plan((before,), shares, max_new_tokens=SELF_WRITTEN_TOKENS), seed=0
+        )  # as sets are fixed
         sampler = self.teacher.sampler(SELF_WRITTEN_TOKENS)
         own: Prompts = ()
         with self._meter("self-written prompts", job.self_written, unit="prompts") as meter:

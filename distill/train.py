@@ -18,15 +18,36 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from distill.batches import Batch, shuffled
 from distill.drafts import Draft
 from distill.losses import ChunkLoss, Loss, hard_labels, head_loss, soft_labels
 from distill.text import Row
+from distill.vocabulary import Vocabulary, VocabularyPart
 from distill.workers import ALONE, Workers
 
 CHECKPOINT = "checkpoint.pt"
+
+
+def adamw(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+    """AdamW for everything."""
+    return [torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)]
+
+
+def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+    """Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
+
+    Source:  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of updates: Liu et al. 2025, arXiv 2502.16982
+    """
+    matrices = [weight for weight in weights if weight.dim() == 2]
+    rest = [weight for weight in weights if weight.dim() != 2]
+    options = {"lr": learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    return [torch.optim.Muon(matrices, **options), *(adamw(rest, learning_rate) if rest else ())]
+
+
+OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], list[Optimizer]]] = {"adamw": adamw, "muon": muon}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +60,19 @@ class TrainPlan:
     learning_rate: float = 8e-4  # at its peak
     warmup: float = 0.02  # share of num_tokens
     final_rate: float = 0.02  # share of learning_rate at the end of the cosine
-    weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient
+    optimizer: str = "adamw"  # or muon
+    vocabulary: int = 0  # tokens of the head that a batch's loss sees, most of them the frequent ones; 0: all
     checkpoint_s: float = 180.0
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "batch_tokens", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"expected an optimizer of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.vocabulary < 0:
+            raise ValueError(f"expected vocabulary >= 0, got {self.vocabulary}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected a learning_rate > 0, got {self.learning_rate}")
 
@@ -90,23 +116,52 @@ def _from_portions(portions: Iterator[Sequence[Row]], start: int, *, batch_token
         start = max(0, start - len(batches))
 
 
-Labels = Callable[[Batch], ChunkLoss]
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """The loss of a batch, and the part of the vocabulary whose logits it takes; none: all of it."""
+
+    on_chunk: ChunkLoss
+    part: VocabularyPart | None = None
 
 
-def text_labels(batch: Batch) -> ChunkLoss:
+Labels = Callable[[Batch], BatchLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class TextLabels:
     """Hard labels: the text's own tokens (sequence-level distillation)."""
-    return hard_labels(batch.labels_N())
+
+    vocabulary: Vocabulary | None = None
+
+    def __call__(self, batch: Batch) -> BatchLoss:
+        labels_N = batch.labels_N()
+        if self.vocabulary is None:
+            return BatchLoss(hard_labels(labels_N))
+        part = self.vocabulary.part(labels_N)
+        return BatchLoss(hard_labels(torch.searchsorted(part.token_ids_M, labels_N), part.log_weight_M), part)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTarget:
-    """Soft labels from the hidden states that came with the text: the target is not run."""
+    """Soft labels from the hidden states that came with the text: the target is not run.
+
+    Raises:  ValueError: a part of the vocabulary at loss T 0, where the target's argmax may be outside of it
+    """
 
     loss: Loss
     head_VD: Tensor
+    vocabulary: Vocabulary | None = None
 
-    def __call__(self, batch: Batch) -> ChunkLoss:
-        return soft_labels(self.loss, batch.target_hidden_ND().to(self.head_VD.device), self.head_VD)
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None and self.loss.temperature == 0:
+            raise ValueError("expected the whole vocabulary for soft labels at loss temperature 0, got a part of it")
+
+    def __call__(self, batch: Batch) -> BatchLoss:
+        hidden_ND = batch.target_hidden_ND().to(self.head_VD.device)
+        if self.vocabulary is None:
+            return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD))
+        part = self.vocabulary.part(batch.labels_N()).to(self.head_VD.device)
+        return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD[part.token_ids_M], part.log_weight_M), part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +172,9 @@ class RunningTarget:
     target: PreTrainedModel
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> ChunkLoss:
-        return soft_labels(self.loss, batch.hidden_ND(self.target), self.target.get_output_embeddings().weight.detach())
+    def __call__(self, batch: Batch) -> BatchLoss:
+        head_VD = self.target.get_output_embeddings().weight.detach()
+        return BatchLoss(soft_labels(self.loss, batch.hidden_ND(self.target), head_VD))
 
 
 @dataclass(slots=True)
@@ -148,17 +204,15 @@ def train(
     """
     if plan.accumulate % workers.count:
         raise ValueError(f"expected accumulate to be a multiple of {workers.count} processes, got {plan.accumulate}")
-    optimizer = torch.optim.AdamW(
-        [weight for _, weight in draft.parameters()], lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
-    )
-    position = resume(draft, optimizer, folder)
+    optimizers = OPTIMIZERS[plan.optimizer]([weight for _, weight in draft.parameters()], plan.learning_rate)
+    position = resume(draft, optimizers, folder)
     batches = stream.batches(position.batches)
     saved_at = time.monotonic()
     while position.num_tokens < plan.num_tokens:
         taken = list(islice(batches, plan.accumulate))
         started = time.perf_counter()
         rate = learning_rate(plan, position.num_tokens)
-        loss = step(draft, optimizer, taken, labels, rate=rate, clip=plan.clip, workers=workers)
+        loss = step(draft, optimizers, taken, labels, rate=rate, clip=plan.clip, workers=workers)
         position.steps += 1
         position.batches += len(taken)
         position.num_tokens += sum(batch.num_tokens for batch in taken)
@@ -167,7 +221,7 @@ def train(
         on_step(position)
         due = time.monotonic() - saved_at > plan.checkpoint_s or position.num_tokens >= plan.num_tokens
         if due and workers.is_main:
-            checkpoint(draft, optimizer, position, folder)
+            checkpoint(draft, optimizers, position, folder)
             saved_at = time.monotonic()
     workers.wait()
     return position
@@ -175,7 +229,7 @@ def train(
 
 def step(
     draft: Draft,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[Optimizer],
     batches: Sequence[Batch],
     labels: Labels,
     *,
@@ -188,19 +242,21 @@ def step(
     head_VD = draft.model.get_output_embeddings().weight
     total = 0.0
     for batch in batches[workers.index :: workers.count]:
-        on_chunk = labels(batch)
+        asked = labels(batch)
         with torch.autocast(draft.model.device.type, torch.bfloat16):
             hidden_ND = batch.hidden_ND(draft.model)
-        loss = head_loss(hidden_ND, head_VD.bfloat16(), on_chunk) / num_tokens
+        part_VD = head_VD if asked.part is None else head_VD[asked.part.token_ids_M]
+        loss = head_loss(hidden_ND, part_VD.bfloat16(), asked.on_chunk) / num_tokens
         loss.backward()
         total += loss.item()
     if workers.count > 1:
         total = _add_up(draft, total, workers)
     torch.nn.utils.clip_grad_norm_([weight for _, weight in draft.parameters()], clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
     return total
 
 
@@ -223,11 +279,11 @@ def learning_rate(plan: TrainPlan, num_tokens: int) -> float:
     return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * along)) / 2)
 
 
-def checkpoint(draft: Draft, optimizer: torch.optim.Optimizer, position: Position, folder: Path) -> None:
+def checkpoint(draft: Draft, optimizers: Sequence[Optimizer], position: Position, folder: Path) -> None:
     """Replace the checkpoint in one move, so that a kill in between loses nothing."""
     state = {
         "weights": {name: weight.detach() for name, weight in draft.parameters()},
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "position": asdict(position),
     }
     scratch = folder / f".{CHECKPOINT}.{os.getpid()}"
@@ -235,7 +291,7 @@ def checkpoint(draft: Draft, optimizer: torch.optim.Optimizer, position: Positio
     os.replace(scratch, folder / CHECKPOINT)
 
 
-def resume(draft: Draft, optimizer: torch.optim.Optimizer, folder: Path) -> Position:
+def resume(draft: Draft, optimizers: Sequence[Optimizer], folder: Path) -> Position:
     """Take weights, optimiser and position from the checkpoint; a folder without one begins at 0."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CHECKPOINT).is_file():
@@ -244,5 +300,6 @@ def resume(draft: Draft, optimizer: torch.optim.Optimizer, folder: Path) -> Posi
     with torch.no_grad():
         for name, weight in draft.parameters():
             weight.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
     return Position(**state["position"])

@@ -239,7 +239,7 @@ def _step(draft: drafts.Draft, training: Training) -> Callable[[Batch, Labels], 
     optimizer = torch.optim.AdamW(
         [weight for _, weight in draft.parameters()], lr=training.learning_rate, weight_decay=0.0, fused=True
     )
-    return lambda batch, labels: step(draft, optimizer, [batch], labels, rate=training.learning_rate, clip=CLIP)
+    return lambda batch, labels: step(draft, [optimizer], [batch], labels, rate=training.learning_rate, clip=CLIP)
 
 
 def _measured(

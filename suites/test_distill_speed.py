@@ -6,7 +6,6 @@ It runs only where it is named, `pytest --benchmark-only suites/test_distill_spe
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,7 +74,7 @@ def test_distill_speed(
             schema=kd_speed.SCHEMA,
             suite="distill_speed",
             preset=settings.preset,
-            command=" ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
+            command=environment.command_line(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             environment={**environment.capture(settings.device), **versions},
             model_pair=recorded,

@@ -21,10 +21,10 @@ from distill.train import (
     Labels,
     Position,
     RunningTarget,
+    TextLabels,
     TrainPlan,
     learning_rate,
     step,
-    text_labels,
     train,
 )
 from tests.tiny_distillation import in_training, one_thread, same_bits, tiny_target, tiny_text, weights
@@ -131,8 +131,8 @@ def test_accumulation_equals_one_bigger_batch(rows: tuple[Row, ...], labels: str
         draft = in_training()
         before = weights(draft)
         optimizer = torch.optim.SGD([weight for _, weight in draft.parameters()], lr=1.0)
-        on_batch = text_labels if labels == "text" else soft()
-        losses.append(step(draft, optimizer, batches, on_batch, rate=1.0, clip=1e9))
+        on_batch = TextLabels() if labels == "text" else soft()
+        losses.append(step(draft, [optimizer], batches, on_batch, rate=1.0, clip=1e9))
         gradients.append(torch.cat([(before[name] - value).flatten() for name, value in weights(draft).items()]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # products in bf16
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
@@ -143,7 +143,7 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for(rows: tuple[Row, ...]) ->
     draft = in_training()
     before = weights(draft)
     optimizer = torch.optim.SGD([weight for _, weight in draft.parameters()], lr=1.0)
-    step(draft, optimizer, [Batch(rows[:8])], soft(), rate=1.0, clip=0.01)
+    step(draft, [optimizer], [Batch(rows[:8])], soft(), rate=1.0, clip=0.01)
     moved = torch.cat([(before[name] - value).flatten() for name, value in weights(draft).items()])
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
 

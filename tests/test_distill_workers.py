@@ -16,7 +16,7 @@ from bench import cli
 from distill.recipes import offline
 from distill.run import distill
 from distill.text import open_table
-from distill.train import FixedText, TrainPlan, text_labels, train
+from distill.train import FixedText, TextLabels, TrainPlan, train
 from distill.workers import ALONE, Workers
 from tests.test_distill_command import arguments
 from tests.tiny_distillation import in_training, one_thread, tiny_job, tiny_text
@@ -90,7 +90,7 @@ def test_a_step_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
     rows = tiny_text(tmp_path / "text", 0.7, num_tokens=50)
     plan = TrainPlan(num_tokens=10, accumulate=3)
     with pytest.raises(ValueError, match="multiple of 2 processes, got 3"):
-        train(in_training(), FixedText(rows, 99, 0), text_labels, plan, tmp_path, workers=Workers(0, 2))
+        train(in_training(), FixedText(rows, 99, 0), TextLabels(), plan, tmp_path, workers=Workers(0, 2))
 
 
 def test_a_run_that_nobody_launched_is_alone(tmp_path: Path) -> None:

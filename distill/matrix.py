@@ -1,0 +1,311 @@
+"""The KD matrix: drafts trained at KD temperatures, each measured at many decode temperatures along the target's own text.
+
+Every draft is a job of `distill.run` in a folder of its own; every finished draft adds one line to a record. A matrix that was
+stopped goes on with the next draft. Acceptance is analytic (`distill.alpha`), a number for every prompt, so that a cell's
+interval covers other prompts and other seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from tabulate import tabulate
+
+from distill import drafts, recipes
+from distill.alpha import acceptance, slot_totals
+from distill.held_out import NUM_DRAFT_TOKENS, HeldOut, held_out_text
+from distill.recipes import Recipe
+from distill.run import DRAFT, Job, distill
+from distill.teacher import Teacher, load_teacher
+from distill.text import write_atomically
+
+ARMS = ("offline", "online", "mixture", "composed")
+KD_TEMPERATURES = tuple(step / 5 for step in range(6))
+DECODE_TEMPERATURES = tuple(step / 10 for step in range(11))
+START = "start"  # the name of the draft that all others start from, which is measured too
+RECORD, DRAFTS = "matrix.jsonl", "drafts"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPlan:
+    """Which drafts are trained, and where they are measured. All else is in the job they share."""
+
+    arms: tuple[str, ...]
+    kd_temperatures: tuple[float, ...]
+    decode_temperatures: tuple[float, ...]
+    seeds: tuple[int, ...]
+    domain: str  # held-out prompt set
+    job: Job  # of recipe and seed the first is meant
+
+    def __post_init__(self) -> None:
+        for name in ("arms", "kd_temperatures", "decode_temperatures", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"expected {name}, got none")
+        for arm in self.arms:
+            _recipes_of(arm, self.kd_temperatures)
+
+    def drafts(self) -> Iterator[tuple[str, Job]]:
+        """Name and job of each, one seed after the other, so that a matrix that is stopped has whole ones."""
+        for seed in self.seeds:
+            for arm in self.arms:
+                for recipe in _recipes_of(arm, self.kd_temperatures):
+                    text_tokens = 0 if recipe.fresh else self.job.plan.num_tokens
+                    yield (
+                        draft_name(arm, recipe, seed),
+                        replace(self.job, recipe=recipe, seed=seed, text_tokens=text_tokens),
+                    )
+
+
+def _recipes_of(arm: str, kd_temperatures: Sequence[float]) -> list[Recipe]:
+    """An arm is a recipe at every KD temperature, or once where the recipe mixes temperatures; `online@0.5` sets lambda."""
+    name, _, on_policy = arm.partition("@")
+    if name == "composed":
+        made = [recipes.recipe(name)]
+    elif name in recipes.MIXED:
+        made = [recipes.recipe(name, max(kd_temperatures))]
+    else:
+        made = [recipes.recipe(name, temperature) for temperature in kd_temperatures]
+    if not on_policy:
+        return made
+    try:
+        share = float(on_policy)
+    except ValueError:
+        raise ValueError(f"expected a lambda in 0..1 behind the @, got {arm!r}") from None
+    return [replace(recipe, on_policy=share) for recipe in made]
+
+
+def draft_name(arm: str, recipe: Recipe, seed: int) -> str:
+    """As its folder is called, such as online-t0.4-seed1."""
+    at = f"-t{recipe.temperatures[0][0]:g}" if len(recipe.temperatures) == 1 else ""
+    return f"{arm.replace('@', '-lambda')}{at}-seed{seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One draft at one decode temperature: sums over each prompt's text, at the k of `held_out`."""
+
+    temperature: float
+    tokens: tuple[int, ...]
+    overlap: tuple[float, ...]  # of all tokens; / tokens: alpha_text
+    tested: tuple[float, ...]
+    accepted: tuple[float, ...]  # / tested: alpha
+    emitted: tuple[int, ...]
+    rounds: tuple[float, ...]  # emitted / rounds: block efficiency
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A line of the record."""
+
+    draft: str
+    arm: str
+    kd_temperature: float | None  # none: a mixture, or the start
+    on_policy: float
+    seed: int | None
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A record: what was asked for, in plain data, and the drafts measured so far."""
+
+    plan: dict[str, Any]
+    measured: tuple[Measured, ...]
+
+
+def run(
+    plan: MatrixPlan, out: Path, texts: Path, *, device: str, header: dict[str, Any], on_draft: Callable[[str], None]
+) -> Matrix:
+    """Train and measure what the record in `out` lacks.
+
+    Args:    header: goes to the head of a new record beside the plan: environment, command
+             on_draft: told the name of each draft before it is trained or measured
+    Raises:  ValueError: the record is of another plan
+    """
+    path = out / RECORD
+    out.mkdir(parents=True, exist_ok=True)
+    asked = json.loads(json.dumps(_public(plan)))
+    if not path.exists():
+        write_atomically(path, (json.dumps({"plan": asked, **header}) + "\n").encode())
+    found = load(path)
+    if found.plan != asked:
+        raise ValueError(f"{path} is of another plan; choose another folder")
+    teacher = load_teacher(Path(plan.job.target), device=device)
+    done = {line.draft for line in found.measured}
+    text = cache(lambda: _texts(plan, teacher, texts))
+
+    def measure(name: str, folder: Path, made: dict[str, Any]) -> None:
+        model = drafts.load(folder, dtype=torch.bfloat16)
+        line = Measured(draft=name, cells=cells(model.to(teacher.model.device), teacher, text()), **made)
+        with path.open("a") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+
+    if START not in done:
+        on_draft(START)
+        nothing: dict[str, Any] = {"kd_temperature": None, "on_policy": 0.0, "seed": None, "tokens": {}, "seconds": {}}
+        measure(START, Path(plan.job.start), {"arm": START, **nothing})
+    for name, job in plan.drafts():
+        if name in done:
+            continue
+        on_draft(name)
+        folder = out / DRAFTS / name
+        card = distill(job, folder, texts, device=device)
+        shares = job.recipe.temperatures
+        made = {
+            "arm": job.recipe.name,
+            "kd_temperature": shares[0][0] if len(shares) == 1 else None,
+            "on_policy": job.recipe.on_policy,
+            "seed": job.seed,
+            "tokens": card["tokens"],
+            "seconds": card["seconds"],
+        }
+        measure(name, folder / DRAFT, made)
+    return load(path)
+
+
+def _public(plan: MatrixPlan) -> dict[str, Any]:
+    """The plan without folders of this machine."""
+    job = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)
+    return asdict(replace(plan, job=job))
+
+
+def _texts(plan: MatrixPlan, teacher: Teacher, texts: Path) -> tuple[HeldOut, ...]:
+    return held_out_text(teacher, (plan.domain,), texts, temperatures=plan.decode_temperatures)
+
+
+def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut]) -> tuple[Cell, ...]:
+    """The draft along each text, a number for every prompt; draft T = decode T."""
+    found = []
+    for text in texts:
+        (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
+        totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
+        found.append(
+            Cell(
+                temperature=text.temperature,
+                tokens=tuple(len(of_prompt.overlap) for of_prompt in along),
+                overlap=tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along),
+                tested=tuple(round(each.tested, 4) for each in totals),
+                accepted=tuple(round(each.accepted, 4) for each in totals),
+                emitted=tuple(each.emitted for each in totals),
+                rounds=tuple(round(each.rounds, 4) for each in totals),
+            )
+        )
+    return tuple(found)
+
+
+def load(path: Path) -> Matrix:
+    """A record. A last line that was cut short by a crash is left out, and taken out of the file.
+
+    Raises:  ValueError: no record, or one that is damaged elsewhere
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_atomically(path, whole)
+    try:
+        header, *lines = (json.loads(line) for line in whole.splitlines())
+        measured = tuple(Measured(**line | {"cells": tuple(Cell(**cell) for cell in line["cells"])}) for line in lines)
+        return Matrix(header["plan"], measured)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and half the width of its 95 % interval; no width from a single seed."""
+
+    estimate: float
+    half_width: float | None
+
+
+def estimate(of_seeds: Sequence[Cell], top: str = "accepted", bottom: str = "tested") -> Interval:
+    """Ratio of totals over seeds and prompts, such as alpha, as it would be with other seeds and other prompts.
+
+    Both kinds of chance are added up as squares of half-widths: the spread between seeds, with t on seeds less one, and the
+    jackknife over prompts of the seeds' mean, with t on prompts less one.
+    """
+    tops, bottoms = (
+        torch.tensor([getattr(cell, name) for cell in of_seeds], dtype=torch.float64) for name in (top, bottom)
+    )
+    of_each = tops.sum(1) / bottoms.sum(1)
+    num_seeds, num_prompts = tops.shape
+    if num_seeds == 1:
+        return Interval(of_each.item(), None)
+    left_out = ((tops.sum(1, keepdim=True) - tops) / (bottoms.sum(1, keepdim=True) - bottoms)).mean(0)
+    by_prompt = math.sqrt((num_prompts - 1) / num_prompts * ((left_out - left_out.mean()) ** 2).sum().item())
+    by_seed = math.sqrt(of_each.var().item() / num_seeds)
+    return Interval(of_each.mean().item(), math.hypot(_t(num_seeds - 1) * by_seed, _t(num_prompts - 1) * by_prompt))
+
+
+def _t(freedom: int) -> float:
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
+Row = list[Interval | None]  # one entry a decode temperature
+
+
+def rows(matrix: Matrix) -> dict[Kind, Row]:
+    """Alpha of each kind of draft over its seeds; `matched` takes the offline draft of the decode temperature itself."""
+    kinds: dict[Kind, list[Measured]] = {}
+    for line in matrix.measured:
+        kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
+    columns = decode_temperatures(matrix)
+    found: dict[Kind, Row] = {
+        kind: [estimate([line.cells[place] for line in lines]) for place in range(len(columns))]
+        for kind, lines in kinds.items()
+    }
+    matched: Row = [
+        found[("offline", 0.0, column)][place] if ("offline", 0.0, column) in found else None
+        for place, column in enumerate(columns)
+    ]
+    return found | {("matched", 0.0, None): matched} if any(matched) else found
+
+
+def decode_temperatures(matrix: Matrix) -> list[float]:
+    return [cell.temperature for cell in matrix.measured[0].cells]
+
+
+def table(matrix: Matrix) -> str:
+    """Markdown: a row for each kind of draft, a column for each decode temperature; the best of a column is bold."""
+    columns, found = decode_temperatures(matrix), rows(matrix)
+    best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
+    lines = []
+    for (arm, on_policy, kd_temperature), row in found.items():
+        cells = [_shown(value, best[place]) for place, value in enumerate(row)]
+        at = "" if kd_temperature is None else f"{kd_temperature:g}"
+        lines.append((f"{arm}, lambda {on_policy:g}" if arm == "online" else arm, at, *cells))
+    headers = ("draft", "KD T", *(f"T = {column:g}" for column in columns))
+    return f"{_caption(matrix)}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}"
+
+
+def _shown(value: Interval | None, best: float) -> str:
+    if value is None:
+        return "-"
+    text = f"{value.estimate:.3f}" + ("" if value.half_width is None else f" ± {value.half_width:.3f}")
+    return f"**{text}**" if value.estimate == best else text
+
+
+def _caption(matrix: Matrix) -> str:
+    job, trained = matrix.plan["job"], [line for line in matrix.measured if line.seed is not None]
+    hours = sum(sum(line.seconds.values()) for line in trained) / 3600
+    seeds = len({line.seed for line in trained})
+    prompts = len(matrix.measured[0].cells[0].tokens)
+    return (
+        f"Alpha at k = {NUM_DRAFT_TOKENS} (analytic, draft T = decode T) on {prompts} held-out prompts of "
+        f"{matrix.plan['domain']}. {len(trained)} drafts, {seeds} seeds each; ± is the half-width of the 95 % interval over "
+        f"seeds and prompts. Each draft was trained on {job['plan']['num_tokens']:,} answer tokens as {job['trained']} of the "
+        f"start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline draft of the decode T "
+        "itself. Bold: the best of a column."
+    )

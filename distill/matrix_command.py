@@ -1,0 +1,78 @@
+"""`specheat kd-matrix`: trains the drafts of a KD matrix, measures each at every decode temperature, prints the table."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from bench import environment
+from distill import recipes
+from distill.command import INTERRUPTED, job_of, job_options, number, whole
+
+if TYPE_CHECKING:
+    from distill.matrix import MatrixPlan
+
+DEFAULTS = {
+    "arms": "offline,online,mixture,composed",
+    "kd_temperatures": "0,0.2,0.4,0.6,0.8,1",
+    "decode_temperatures": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1",
+}
+
+
+class KdMatrix:
+    help = (
+        "train drafts at several KD temperatures and measure each at several decode temperatures; goes on like distill"
+    )
+
+    def configure(self, parser: ArgumentParser) -> None:
+        option = parser.add_argument
+        option("--arms", default=DEFAULTS["arms"], metavar="LIST", help="recipes; online@0.5 sets lambda to 0.5")
+        option("--kd-temperatures", default=DEFAULTS["kd_temperatures"], metavar="LIST", help="of the training text")
+        option("--decode-temperatures", default=DEFAULTS["decode_temperatures"], metavar="LIST", help="to measure at")
+        option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
+        option("--domain", default="instructions:held_out", metavar="SET", help="held-out prompts to measure on")
+        job_options(parser)
+        parser.set_defaults(train="adapters")
+
+    def run(self, args: Namespace) -> int:
+        try:
+            return _run(args)
+        except KeyboardInterrupt:
+            print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _run(args: Namespace) -> int:
+    plan = _plan(args)
+    from distill import matrix
+
+    names = [matrix.START, *(name for name, _ in plan.drafts())]
+    texts = args.texts or args.out.absolute().parent / "texts"
+    header = {"command": environment.command_line(), "environment": environment.capture(args.device)}
+
+    def announce(name: str) -> None:
+        print(f"specheat: draft {names.index(name) + 1} of {len(names)}, {name}", file=sys.stderr, flush=True)
+
+    found = matrix.run(plan, args.out, texts, device=args.device, header=header, on_draft=announce)
+    print(f"{matrix.table(found)}\n\nrecord: {args.out / matrix.RECORD}")
+    return 0
+
+
+def _plan(args: Namespace) -> MatrixPlan:
+    arms = tuple(args.arms.split(","))
+    kd_temperatures, decode_temperatures = (
+        tuple(number(option, text) for text in given.split(","))
+        for option, given in (
+            ("--kd-temperatures", args.kd_temperatures),
+            ("--decode-temperatures", args.decode_temperatures),
+        )
+    )
+    seeds = tuple(range(whole("--seeds", args.seeds, least=1)))
+    from distill.matrix import MatrixPlan
+
+    any_recipe = recipes.offline(0.0)
+    job, _ = job_of(args, any_recipe, text_tokens=whole("--tokens", args.tokens, least=1), seed=0)
+    if job.layers:
+        raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")
+    return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, args.domain, job)

@@ -1,0 +1,188 @@
+"""The KD matrix: all its drafts, one record, going on where it was; intervals that cover what they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import cli
+from distill import matrix
+from distill.matrix import RECORD, START, Cell, Interval, MatrixPlan, estimate, load, rows, run, table
+from distill.recipes import offline
+from distill.run import distill
+from tests.tiny_distillation import one_thread, tiny_job
+
+pytestmark = pytest.mark.usefixtures(one_thread.__name__)
+
+NAMES = (
+    *(START, "offline-t0-seed0", "offline-t1-seed0", "online-lambda0.5-t0-seed0", "online-lambda0.5-t1-seed0"),
+    *("composed-seed0", "offline-t0-seed1", "offline-t1-seed1", "online-lambda0.5-t0-seed1"),
+    *("online-lambda0.5-t1-seed1", "composed-seed1"),
+)
+
+
+def tiny_plan(folder: Path) -> MatrixPlan:
+    job = tiny_job(folder, offline(0.0))
+    job = replace(job, plan=replace(job.plan, num_tokens=300))
+    return MatrixPlan(
+        arms=("offline", "online@0.5", "composed"),
+        kd_temperatures=(0.0, 1.0),
+        decode_temperatures=(0.0, 0.5, 1.0),
+        seeds=(0, 1),
+        domain=job.held_out[0],
+        job=job,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[MatrixPlan, Path]:
+    folder = tmp_path_factory.mktemp("matrix")
+    plan = tiny_plan(folder)
+    asked: list[str] = []
+    run(plan, folder / "out", folder / "texts", device="cpu", header={"command": "typed"}, on_draft=asked.append)
+    assert tuple(asked) == NAMES
+    return plan, folder
+
+
+def test_every_draft_is_measured_at_every_decode_temperature(made: tuple[MatrixPlan, Path]) -> None:
+    plan, folder = made
+    found = load(folder / "out" / RECORD)
+    assert tuple(line.draft for line in found.measured) == NAMES
+    prompts = len(found.measured[0].cells[0].tokens)
+    for line in found.measured:
+        assert tuple(cell.temperature for cell in line.cells) == plan.decode_temperatures
+        for cell in line.cells:
+            assert len(cell.tested) == prompts
+            assert all(0 <= right <= asked for right, asked in zip(cell.accepted, cell.tested, strict=True))
+        if line.draft != START:
+            assert line.tokens["trained"] >= 300
+    lambdas = {line.arm: line.on_policy for line in found.measured}
+    assert lambdas == {START: 0.0, "offline": 0.0, "online": 0.5, "composed": 0.0}
+    header = json.loads((folder / "out" / RECORD).read_text().splitlines()[0])
+    assert header["command"] == "typed"
+    assert str(folder) not in json.dumps(header["plan"]["job"]["target"])
+
+
+def test_the_table_has_a_row_a_kind_and_the_matched_draft_beside_it(made: tuple[MatrixPlan, Path]) -> None:
+    found = load(made[1] / "out" / RECORD)
+    values = rows(found)
+    assert list(values) == [
+        *((START, 0.0, None), ("offline", 0.0, 0.0), ("offline", 0.0, 1.0)),
+        *(("online", 0.5, 0.0), ("online", 0.5, 1.0), ("composed", 0.0, None), ("matched", 0.0, None)),
+    ]
+    matched = values[("matched", 0.0, None)]
+    assert matched == [values[("offline", 0.0, 0.0)][0], None, values[("offline", 0.0, 1.0)][2]]
+    text = table(found)
+    assert "online, lambda 0.5" in text
+    for place in range(3):
+        best = max(row[place].estimate for row in values.values() if row[place])
+        assert f"**{best:.3f}" in text
+    assert "10 drafts, 2 seeds each" in text
+
+
+@pytest.mark.parametrize("cut", ["between", "within a line"])
+def test_a_matrix_that_was_stopped_goes_on_and_ends_the_same(made: tuple[MatrixPlan, Path], cut: str) -> None:
+    plan, folder = made
+    path = folder / "out" / RECORD
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]) + (lines[-2][:100] if cut == "within a line" else b""))
+    asked: list[str] = []
+    run(plan, folder / "out", folder / "texts", device="cpu", header={}, on_draft=asked.append)
+    assert tuple(asked) == NAMES[-2:]
+    assert path.read_bytes() == whole
+
+
+def test_the_drafts_are_what_distill_makes_of_the_job(made: tuple[MatrixPlan, Path]) -> None:
+    plan, folder = made
+    job = dict(plan.drafts())["offline-t1-seed1"]
+    card = distill(job, folder / "alone", folder / "texts")
+    stored = json.loads((folder / "out" / matrix.DRAFTS / "offline-t1-seed1" / "card.json").read_text())
+    assert card["held_out_acceptance"] == stored["held_out_acceptance"]
+    assert card["recipe"]["temperatures"] == [[1.0, 1.0]]
+
+
+def test_another_plan_is_refused(made: tuple[MatrixPlan, Path]) -> None:
+    plan, folder = made
+    with pytest.raises(ValueError, match="is of another plan; choose another folder"):
+        run(
+            replace(plan, seeds=(0,)),
+            *(folder / "out", folder / "texts"),
+            device="cpu",
+            header={},
+            on_draft=lambda name: None,
+        )
+
+
+def test_intervals_cover_other_seeds_and_other_prompts() -> None:
+    generator = np.random.default_rng(0)
+    num_runs, num_seeds, num_prompts = 2000, 3, 40
+    for seed_spread, prompt_spread in ((0.02, 0.02), (0.002, 0.1), (0.03, 0.005)):
+        held = 0
+        for _ in range(num_runs):
+            tested = generator.integers(20, 60, num_prompts)
+            shared = generator.normal(0, prompt_spread, num_prompts)
+            cells = []
+            for shift in generator.normal(0, seed_spread, num_seeds):
+                accepted = tested * (0.5 + shift + shared)
+                cells.append(Cell(0.5, (), (), tuple(tested), tuple(accepted), (), ()))
+            found = estimate(cells)
+            assert found.half_width is not None
+            held += abs(found.estimate - 0.5) <= found.half_width
+        assert 0.935 < held / num_runs < 0.985, (
+            seed_spread,
+            prompt_spread,
+        )  # the spread of so many runs, and a bit wide
+
+
+def test_a_single_seed_gives_no_interval() -> None:
+    cell = Cell(0.5, (4, 4), (2.0, 3.0), (4.0, 4.0), (2.0, 3.0), (4, 4), (2.0, 2.0))
+    assert estimate([cell]) == Interval(0.625, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--arms", "offline,magic"), "expected a recipe of"),
+        (("--kd-temperatures", "0,hot"), "--kd-temperatures: expected a number, got 'hot'"),
+        (("--seeds", "0"), "--seeds: expected a whole number >= 1"),
+        (("--arms", "offline@0.5"), "expected fresh text"),
+        (("--arms", "online@much"), "expected a lambda"),
+        (("--start", "layers:0"), "train a base draft first"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str
+) -> None:
+    job = tiny_job(tmp_path, offline(0.0))
+    start = () if "--start" in given else ("--draft", job.start)
+    known = ("--target", job.target, *start, "--prompts", job.prompts[0], "--held-out", job.held_out[0])
+    status = cli.main(["kd-matrix", *known, *given, "--out", str(tmp_path / "out")])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("specheat:")]
+    assert status == 2
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+def test_the_command_prints_the_table_and_again_without_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tiny_job(tmp_path, offline(0.0))
+    given = (
+        *("kd-matrix", "--target", job.target, "--draft", job.start, "--prompts", job.prompts[0]),
+        *("--held-out", job.held_out[0], "--domain", job.held_out[0], "--arms", "offline", "--seeds", "1"),
+        *("--kd-temperatures", "0.5", "--decode-temperatures", "0,1", "--tokens", "200", "--batch-tokens", "256"),
+        *("--max-new-tokens", "16", "--batch-rows", "16", "--out", str(tmp_path / "out")),
+    )
+    assert cli.main(list(given)) == 0
+    first = capsys.readouterr()
+    assert "draft 2 of 2, offline-t0.5-seed0" in first.err
+    assert "| offline" in first.out
+    assert cli.main(list(given)) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "specheat: draft" not in again.err
