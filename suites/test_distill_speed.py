@@ -16,10 +16,10 @@ import pytest
 from bench import environment
 from bench.registry import installed_version
 from bench.settings import Settings
+from distill import speed
+from distill.speed_arms import LOSS, STATUS, Training
 from distill.text import TextPlan, prompts_hash
-from suites import kd_speed
 from suites.conftest import PREPARED
-from suites.kd_arms import LOSS, STATUS, Training
 
 LIBRARIES = ("trl", "accelerate", "datasets")
 
@@ -34,7 +34,7 @@ def test_distill_speed(
     if settings.device != "cpu" or not STATUS.exists():
         pytest.skip("measures peak memory by Linux's account of processes, thus on a CPU")
 
-    workload, size = request.config.stash[PREPARED].workload, kd_speed.SIZES[settings.preset]
+    workload, size = request.config.stash[PREPARED].workload, speed.SIZES[settings.preset]
     pair, folder = workload.model_pair, tmp_path / "text"
     plan = TextPlan(
         model=workload.model_hashes["target"],
@@ -45,7 +45,7 @@ def test_distill_speed(
         batch_rows=size.rows,
         seed=settings.seed,
     )
-    kd_speed.text(folder, plan, workload.prompt_ids, target=pair.target)
+    speed.text(folder, plan, workload.prompt_ids, target=pair.target)
     training = Training(
         target=pair.target,
         draft=pair.draft,
@@ -55,7 +55,7 @@ def test_distill_speed(
         learning_rate=1e-4,
         seed=settings.seed,
     )
-    rounds = kd_speed.Rounds(training, kd_speed.orders(size.rounds))
+    rounds = speed.Rounds(training, speed.orders(size.rounds))
     benchmark.group = f"distill_speed {pair.name}"
     benchmark.pedantic(
         rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
@@ -68,10 +68,10 @@ def test_distill_speed(
 
     versions = {name: installed_version(name) for name in LIBRARIES}
     recorded = workload.recorded_pair
-    path = kd_speed.store(
+    path = speed.store(
         settings.results,
-        kd_speed.SpeedRecord(
-            schema=kd_speed.SCHEMA,
+        speed.SpeedRecord(
+            schema=speed.SCHEMA,
             suite="distill_speed",
             preset=settings.preset,
             command=environment.command_line(),
@@ -88,4 +88,4 @@ def test_distill_speed(
         ),
     )
     with capsys.disabled():
-        print(f"\n\n{path}\n\n{kd_speed.table(rounds.done)}\n")
+        print(f"\n\n{path}\n\n{speed.table(rounds.done)}\n")

@@ -177,6 +177,7 @@ def test_the_command_prints_the_table_and_again_without_training(
         *("--held-out", job.held_out[0], "--domain", job.held_out[0], "--arms", "offline", "--seeds", "1"),
         *("--kd-temperatures", "0.5", "--decode-temperatures", "0,1", "--tokens", "200", "--batch-tokens", "256"),
         *("--max-new-tokens", "16", "--batch-rows", "16", "--out", str(tmp_path / "out")),
+        *("--results", str(tmp_path / "results")),
     )
     assert cli.main(list(given)) == 0
     first = capsys.readouterr()
@@ -186,3 +187,10 @@ def test_the_command_prints_the_table_and_again_without_training(
     again = capsys.readouterr()
     assert again.out == first.out
     assert "specheat: draft" not in again.err
+    (stored,) = (tmp_path / "results").glob("*/kd_matrix/*.jsonl")
+    assert stored.read_bytes() == (tmp_path / "out" / RECORD).read_bytes()
+    assert cli.main(["tables", str(tmp_path / "results")]) == 0
+    (derived,) = (tmp_path / "results" / "tables").iterdir()
+    assert table(load(stored)) in derived.read_text()
+    assert stored.name in (tmp_path / "results" / "README.md").read_text()
+    assert cli.main(["tables", str(tmp_path / "results"), "--check"]) == 0

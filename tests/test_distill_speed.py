@@ -16,8 +16,8 @@ import torch
 
 from bench.registry import installed_version
 from distill.losses import Loss
-from suites.kd_arms import ARMS, ArmProcess, ArmRun, Training
-from suites.kd_speed import SIZES, Round, check_same_steps, orders, speed_up, table
+from distill.speed import SIZES, Round, check_same_steps, orders, speed_up, table
+from distill.speed_arms import ARMS, ArmProcess, ArmRun, Training
 from tests.tiny_models import nearby, save_checkpoint, tiny_llama
 
 ROOT = Path(__file__).parent.parent

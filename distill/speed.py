@@ -1,4 +1,4 @@
-"""Rounds of the arms of `kd_arms`, their record and the table of it.
+"""Rounds of the arms of `speed_arms`, their record and the table of it.
 
 A round runs every arm once, one after the other, each in a process of its own; over three rounds every arm is first, second
 and third once. Tokens are answer tokens, seconds wall-clock.
@@ -23,8 +23,8 @@ from bench.records import ModelPair, Scalar
 from bench.statistics import RatioInterval, ratio_of_totals
 from bench.store import write_atomically
 from distill.sampling import Answer, Ask, sample_answers
+from distill.speed_arms import ARMS, ArmProcess, ArmRun, Training, target_cached, target_in_step, trl
 from distill.text import TextPlan, TextTable, extend
-from suites.kd_arms import ARMS, ArmProcess, ArmRun, Training, target_cached, target_in_step, trl
 
 SCHEMA = 1
 WANTED = {target_in_step.__name__: 1.5, target_cached.__name__: 3.0}  # times TRL's tokens/s
@@ -201,3 +201,11 @@ def store(results: Path, record: SpeedRecord) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in (header, *map(asdict, record.rounds))))
     return path
+
+
+def derived(records: Sequence[Path]) -> str:
+    """The table of the newest record, for `specheat tables`."""
+    _, *lines = (json.loads(line) for line in records[-1].read_text().splitlines())
+    return table(
+        [Round(tuple(line["order"]), {arm: ArmRun(**run) for arm, run in line["runs"].items()}) for line in lines]
+    )
