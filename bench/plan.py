@@ -17,26 +17,36 @@ ARMS_PER_BASELINE = 3  # AR, AR again, the engine's own
 LOAD_S = 10.0  # loading a pair and warming up
 
 
-def describe(cells: Sequence[str], settings: Settings, workload: Workload) -> str:
-    """The cells, one a line, with estimated minutes and memory; where the estimate comes from is said."""
+def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
+    """The cells, one a line, with estimated minutes and memory; where the estimate comes from is said.
+
+    Args:    suites: names of cells with the settings and the workload that they share
+    """
+    _, settings, workload = suites[0]
     seconds_per_token, source = _seconds_per_token(settings, workload)
-    generation_s = settings.max_new_tokens * seconds_per_token
-    num_pairs = len(workload.prompt_ids) * settings.repeats
-    cell_s = num_pairs * ARMS_PER_PAIR * generation_s
-    suites = {cell.partition("::")[0] for cell in cells}
-    baseline_s = (
-        len(suites) * len(settings.backends) * (LOAD_S + ARMS_PER_BASELINE * len(workload.prompt_ids) * generation_s)
+    names = [name for cells, _, _ in suites for name in cells]
+    minutes = sum(_seconds(*suite, seconds_per_token) for suite in suites) / 60
+    shapes = dict.fromkeys(
+        f"{len(workload.prompt_ids) * settings.repeats} pairs ({len(workload.prompt_ids)} prompts x {settings.repeats}) "
+        f"of {settings.max_new_tokens} tokens"
+        for _, settings, workload in suites
     )
-    minutes = (len(cells) * cell_s + baseline_s) / 60
     return "\n".join(
         (
-            *cells,
-            f"{len(cells)} cells of {num_pairs} pairs ({len(workload.prompt_ids)} prompts x {settings.repeats})",
-            f"at most {minutes:.1f} minutes, if every text reaches {settings.max_new_tokens} tokens ({source})",
+            *names,
+            f"{len(names)} cells of {' or '.join(shapes)}",
+            f"at most {minutes:.1f} minutes, if every text reaches its last token ({source})",
             f"about {_memory_bytes(workload) / 2**30:.1f} GiB of memory for weights and working space; "
             f"{environment.available_memory_bytes() / 2**30:.1f} GiB are free",
         )
     )
+
+
+def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, seconds_per_token: float) -> float:
+    generation_s, num_prompts = settings.max_new_tokens * seconds_per_token, len(workload.prompt_ids)
+    num_baselines = len({cell.partition("::")[0] for cell in cells}) * len(settings.backends)
+    cells_s = len(cells) * num_prompts * settings.repeats * ARMS_PER_PAIR * generation_s
+    return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
 
 
 def _seconds_per_token(settings: Settings, workload: Workload) -> tuple[float, str]:

@@ -1,7 +1,7 @@
 """The pytest plugin: options, parametrisation over cells, the machine in pytest-benchmark's files, the closing table.
 
 A test that asks for `suite_run` is a suite; it may also ask for `temperature`, `rule`, `num_draft_tokens` and `concurrency`,
-whose values the options decide.
+whose values the options decide; where these are silent, its module's `DEFAULTS`, a preset's values by field of `Settings`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "suite_run" not in metafunc.fixturenames:
         return  # somebody else's test, whose fixtures may have the same names
-    settings = metafunc.config.stash[SETTINGS]
+    settings = settings_of(metafunc.config, metafunc.module)
     for fixture, (field, scope) in PARAMETERS.items():
         if fixture in metafunc.fixturenames:
             values = getattr(settings, field)
@@ -64,10 +64,15 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["specheat"] = {key: env[key] for key in environment.MACHINE_KEYS if key in env}
 
 
-@pytest.fixture(scope="session")
+def settings_of(config: pytest.Config, suite: object) -> Settings:
+    """The run's options, and where they are silent what the suite's module says in `DEFAULTS`."""
+    return config.stash[SETTINGS].with_defaults(getattr(suite, "DEFAULTS", {}))
+
+
+@pytest.fixture(scope="module")
 def settings(request: pytest.FixtureRequest) -> Settings:
-    """The run's validated options."""
-    return request.config.stash[SETTINGS]
+    """The suite's validated options."""
+    return settings_of(request.config, request.module)
 
 
 @pytest.hookimpl(trylast=True)

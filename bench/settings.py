@@ -9,14 +9,25 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
 MAX_GRID_POINTS = 1000
+DRAFT_TOKENS = "2"
+# Fields that a suite may have defaults of its own for -> the option that decides them
+SUITE_FIELDS = {
+    "temperatures": "temperatures",
+    "draft_temperature": "draft_temperature",
+    "rules": "rule",
+    "num_draft_tokens": "num_draft_tokens",
+    "num_prompts": "num_prompts",
+    "repeats": "repeats",
+    "max_new_tokens": "max_new_tokens",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,9 @@ PRESETS: Mapping[str, Preset] = {
         temperatures=tuple(round(0.1 * step, 1) for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128
     ),
 }
+
+
+SuiteDefaults = Mapping[str, Mapping[str, Any]]  # preset -> field of Settings -> value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,12 @@ class Settings:
     results: Path
     resume: bool
     plan: bool
+    given: frozenset[str] = frozenset()  # fields whose value the command line decided
+
+    def with_defaults(self, defaults: SuiteDefaults) -> Settings:
+        """What a suite would rather have where the command line did not say."""
+        wanted = defaults.get(self.preset, {})
+        return replace(self, **{field: value for field, value in wanted.items() if field not in self.given})
 
 
 def add_options(add: object) -> None:
@@ -94,8 +114,7 @@ def add_options(add: object) -> None:
     option(
         "--num-draft-tokens",
         metavar="LIST",
-        default="2",
-        help="draft tokens a round, k >= 1; a list for several (default: 2)",
+        help="draft tokens a round, k >= 1; a list for several (default: 2, or the suite's)",
     )
     option(
         "--concurrency",
@@ -153,7 +172,7 @@ def from_options(options: argparse.Namespace) -> Settings:
         draft_temperature=draft_temperature,
         num_draft_tokens=_unique(
             "--num-draft-tokens",
-            [_count("--num-draft-tokens", part) for part in options.num_draft_tokens.split(",")],
+            [_count("--num-draft-tokens", part) for part in (options.num_draft_tokens or DRAFT_TOKENS).split(",")],
         ),
         concurrency=_unique(
             "--concurrency", [_count("--concurrency", part) for part in options.concurrency.split(",")]
@@ -174,6 +193,7 @@ def from_options(options: argparse.Namespace) -> Settings:
         results=options.results,
         resume=options.resume,
         plan=options.plan,
+        given=frozenset(field for field, option in SUITE_FIELDS.items() if getattr(options, option) is not None),
     )
 
 

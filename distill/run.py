@@ -52,7 +52,7 @@ from distill.train import (
     TrainPlan,
     train,
 )
-from distill.vocabulary import vocabulary_of
+from distill.vocabulary import check_size, vocabulary_of
 from distill.workers import ALONE, Workers
 
 JOB, CARD, LOG, DRAFT = "job.json", "card.json", "log.jsonl", "draft"
@@ -95,6 +95,13 @@ class Job:
             )
         if not self.prompts and not self.self_written:
             raise ValueError("expected prompt sets or self-written prompts, got neither")
+        if self.plan.vocabulary and (
+            self.recipe.fresh or (self.recipe.labels == "soft" and not self.recipe.loss.temperature)
+        ):
+            raise ValueError(
+                "expected the whole vocabulary (0) for fresh text and for soft labels at loss temperature 0, "
+                f"got a part of {self.plan.vocabulary}"
+            )
         if not self.held_out:
             raise ValueError("expected a held-out prompt set, got none")
 
@@ -162,6 +169,9 @@ class _Run:
 
     def to_the_end(self) -> None:
         job, recipe = self.job, self.job.recipe
+        vocabulary_size = len(self.teacher.head_VD)
+        if job.plan.vocabulary:
+            check_size(job.plan.vocabulary, vocabulary_size)
         held_out = self._held_out()
         prompts = self._prompts()
         self._check_room(prompts)
@@ -180,9 +190,7 @@ class _Run:
                 by_target = self.out / "by_target"  # answers to some of the asks, and so no table for others
             portions = partial(self._portions, plan, prompts, by_target, by_draft)
             stream = FreshText(portions, job.plan.batch_tokens, job.seed)
-        vocabulary = None
-        if job.plan.vocabulary:
-            vocabulary = vocabulary_of(table.rows, len(self.teacher.head_VD), job.plan.vocabulary)
+        vocabulary = vocabulary_of(table.rows, vocabulary_size, job.plan.vocabulary) if job.plan.vocabulary else None
         labels: Labels = TextLabels(vocabulary)
         if recipe.labels == "soft" and recipe.fresh:
             labels = RunningTarget(recipe.loss, self.teacher.model)

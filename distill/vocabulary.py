@@ -59,10 +59,15 @@ def vocabulary_of(rows: Sequence[Row], vocabulary_size: int, num_tokens: int) ->
 
     Raises:  ValueError: fewer than 4 tokens or more than there are
     """
-    if not 4 <= num_tokens <= vocabulary_size:
-        raise ValueError(f"expected a vocabulary of 4 to {vocabulary_size} tokens, got {num_tokens}")
+    check_size(num_tokens, vocabulary_size)
     counts_V = torch.bincount(torch.cat([row.answer for row in rows]), minlength=vocabulary_size)
     num_sampled = round(SAMPLED_SHARE * num_tokens)
     frequent = torch.zeros(vocabulary_size, dtype=torch.bool)
     frequent[counts_V.argsort(descending=True, stable=True)[: num_tokens - num_sampled]] = True
     return Vocabulary(frequent, num_sampled)
+
+
+def check_size(num_tokens: int, vocabulary_size: int) -> None:
+    """Raise ValueError unless a part can have so many tokens."""
+    if not 4 <= num_tokens <= vocabulary_size:
+        raise ValueError(f"expected a vocabulary of 4 to {vocabulary_size} tokens, got {num_tokens}")

@@ -6,19 +6,20 @@ Everything that can be wrong with the input is found before the first model is l
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from backends import formatting, pairs, scoring
 from backends.reference import ReferenceBackend
 from bench import plan, prompts, store
-from bench.plugin import RECORD_FILES, SETTINGS
+from bench.plugin import RECORD_FILES, SETTINGS, settings_of
 from bench.progress import Reporter
 from bench.protocols import Backend, BackendUnavailable
-from bench.records import Cell, Evidence, TimedPair
+from bench.records import Cell, Evidence, ModelPair, TimedPair
 from bench.registry import backend_factory
 from bench.settings import PRESETS, Settings
 from bench.suite_run import NotMeasured, SuiteRun, Workload
@@ -28,7 +29,7 @@ from bench.suite_run import NotMeasured, SuiteRun, Workload
 class Prepared:
     """What the command line asked for, checked."""
 
-    workload: Workload
+    workloads: Mapping[Settings, Workload]  # suites with the same settings share one
     reporter: Reporter
 
 
@@ -44,18 +45,19 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         items[:] = [item for item in items if item not in alone]
     if config.option.collectonly or not items:
         return
+    of_items = [settings_of(config, item.module) for item in items if isinstance(item, pytest.Function)]
     try:
         for name in settings.backends:
             backend_factory(name)
-        workload = prepare_workload(settings)
+        workloads = {each: prepare_workload(each) for each in dict.fromkeys(of_items)}
         if not settings.plan:
             store.check_writable(settings.results)
     except (ValueError, BackendUnavailable, OSError) as error:
         raise pytest.UsageError(str(error)) from None
     capture = config.pluginmanager.getplugin("capturemanager")
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
-    total = len(items) * len(workload.prompt_ids) * settings.repeats
-    config.stash[PREPARED] = Prepared(workload, Reporter(total, uncaptured=uncaptured))
+    total = sum(len(workloads[each].prompt_ids) * each.repeats for each in of_items)
+    config.stash[PREPARED] = Prepared(workloads, Reporter(total, uncaptured=uncaptured))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,24 +66,23 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     settings = session.config.stash[SETTINGS]
     if not settings.plan or PREPARED not in session.config.stash:
         return None
+    cells: dict[Settings, list[str]] = {}
+    for item in session.items:
+        cells.setdefault(settings_of(session.config, getattr(item, "module", None)), []).append(item.nodeid)
+    workloads = session.config.stash[PREPARED].workloads
     print()
-    print(plan.describe([item.nodeid for item in session.items], settings, session.config.stash[PREPARED].workload))
+    print(plan.describe([(names, asked, workloads[asked]) for asked, names in cells.items()]))
     return True
 
 
 def prepare_workload(settings: Settings) -> Workload:
     """Resolve and check the pair, load the prompts and turn them into ids."""
-    pair = pairs.resolve(
-        settings.pair,
-        target=settings.target,
-        draft=settings.draft,
-        dtype=settings.dtype,
-        pairs_file=settings.pairs_file,
-    )
-    pairs.check_compatible(pair)
-    prompt_set = prompts.load(settings.prompts, limit=settings.num_prompts)
-    if settings.num_prompts is None:
-        prompt_set = replace(prompt_set, prompts=prompt_set.prompts[: PRESETS[settings.preset].num_prompts])
+    pair, hashes = _checked_pair(settings.pair, settings.target, settings.draft, settings.dtype, settings.pairs_file)
+    demanded = "num_prompts" in settings.given
+    prompt_set = prompts.load(settings.prompts, limit=settings.num_prompts if demanded else None)
+    if not demanded:
+        wanted = settings.num_prompts or PRESETS[settings.preset].num_prompts
+        prompt_set = replace(prompt_set, prompts=prompt_set.prompts[:wanted])
     tokenizer = pairs.tokenizer(pair)
     prompt_format = formatting.prompt_format(
         tokenizer,
@@ -100,7 +101,7 @@ def prepare_workload(settings: Settings) -> Workload:
     return Workload(
         model_pair=pair,
         recorded_pair=pairs.recorded(pair),
-        model_hashes=pairs.model_hashes(pair),
+        model_hashes=hashes,
         prompt_set=prompt_set.name,
         prompts_hash=prompt_set.sha256,
         prompt_format=prompt_format.as_record(),
@@ -109,10 +110,25 @@ def prepare_workload(settings: Settings) -> Workload:
     )
 
 
+@functools.cache
+def _checked_pair(
+    name: str | None, target: str | None, draft: str | None, dtype: str | None, pairs_file: Path | None
+) -> tuple[ModelPair, dict[str, str]]:
+    """The resolved pair and the hashes of its models, once for all suites."""
+    pair = pairs.resolve(name, target=target, draft=draft, dtype=dtype, pairs_file=pairs_file)
+    pairs.check_compatible(pair)
+    return pair, pairs.model_hashes(pair)
+
+
 @pytest.fixture(scope="module")
-def backend(backend_name: str, settings: Settings, request: pytest.FixtureRequest) -> Iterator[Backend]:
+def workload(settings: Settings, request: pytest.FixtureRequest) -> Workload:
+    """What every cell of the suite decodes."""
+    return request.config.stash[PREPARED].workloads[settings]
+
+
+@pytest.fixture(scope="module")
+def backend(backend_name: str, settings: Settings, workload: Workload) -> Iterator[Backend]:
     """The engine under measurement, loaded once a suite. An engine that is not here is skipped, with the reason."""
-    workload = request.config.stash[PREPARED].workload
     try:
         engine = backend_factory(backend_name)(
             workload.model_pair, device=settings.device, options=dict(settings.backend_options)
@@ -141,17 +157,19 @@ def certifying_score(
 
 
 @pytest.fixture(scope="module")
-def suite_run(backend: Backend, settings: Settings, request: pytest.FixtureRequest) -> Iterator[SuiteRun]:
+def suite_run(
+    backend: Backend, settings: Settings, workload: Workload, request: pytest.FixtureRequest
+) -> Iterator[SuiteRun]:
     """The record of this suite on this backend; written when the suite ends, resumable when it does not."""
     prepared = request.config.stash[PREPARED]
     suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
     run = SuiteRun(
         suite,
         backend,
-        workload=prepared.workload,
+        workload=workload,
         settings=settings,
         reporter=prepared.reporter,
-        score=certifying_score(backend, prepared.workload, settings),
+        score=certifying_score(backend, workload, settings),
     )
     yield run
     prepared.reporter.close()

@@ -16,16 +16,21 @@ import pytest
 from bench import environment
 from bench.registry import installed_version
 from bench.settings import Settings
+from bench.suite_run import Workload
 from distill import speed
 from distill.speed_arms import LOSS, STATUS, Training
 from distill.text import TextPlan, prompts_hash
-from suites.conftest import PREPARED
 
 LIBRARIES = ("trl", "accelerate", "datasets")
 
 
 def test_distill_speed(
-    benchmark: Any, settings: Settings, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture
+    benchmark: Any,
+    settings: Settings,
+    workload: Workload,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     if not any(Path(__file__).name in argument for argument in request.config.args):
         pytest.skip(f"compares training, not decoding: name suites/{Path(__file__).name} to run it")
@@ -34,8 +39,7 @@ def test_distill_speed(
     if settings.device != "cpu" or not STATUS.exists():
         pytest.skip("measures peak memory by Linux's account of processes, thus on a CPU")
 
-    workload, size = request.config.stash[PREPARED].workload, speed.SIZES[settings.preset]
-    pair, folder = workload.model_pair, tmp_path / "text"
+    size, pair, folder = speed.SIZES[settings.preset], workload.model_pair, tmp_path / "text"
     plan = TextPlan(
         model=workload.model_hashes["target"],
         prompts=prompts_hash(workload.prompt_ids),

@@ -119,6 +119,10 @@ def test_composed_takes_shares_and_any_backend_can_write_the_text(run: Run, tmp_
         (("online", "--data-temperature", 1, "--text-tokens", 10), "uses each text once"),
         (("base", "--data-temperature", 1, "--tokens", "many"), "--tokens: expected a whole number >= 0, got 'many'"),
         (("base", "--data-temperature", 1, "--tokens", 0), "expected num_tokens >= 1, got 0"),
+        (("base", "--data-temperature", 1, "--optimizer", "sgd"), "expected an optimizer of adamw, muon, got 'sgd'"),
+        (("base", "--data-temperature", 1, "--vocabulary", 99), "expected a vocabulary of 4 to 24 tokens, got 99"),
+        (("online", "--data-temperature", 1, "--vocabulary", 9), "expected the whole vocabulary"),
+        (("soft", "--data-temperature", 0, "--vocabulary", 9), "expected the whole vocabulary"),
         (("base", "--data-temperature", 1, "--train", "head"), "expected what is trained of layers, all, adapters"),
         (("base", "--data-temperature", 1, "--held-out", "no.jsonl"), "no.jsonl"),
         (

@@ -27,6 +27,7 @@ from distill.train import (
     step,
     train,
 )
+from distill.vocabulary import vocabulary_of
 from tests.tiny_distillation import in_training, one_thread, same_bits, tiny_target, tiny_text, weights
 
 pytestmark = pytest.mark.usefixtures(one_thread.__name__)
@@ -73,12 +74,12 @@ def test_training_lowers_the_loss_and_leaves_the_rest_alone(
         assert name not in frozen or torch.equal(weight, frozen[name])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("changed", [{}, {"accumulate": 2}, {"optimizer": "muon"}], ids=str)
 @pytest.mark.parametrize("at_checkpoint", [True, False], ids=["at a checkpoint", "behind a checkpoint"])
 def test_a_killed_run_ends_in_the_same_bits(
-    rows: tuple[Row, ...], tmp_path: Path, accumulate: int, at_checkpoint: bool
+    rows: tuple[Row, ...], tmp_path: Path, changed: dict, at_checkpoint: bool
 ) -> None:
-    stream, asked = FixedText(rows, 200, 0), plan(accumulate=accumulate)
+    stream, asked = FixedText(rows, 200, 0), plan(**changed)
     whole = in_training()
     expected = train(whole, stream, soft(), asked, tmp_path / "whole")
     assert expected.batches > len(shuffled(rows, batch_tokens=200, seed=0)), "the case needs a second epoch"
@@ -95,6 +96,34 @@ def test_a_killed_run_ends_in_the_same_bits(
     position = train(again, stream, soft(), asked, folder)
     assert same_bits(weights(again), weights(whole))
     assert (position.losses, position.num_tokens) == (expected.losses, expected.num_tokens)
+
+
+@pytest.mark.parametrize("trained", ["layers", "all"])
+def test_muon_turns_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adamw(
+    rows: tuple[Row, ...], tmp_path: Path, trained: str
+) -> None:
+    draft = in_training(trained=trained)
+    before = weights(draft)
+    rate = 1e-2
+    train(draft, FixedText(rows, 200, 0), soft(), plan(num_tokens=1, optimizer="muon", learning_rate=rate), tmp_path)
+    for name, value in weights(draft).items():
+        moved = value - before[name]
+        if value.dim() == 2:
+            # One step: every direction moves by about the same, and the whole as far as AdamW would go.
+            size = moved.square().mean().sqrt().item() / (0.01 * rate)  # the warm-up's first rate
+            assert 0.05 < size < 0.4, name
+        else:
+            assert torch.allclose(moved.abs(), torch.full_like(moved, 0.01 * rate), rtol=0.05, atol=0), name
+
+
+def test_labels_on_a_part_of_the_vocabulary_train_as_well(rows: tuple[Row, ...], tmp_path: Path) -> None:
+    vocabulary = vocabulary_of(rows, 24, 16)
+    head = tiny_target().get_output_embeddings().weight.detach()
+    for labels in (TextLabels(vocabulary), CachedTarget(Loss(), head, vocabulary)):
+        draft = in_training()
+        folder = tmp_path / type(labels).__name__
+        position = train(draft, FixedText(rows, 200, 0), labels, plan(num_tokens=6000), folder)
+        assert sum(position.losses[-5:]) < 0.8 * sum(position.losses[:5])
 
 
 def test_a_finished_run_trains_no_further(rows: tuple[Row, ...], tmp_path: Path) -> None:

@@ -57,3 +57,17 @@ def test_a_bad_option_is_one_line_with_what_was_expected(arguments: list[str], c
         parsed(*arguments)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_suites_defaults_hold_where_no_option_speaks() -> None:
+    defaults = {
+        "quick": {"num_draft_tokens": (1, 4), "temperatures": (0.0, 1.0), "num_prompts": 8, "rules": ("one_hot",)},
+        "smoke": {"num_draft_tokens": (9,)},
+    }
+    silent = parsed().with_defaults(defaults)
+    assert (silent.num_draft_tokens, silent.temperatures, silent.num_prompts) == ((1, 4), (0.0, 1.0), 8)
+    assert silent.rules == ("one_hot",)
+    assert silent.repeats == PRESETS["quick"].repeats
+    given = parsed("--num-draft-tokens", "2", "--temperatures", "0.3", "--num-prompts", "5", "--rule", "rejection")
+    assert given.with_defaults(defaults) == given
+    assert parsed("--preset", "paper").with_defaults(defaults) == parsed("--preset", "paper")
