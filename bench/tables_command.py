@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.records import RunRecord
-from bench.tables import DERIVED, Runs
+from bench.rendering import DERIVED
+from bench.tables import Runs
 
 Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
 Others = Mapping[tuple[str, str], tuple[Callable[[Sequence[Path]], str], list[Path]]]  # what makes their table; records

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from bench import figures, tables
+from bench import figures, rendering, tables
 from bench.protocols import BackendUnavailable
 from bench.records import Cell, RunRecord
 from tests.record_builder import failed_record, make_cell, make_record, make_run
@@ -45,7 +45,7 @@ def test_both_formats_say_that_they_are_derived_and_not_when():
     images = figures.render({FILE: GRID})
     assert tuple(images) == figures.FORMATS
     assert images["png"].startswith(b"\x89PNG")
-    assert all(tables.DERIVED.encode() in image for image in images.values())
+    assert all(rendering.DERIVED.encode() in image for image in images.values())
     assert not re.search(rb"<dc:date>|<text", images["svg"])  # text is drawn as paths, whatever fonts a reader has
 
 

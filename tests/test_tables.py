@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import cli, metrics, tables
+from bench import cli, metrics, rendering, tables
 from bench.records import RunRecord
 from bench.statistics import RatioInterval
 from bench.tables_command import Tables
@@ -207,7 +207,7 @@ def test_an_invalid_gamma_is_a_dash_with_its_reason_and_so_is_all_it_could_be_co
     table = main_table(run)
     row = row_of(table, temperature="0")
     hidden = ("SD\nms/token", "gamma", "gamma_e2e", "predicted\ngamma", "measured /\npredicted")
-    assert {row[name].text for name in hidden} == {tables.MISSING}
+    assert {row[name].text for name in hidden} == {rendering.MISSING}
     assert table.notes[row["gamma"].note - 1] == "warm-up never settled"
     gamma = tables.interval_text(metrics.gamma(run.cells[0]))
     for text in (tables.terminal_table(run), tables.markdown_table({FILE: run}), tables.latex_table({FILE: run})):
@@ -251,13 +251,13 @@ def test_a_gamma_of_too_few_prompts_is_inconclusive_with_a_reason_and_never_bold
 
 def test_a_run_without_a_baseline_says_so():
     row = row_of(main_table(make_run([make_record()], baseline=())), temperature="1")
-    assert row["A/A\nfloor"].text == tables.MISSING
+    assert row["A/A\nfloor"].text == rendering.MISSING
     assert "not measured against" in tables.terminal_table(make_run([make_record()], baseline=()))
 
 
 def test_a_rule_judged_jointly_has_no_alpha():
     row = row_of(main_table(make_run([make_record(make_cell(rule="block"))])), temperature="1")
-    assert (row["alpha\ncounted"].text, row["alpha\nexpected"].text) == (tables.MISSING, tables.MISSING)
+    assert (row["alpha\ncounted"].text, row["alpha\nexpected"].text) == (rendering.MISSING, rendering.MISSING)
 
 
 # Several runs
@@ -301,7 +301,7 @@ def test_a_run_without_cells_shows_its_baseline():
 def test_an_arm_that_is_the_engines_own_decode_has_no_ratio():
     run = make_run(suite="baseline_strength", baseline=make_baseline(native=False))
     row = row_of(tables.suite_tables({BASELINE_FILE: run})[0], pair="tiny")
-    assert row["engine's own\nms/token"].text == row["AR tokens/s /\nengine's own tokens/s"].text == tables.MISSING
+    assert row["engine's own\nms/token"].text == row["AR tokens/s /\nengine's own tokens/s"].text == rendering.MISSING
 
 
 def test_a_run_of_nothing_says_so():
