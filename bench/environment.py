@@ -86,7 +86,10 @@ def capture(device: str) -> dict[str, Scalar]:
 
 def command_line() -> str:
     """The command as it was typed, programs without their folder."""
-    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+    program, *rest = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+    if program == "__main__.py":
+        program = f"python -m {Path(sys.argv[0]).parent.name}"
+    return " ".join((program, *rest))
 
 
 def machine_slug(env: Mapping[str, Scalar]) -> str:

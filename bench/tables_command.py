@@ -5,13 +5,14 @@ results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>.s
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.records import RunRecord
 from bench.rendering import DERIVED
-from bench.tables import Runs
+from bench.tables import VERSIONS, Runs
 
 Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
 Others = Mapping[tuple[str, str], tuple[Callable[[Sequence[Path]], str], list[Path]]]  # what makes their table; records
@@ -59,8 +60,7 @@ def derived_files(
         raise ValueError(f"expected records of {wanted} in {results}, found {known}")
     for key, (make, paths) in others.items():
         if key in asked:
-            content = f"{make(paths)}\n\n_{DERIVED}_\n"
-            yield results / "tables" / f"{'-'.join(key)}.md", content.encode()
+            yield results / "tables" / f"{'-'.join(key)}.md", _other_table(key, make(paths), paths[-1]).encode()
     for key, runs in experiments.items():
         if key not in asked:
             continue
@@ -95,6 +95,25 @@ def find_others(results: Path) -> Others:
     for path in sorted(results.glob("*/*/*.jsonl")):
         found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
     return {key: (make, paths) for key, paths in found.items() if (make := table_maker(key[1])) is not None}
+
+
+def _other_table(key: tuple[str, str], table: str, newest: Path) -> str:
+    """A page of a table that another package made, with what the first line of its record says of the run."""
+    from bench.tables import machine_text
+
+    machine, suite = key
+    header = json.loads(newest.open(encoding="utf-8").readline())
+    env = header["environment"]
+    facts = {
+        "machine": machine_text(env),
+        "versions": ", ".join(f"{name} {env[name]}" for name in (*VERSIONS, "trl") if name in env),
+        "commit": env.get("harness_commit", "unknown"),
+        "date": header["created"][:10],
+        "command": f"`{header['command']}`",
+        "raw record": f"[{newest.name}](../{machine}/{suite}/{newest.name})",
+    }
+    lines = "\n".join(f"- **{name}**: {text}" for name, text in facts.items())
+    return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{table}\n\n{lines}\n"
 
 
 def _index(results: Path, experiments: Experiments, others: Others) -> str:
