@@ -154,6 +154,9 @@ def save(draft: Draft, folder: Path, *, tokenizer_from: Path) -> None:
         for config in adapters.peft_config.values():
             config.base_model_name_or_path = ""  # a path of this machine
         adapters.save_pretrained(folder.with_name("adapters"))
+        (folder.with_name("adapters") / "README.md").unlink(
+            missing_ok=True
+        )  # an empty form with a path of this machine
 
 
 def save_layers(folder: Path, into: Path, *, target: PreTrainedModel) -> None:

@@ -131,6 +131,10 @@ def test_merged_adapters_give_the_forward_of_the_adapters(tmp_path: Path) -> Non
     }
     config = (tmp_path / "out" / "adapters" / drafts.ADAPTERS).read_text()
     assert str(tmp_path) not in config
+    assert {path.name for path in (tmp_path / "out" / "adapters").iterdir()} == {
+        drafts.ADAPTERS,
+        "adapter_model.safetensors",
+    }
     assert json.loads(config)["r"] == 8
 
 
