@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +80,23 @@ def render(runs: Runs) -> dict[str, bytes]:
     valid = [row for row in rows if row.verdict.valid]
     if not valid:
         return {}
+    with our_style():
+        figure = _draw(valid, num_invalid=len(rows) - len(valid))
+        return {name: saved(figure, name) for name in FORMATS}
+
+
+@contextmanager
+def our_style() -> Iterator[None]:
+    """Within it figures look like ours, whatever the user's settings.
+
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
     try:
         from matplotlib import style
     except ImportError:
         raise BackendUnavailable("figures need matplotlib: pip install 'specheat[figures]'") from None
     with style.context(["default", _STYLE]):
-        figure = _draw(valid, num_invalid=len(rows) - len(valid))
-        return {name: _saved(figure, name) for name in FORMATS}
+        yield
 
 
 def has_figure(runs: Runs) -> bool:
@@ -93,7 +104,8 @@ def has_figure(runs: Runs) -> bool:
     return any(row.verdict.valid for row in tables.newest_rows(runs))
 
 
-def _saved(figure: Any, file_format: str) -> bytes:
+def saved(figure: Any, file_format: str) -> bytes:
+    """A matplotlib figure as a file that is the same whenever it is drawn again."""
     stream = io.BytesIO()
     figure.savefig(stream, format=file_format, metadata=_METADATA[file_format])
     return stream.getvalue()

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.records import ModelPair
+    from bench.rendering import Page
 
 _BACKENDS = "specheat.backends"
 _COMMANDS = "specheat.commands"
 _PAIRS = "specheat.pairs"
-_TABLES = "specheat.tables"
+_PAGES = "specheat.pages"
 
 
 class Command(Protocol):
@@ -92,9 +93,9 @@ def _pair_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def table_maker(suite: str) -> Callable[[Sequence[Path]], str] | None:
-    """What makes markdown of a suite's records, oldest first, where these are JSON lines of another package's own form."""
-    installed = _entry_points(_TABLES)
+def page_maker(suite: str) -> Callable[[Sequence[Path]], Page] | None:
+    """What makes a page of a suite's records, oldest first, where these are JSON lines of another package's own form."""
+    installed = _entry_points(_PAGES)
     return _load(suite, installed[suite].value) if suite in installed else None
 
 

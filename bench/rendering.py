@@ -31,6 +31,14 @@ class Table:
     records: Facts  # file -> what distinguishes its run
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What another package makes of its own records: markdown without a title, and images by file format."""
+
+    markdown: str
+    images: dict[str, bytes]
+
+
 def terminal(table: Table) -> str:
     """For the end of a terminal session: the table, then notes and facts, wrapped."""
     from tabulate import tabulate

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.records import RunRecord
-from bench.rendering import DERIVED
+from bench.rendering import DERIVED, Page
 from bench.tables import VERSIONS, Runs
 
 Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
-Others = Mapping[tuple[str, str], tuple[Callable[[Sequence[Path]], str], list[Path]]]  # what makes their table; records
+Others = Mapping[
+    tuple[str, str], tuple[Callable[[Sequence[Path]], Page], list[Path]]
+]  # what makes their table; records
 
 
 class Tables:
@@ -60,7 +62,10 @@ def derived_files(
         raise ValueError(f"expected records of {wanted} in {results}, found {known}")
     for key, (make, paths) in others.items():
         if key in asked:
-            yield results / "tables" / f"{'-'.join(key)}.md", _other_table(key, make(paths), paths[-1]).encode()
+            page, name = make(paths), "-".join(key)
+            yield results / "tables" / f"{name}.md", _other_page(key, page, paths[-1]).encode()
+            for file_format, image in page.images.items():
+                yield results / "figures" / f"{name}.{file_format}", image
     for key, runs in experiments.items():
         if key not in asked:
             continue
@@ -89,20 +94,21 @@ def load_experiments(results: Path) -> Experiments:
 
 def find_others(results: Path) -> Others:
     """Records in a form of their own, JSON lines, that an installed package knows to read; oldest first."""
-    from bench.registry import table_maker
+    from bench.registry import page_maker
 
     found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(results.glob("*/*/*.jsonl")):
         found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
-    return {key: (make, paths) for key, paths in found.items() if (make := table_maker(key[1])) is not None}
+    return {key: (make, paths) for key, paths in found.items() if (make := page_maker(key[1])) is not None}
 
 
-def _other_table(key: tuple[str, str], table: str, newest: Path) -> str:
-    """A page of a table that another package made, with what the first line of its record says of the run."""
+def _other_page(key: tuple[str, str], page: Page, newest: Path) -> str:
+    """What another package made, with what the first line of its record says of the run."""
     from bench.tables import machine_text
 
     machine, suite = key
-    header = json.loads(newest.open(encoding="utf-8").readline())
+    with newest.open(encoding="utf-8") as lines:
+        header = json.loads(next(lines))
     env = header["environment"]
     facts = {
         "machine": machine_text(env),
@@ -112,8 +118,9 @@ def _other_table(key: tuple[str, str], table: str, newest: Path) -> str:
         "command": f"`{header['command']}`",
         "raw record": f"[{newest.name}](../{machine}/{suite}/{newest.name})",
     }
-    lines = "\n".join(f"- **{name}**: {text}" for name, text in facts.items())
-    return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{table}\n\n{lines}\n"
+    listed = "\n".join(f"- **{name}**: {text}" for name, text in facts.items())
+    figure = f"![{suite}](../figures/{machine}-{suite}.svg)\n\n" if page.images else ""
+    return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n\n{figure}{listed}\n"
 
 
 def _index(results: Path, experiments: Experiments, others: Others) -> str:

@@ -8,7 +8,6 @@ interval covers other prompts and other seeds.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
-from tabulate import tabulate
 
 from bench.environment import machine_slug
 from distill import drafts, recipes
@@ -34,7 +31,6 @@ KD_TEMPERATURES = tuple(step / 5 for step in range(6))
 DECODE_TEMPERATURES = tuple(step / 10 for step in range(11))
 START = "start"  # the name of the draft that all others start from, which is measured too
 RECORD, DRAFTS = "matrix.jsonl", "drafts"
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,101 +217,6 @@ def load(path: Path) -> Matrix:
         return Matrix(header["plan"], measured)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and half the width of its 95 % interval; no width from a single seed."""
-
-    estimate: float
-    half_width: float | None
-
-
-def estimate(of_seeds: Sequence[Cell], top: str = "accepted", bottom: str = "tested") -> Interval:
-    """Ratio of totals over seeds and prompts, such as alpha, as it would be with other seeds and other prompts.
-
-    Both kinds of chance are added up as squares of half-widths: the spread between seeds, with t on seeds less one, and the
-    jackknife over prompts of the seeds' mean, with t on prompts less one.
-    """
-    tops, bottoms = (
-        torch.tensor([getattr(cell, name) for cell in of_seeds], dtype=torch.float64) for name in (top, bottom)
-    )
-    of_each = tops.sum(1) / bottoms.sum(1)
-    num_seeds, num_prompts = tops.shape
-    if num_seeds == 1:
-        return Interval(of_each.item(), None)
-    left_out = ((tops.sum(1, keepdim=True) - tops) / (bottoms.sum(1, keepdim=True) - bottoms)).mean(0)
-    by_prompt = math.sqrt((num_prompts - 1) / num_prompts * ((left_out - left_out.mean()) ** 2).sum().item())
-    by_seed = math.sqrt(of_each.var().item() / num_seeds)
-    return Interval(of_each.mean().item(), math.hypot(_t(num_seeds - 1) * by_seed, _t(num_prompts - 1) * by_prompt))
-
-
-def _t(freedom: int) -> float:
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
-
-
-Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
-Row = list[Interval | None]  # one entry a decode temperature
-
-
-def rows(matrix: Matrix) -> dict[Kind, Row]:
-    """Alpha of each kind of draft over its seeds; `matched` takes the offline draft of the decode temperature itself."""
-    kinds: dict[Kind, list[Measured]] = {}
-    for line in matrix.measured:
-        kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
-    columns = decode_temperatures(matrix)
-    found: dict[Kind, Row] = {
-        kind: [estimate([line.cells[place] for line in lines]) for place in range(len(columns))]
-        for kind, lines in kinds.items()
-    }
-    matched: Row = [
-        found[("offline", 0.0, column)][place] if ("offline", 0.0, column) in found else None
-        for place, column in enumerate(columns)
-    ]
-    return found | {("matched", 0.0, None): matched} if any(matched) else found
-
-
-def decode_temperatures(matrix: Matrix) -> list[float]:
-    return [cell.temperature for cell in matrix.measured[0].cells]
-
-
-def table(matrix: Matrix) -> str:
-    """Markdown: a row for each kind of draft, a column for each decode temperature; the best of a column is bold."""
-    columns, found = decode_temperatures(matrix), rows(matrix)
-    best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
-    lines = []
-    for (arm, on_policy, kd_temperature), row in found.items():
-        cells = [_shown(value, best[place]) for place, value in enumerate(row)]
-        at = "" if kd_temperature is None else f"{kd_temperature:g}"
-        lines.append((f"{arm}, lambda {on_policy:g}" if arm == "online" else arm, at, *cells))
-    headers = ("draft", "KD T", *(f"T = {column:g}" for column in columns))
-    return f"{_caption(matrix)}\n\n{tabulate(lines, headers, tablefmt='github', disable_numparse=True)}"
-
-
-def _shown(value: Interval | None, best: float) -> str:
-    if value is None:
-        return "-"
-    text = f"{value.estimate:.3f}" + ("" if value.half_width is None else f" ± {value.half_width:.3f}")
-    return f"**{text}**" if value.estimate == best else text
-
-
-def _caption(matrix: Matrix) -> str:
-    job, trained = matrix.plan["job"], [line for line in matrix.measured if line.seed is not None]
-    hours = sum(sum(line.seconds.values()) for line in trained) / 3600
-    seeds = len({line.seed for line in trained})
-    prompts = len(matrix.measured[0].cells[0].tokens)
-    return (
-        f"Alpha at k = {NUM_DRAFT_TOKENS} (analytic, draft T = decode T) on {prompts} held-out prompts of "
-        f"{matrix.plan['domain']}. {len(trained)} drafts, {seeds} seeds each; ± is the half-width of the 95 % interval over "
-        f"seeds and prompts. Each draft was trained on {job['plan']['num_tokens']:,} answer tokens as {job['trained']} of the "
-        f"start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline draft of the decode T "
-        "itself. Bold: the best of a column."
-    )
-
-
-def derived(records: Sequence[Path]) -> str:
-    """The table of the newest record, for `specheat tables`."""
-    return table(load(records[-1]))
 
 
 def store(out: Path, results: Path) -> Path:

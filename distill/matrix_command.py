@@ -48,7 +48,7 @@ class KdMatrix:
 
 def _run(args: Namespace) -> int:
     plan = _plan(args)
-    from distill import matrix
+    from distill import matrix, matrix_report
 
     names = [matrix.START, *(name for name, _ in plan.drafts())]
     texts = args.texts or args.out.absolute().parent / "texts"
@@ -62,7 +62,7 @@ def _run(args: Namespace) -> int:
         print(f"specheat: draft {names.index(name) + 1} of {len(names)}, {name}", file=sys.stderr, flush=True)
 
     found = matrix.run(plan, args.out, texts, device=args.device, header=header, on_draft=announce)
-    print(f"{matrix.table(found)}\n\nrecord: {matrix.store(args.out, args.results)}")
+    print(f"{matrix_report.tables(found)}\n\nrecord: {matrix.store(args.out, args.results)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from bench.environment import machine_slug
 from bench.records import ModelPair, Scalar
+from bench.rendering import Page
 from bench.statistics import RatioInterval, ratio_of_totals
 from bench.store import write_atomically
 from distill.sampling import Answer, Ask, sample_answers
@@ -203,9 +204,8 @@ def store(results: Path, record: SpeedRecord) -> Path:
     return path
 
 
-def derived(records: Sequence[Path]) -> str:
-    """The table of the newest record, for `specheat tables`."""
+def derived(records: Sequence[Path]) -> Page:
+    """Of the newest record, for `specheat tables`."""
     _, *lines = (json.loads(line) for line in records[-1].read_text().splitlines())
-    return table(
-        [Round(tuple(line["order"]), {arm: ArmRun(**run) for arm, run in line["runs"].items()}) for line in lines]
-    )
+    rounds = [Round(tuple(line["order"]), {arm: ArmRun(**run) for arm, run in line["runs"].items()}) for line in lines]
+    return Page(table(rounds), {})

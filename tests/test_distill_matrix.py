@@ -11,7 +11,8 @@ import pytest
 
 from bench import cli
 from distill import matrix
-from distill.matrix import RECORD, START, Cell, Interval, MatrixPlan, estimate, load, rows, run, table
+from distill.matrix import RECORD, START, Cell, Matrix, MatrixPlan, load, run
+from distill.matrix_report import Interval, alphas, changes, estimate, heat_maps, tables
 from distill.recipes import offline
 from distill.run import distill
 from tests.tiny_distillation import one_thread, tiny_job
@@ -69,19 +70,41 @@ def test_every_draft_is_measured_at_every_decode_temperature(made: tuple[MatrixP
 
 def test_the_table_has_a_row_a_kind_and_the_matched_draft_beside_it(made: tuple[MatrixPlan, Path]) -> None:
     found = load(made[1] / "out" / RECORD)
-    values = rows(found)
+    values = alphas(found)
     assert list(values) == [
         *((START, 0.0, None), ("offline", 0.0, 0.0), ("offline", 0.0, 1.0)),
         *(("online", 0.5, 0.0), ("online", 0.5, 1.0), ("composed", 0.0, None), ("matched", 0.0, None)),
     ]
     matched = values[("matched", 0.0, None)]
     assert matched == [values[("offline", 0.0, 0.0)][0], None, values[("offline", 0.0, 1.0)][2]]
-    text = table(found)
+    text = tables(found)
     assert "online, lambda 0.5" in text
     for place in range(3):
         best = max(row[place].estimate for row in values.values() if row[place])
         assert f"**{best:.3f}" in text
-    assert "10 drafts, 2 seeds each" in text
+    assert "10 drafts, 2 seeds" in text
+    assert "Change of alpha against the start" in text
+
+
+def test_changes_are_against_the_start_on_the_same_texts(made: tuple[MatrixPlan, Path]) -> None:
+    found = load(made[1] / "out" / RECORD)
+    alpha, change = alphas(found), changes(found)
+    assert set(alpha) - set(change) == {(START, 0.0, None)}
+    for kind, row in change.items():
+        for place, value in enumerate(row):
+            if value is not None:
+                expected = alpha[kind][place].estimate - alpha[(START, 0.0, None)][place].estimate
+                assert value.estimate == pytest.approx(expected)
+
+
+def test_heat_maps_are_drawn_the_same_every_time(made: tuple[MatrixPlan, Path]) -> None:
+    found = load(made[1] / "out" / RECORD)
+    images = heat_maps(found)
+    assert images["png"].startswith(b"\x89PNG")
+    assert images == heat_maps(found)
+    only_mixtures = Matrix(found.plan, tuple(line for line in found.measured if line.arm in (START, "composed")))
+    assert heat_maps(only_mixtures) == {}
+    assert "composed" in tables(only_mixtures)
 
 
 @pytest.mark.parametrize("cut", ["between", "within a line"])
@@ -122,7 +145,7 @@ def test_intervals_cover_other_seeds_and_other_prompts() -> None:
     generator = np.random.default_rng(0)
     num_runs, num_seeds, num_prompts = 2000, 3, 40
     for seed_spread, prompt_spread in ((0.02, 0.02), (0.002, 0.1), (0.03, 0.005)):
-        held = 0
+        held = {0.5: 0, 0.0: 0}
         for _ in range(num_runs):
             tested = generator.integers(20, 60, num_prompts)
             shared = generator.normal(0, prompt_spread, num_prompts)
@@ -130,13 +153,16 @@ def test_intervals_cover_other_seeds_and_other_prompts() -> None:
             for shift in generator.normal(0, seed_spread, num_seeds):
                 accepted = tested * (0.5 + shift + shared)
                 cells.append(Cell(0.5, (), (), tuple(tested), tuple(accepted), (), ()))
-            found = estimate(cells)
-            assert found.half_width is not None
-            held += abs(found.estimate - 0.5) <= found.half_width
-        assert 0.935 < held / num_runs < 0.985, (
-            seed_spread,
-            prompt_spread,
-        )  # the spread of so many runs, and a bit wide
+            # The start shares the prompts and knows no seeds: what is left of the difference is the seeds' own.
+            start = Cell(0.5, (), (), tuple(tested), tuple(tested * (0.5 + shared)), (), ())
+            for found, truth in ((estimate(cells), 0.5), (estimate(cells, start), 0.0)):
+                assert found.half_width is not None
+                held[truth] += abs(found.estimate - truth) <= found.half_width
+        for count in held.values():
+            assert 0.935 < count / num_runs < 0.99, (
+                seed_spread,
+                prompt_spread,
+            )  # chance of so many runs, and a bit wide
 
 
 def test_a_single_seed_gives_no_interval() -> None:
@@ -191,6 +217,7 @@ def test_the_command_prints_the_table_and_again_without_training(
     assert stored.read_bytes() == (tmp_path / "out" / RECORD).read_bytes()
     assert cli.main(["tables", str(tmp_path / "results")]) == 0
     (derived,) = (tmp_path / "results" / "tables").iterdir()
-    assert table(load(stored)) in derived.read_text()
+    assert {path.suffix for path in (tmp_path / "results" / "figures").iterdir()} == {".svg", ".png"}
+    assert tables(load(stored)) in derived.read_text()
     assert stored.name in (tmp_path / "results" / "README.md").read_text()
     assert cli.main(["tables", str(tmp_path / "results"), "--check"]) == 0

@@ -158,7 +158,7 @@ def test_a_run_leaves_a_record_of_arms_that_took_the_same_steps(asked: list[str]
             assert arm["peak_bytes"] >= arm["start_bytes"] > 0
             assert arm["mean_loss"] != arm["first_loss"]  # something was learnt in between
     assert done.stdout.count("| target_") == 2
-    assert derived([path]) in done.stdout
+    assert derived([path]).markdown in done.stdout
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
     cached_s = sum(each["runs"]["target_cached"]["seconds"] for each in rounds)
     assert benchmark["extra_info"]["target_cached_seconds"] == pytest.approx(cached_s)

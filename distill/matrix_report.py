@@ -1,0 +1,229 @@
+"""What a KD matrix says: alpha of every kind of draft with intervals, its change against the start, as tables and heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+from tabulate import tabulate
+
+from bench import figures
+from bench.protocols import BackendUnavailable
+from bench.rendering import Page
+from distill.held_out import NUM_DRAFT_TOKENS
+from distill.matrix import START, Cell, Matrix, Measured, load
+
+CONFIDENCE = 0.95
+POINTS = 100.0
+ARMS_OF_ONE_TEMPERATURE = ("offline", "soft", "online")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and half the width of its 95 % interval; no width from a single seed."""
+
+    estimate: float
+    half_width: float | None
+
+
+Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
+Row = list[Interval | None]  # one entry a decode temperature
+
+
+def estimate(of_seeds: Sequence[Cell], against: Cell | None = None) -> Interval:
+    """Alpha, or how much higher it is than that of another draft on the same texts, with other seeds and other prompts in mind.
+
+    Both kinds of chance are added up as squares of half-widths: the spread between seeds, with t on seeds less one, and the
+    jackknife over prompts of the seeds' mean, with t on prompts less one.
+    """
+    of_each, left_out = _ratios(of_seeds)
+    if against is not None:
+        other, other_left_out = _ratios([against])
+        of_each, left_out = of_each - other, left_out - other_left_out
+    num_seeds, num_prompts = len(of_each), len(left_out)
+    if num_seeds == 1:
+        return Interval(float(of_each.mean()), None)
+    by_prompt = math.sqrt((num_prompts - 1) / num_prompts * ((left_out - left_out.mean()) ** 2).sum())
+    by_seed = math.sqrt(of_each.var(ddof=1) / num_seeds)
+    half_width = math.hypot(_t(num_seeds - 1) * by_seed, _t(num_prompts - 1) * by_prompt)
+    return Interval(float(of_each.mean()), half_width)
+
+
+def _ratios(of_seeds: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
+    """accepted / tested of each seed; and the mean over seeds without each prompt."""
+    accepted, tested = (np.array([getattr(cell, name) for cell in of_seeds], float) for name in ("accepted", "tested"))
+    totals = accepted.sum(1, keepdims=True), tested.sum(1, keepdims=True)
+    return (totals[0] / totals[1]).ravel(), ((totals[0] - accepted) / (totals[1] - tested)).mean(0)
+
+
+def _t(freedom: int) -> float:
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def alphas(matrix: Matrix) -> dict[Kind, Row]:
+    """Of each kind of draft; `matched` takes, for each decode temperature, the offline draft of that temperature."""
+    kinds, columns = _kinds(matrix), decode_temperatures(matrix)
+    found: dict[Kind, Row] = {
+        kind: [estimate([line.cells[place] for line in lines]) for place in range(len(columns))]
+        for kind, lines in kinds.items()
+    }
+    return _with_matched(found, columns)
+
+
+def changes(matrix: Matrix) -> dict[Kind, Row]:
+    """Alpha of each kind less that of the start at the same decode temperature, along the same texts."""
+    kinds, columns = _kinds(matrix), decode_temperatures(matrix)
+    (start,) = kinds.pop((START, 0.0, None))
+    found: dict[Kind, Row] = {
+        kind: [estimate([line.cells[place] for line in lines], start.cells[place]) for place in range(len(columns))]
+        for kind, lines in kinds.items()
+    }
+    return _with_matched(found, columns)
+
+
+def _kinds(matrix: Matrix) -> dict[Kind, list[Measured]]:
+    kinds: dict[Kind, list[Measured]] = {}
+    for line in matrix.measured:
+        kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
+    return kinds
+
+
+def _with_matched(found: dict[Kind, Row], columns: Sequence[float]) -> dict[Kind, Row]:
+    rows = [found.get(("offline", 0.0, column)) for column in columns]
+    matched: Row = [None if row is None else row[place] for place, row in enumerate(rows)]
+    return found | {("matched", 0.0, None): matched} if any(matched) else found
+
+
+def decode_temperatures(matrix: Matrix) -> list[float]:
+    return [cell.temperature for cell in matrix.measured[0].cells]
+
+
+def tables(matrix: Matrix) -> str:
+    """Markdown: alpha, then its change; a row for each kind of draft, a column for each decode temperature."""
+    columns, found = decode_temperatures(matrix), alphas(matrix)
+    best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
+    texts = [
+        _table(
+            columns,
+            {
+                kind: [_alpha_text(value, at) for value, at in zip(row, best, strict=True)]
+                for kind, row in found.items()
+            },
+        )
+    ]
+    if len(_kinds(matrix)) > 1:
+        texts.append(_table(columns, {kind: list(map(_change_text, row)) for kind, row in changes(matrix).items()}))
+    captions = (_caption(matrix), _CHANGE_CAPTION)
+    return "\n\n".join(f"{caption}\n\n{text}" for caption, text in zip(captions, texts, strict=False))
+
+
+def _table(columns: Sequence[float], rows: dict[Kind, list[str]]) -> str:
+    lines = [
+        (_arm_text(arm, on_policy), "" if at is None else f"{at:g}", *cells)
+        for (arm, on_policy, at), cells in rows.items()
+    ]
+    headers = ("draft", "KD T", *(f"T = {column:g}" for column in columns))
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def _arm_text(arm: str, on_policy: float) -> str:
+    return f"{arm}, lambda {on_policy:g}" if arm == "online" else arm
+
+
+def _alpha_text(value: Interval | None, best: float) -> str:
+    if value is None:
+        return "-"
+    text = f"{value.estimate:.3f}" + ("" if value.half_width is None else f" ± {value.half_width:.3f}")
+    return f"**{text}**" if value.estimate == best else text
+
+
+def _change_text(value: Interval | None) -> str:
+    if value is None:
+        return "-"
+    text = f"{POINTS * value.estimate:+.1f}"
+    return text if value.half_width is None else _bold(f"{text} ± {POINTS * value.half_width:.1f}", _is_sure(value))
+
+
+def _is_sure(value: Interval) -> bool:
+    return value.half_width is not None and abs(value.estimate) > value.half_width
+
+
+def _bold(text: str, bold: bool) -> str:
+    return f"**{text}**" if bold else text
+
+
+_CHANGE_CAPTION = (
+    "Change of alpha against the start, in points (hundredths), along the same texts. Bold: its own 95 % interval does not "
+    "hold 0; of so many cells one in twenty is bold by chance."
+)
+
+
+def _caption(matrix: Matrix) -> str:
+    job, trained = matrix.plan["job"], [line for line in matrix.measured if line.seed is not None]
+    hours = sum(sum(line.seconds.values()) for line in trained) / 3600
+    seeds = len({line.seed for line in trained})
+    prompts = len(matrix.measured[0].cells[0].tokens)
+    return (
+        f"Alpha at k = {NUM_DRAFT_TOKENS} (analytic, draft T = decode T) on {prompts} held-out prompts of "
+        f"{matrix.plan['domain']}. {len(trained)} drafts, {seeds} seeds; ± is the half-width of the 95 % interval over "
+        f"seeds and prompts. Each draft was trained on {job['plan']['num_tokens']:,} answer tokens as {job['trained']} of the "
+        f"start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline draft of the decode T "
+        "itself. Bold: the best of a column."
+    )
+
+
+def derived(records: Sequence[Path]) -> Page:
+    """Of the newest record, for `specheat tables`."""
+    matrix = load(records[-1])
+    try:
+        return Page(tables(matrix), heat_maps(matrix))
+    except BackendUnavailable:  # no matplotlib
+        return Page(tables(matrix), {})
+
+
+def heat_maps(matrix: Matrix) -> dict[str, bytes]:
+    """The change of alpha over KD T and decode T, a map for each arm, as image files by format; none without such an arm.
+
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
+    found = {kind: row for kind, row in changes(matrix).items() if kind[0] in ARMS_OF_ONE_TEMPERATURE}
+    arms = list(dict.fromkeys(kind[:2] for kind in found))
+    if not arms:
+        return {}
+    widest = max(abs(value.estimate) for row in found.values() for value in row if value) * POINTS or 1.0
+    with figures.our_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.2, 2.6 * len(arms)), layout="constrained")
+        axes = figure.subplots(len(arms), 1, squeeze=False)
+        for (arm, on_policy), axis in zip(arms, axes.flat, strict=True):
+            of_arm = {at: row for (name, share, at), row in found.items() if (name, share) == (arm, on_policy)}
+            image = _heat_map(axis, of_arm, decode_temperatures(matrix), widest)
+            axis.set_title(f"{_arm_text(arm, on_policy)}: change of alpha against the start, in points", loc="left")
+        figure.colorbar(image, ax=axes, shrink=0.6)
+        return {file_format: figures.saved(figure, file_format) for file_format in figures.FORMATS}
+
+
+def _heat_map(axis: Any, rows: dict[float | None, Row], columns: Sequence[float], widest: float) -> Any:
+    """Numbers in every field, so that the sign is there without colour; bold where the interval does not hold 0."""
+    values = [[POINTS * value.estimate if value else 0.0 for value in row] for row in rows.values()]
+    image = axis.imshow(values, cmap="RdBu", vmin=-widest, vmax=widest, aspect="auto", origin="lower")
+    for y, row in enumerate(rows.values()):
+        for x, value in enumerate(row):
+            if value is not None:
+                dark = abs(POINTS * value.estimate) > 0.6 * widest
+                axis.text(
+                    *(x, y, f"{POINTS * value.estimate:+.1f}"),
+                    **{"ha": "center", "va": "center", "fontsize": 7, "color": "white" if dark else "black"},
+                    fontweight="bold" if _is_sure(value) else "normal",
+                )
+    axis.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
+    axis.set_yticks(range(len(rows)), [f"{at:g}" for at in rows])
+    axis.set_xlabel("decode temperature")
+    axis.set_ylabel("KD temperature")
+    return image
