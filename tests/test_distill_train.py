@@ -183,7 +183,7 @@ def test_a_cached_target_says_what_a_running_one_says(rows: tuple[Row, ...]) -> 
     found = []
     for labels in (soft(), RunningTarget(Loss(), tiny_target())):
         written = logits.clone()
-        found.append((labels(batch)(slice(0, batch.num_tokens), written), written))
+        found.append((labels(batch).on_chunk(slice(0, batch.num_tokens), written), written))
     (cached, cached_slope), (running, running_slope) = found
     assert torch.allclose(cached, running, atol=1e-4)  # float32, another order of sums
     assert torch.allclose(cached_slope, running_slope, atol=1e-4)
@@ -209,6 +209,8 @@ def test_the_schedule_warms_up_and_falls_to_its_end() -> None:
         {"accumulate": 0},
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
+        {"optimizer": "sgd"},
+        {"vocabulary": -1},
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(changed: dict) -> None:
