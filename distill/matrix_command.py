@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import environment
-from distill import recipes
 from distill.command import INTERRUPTED, job_of, job_options, number, whole
 
 if TYPE_CHECKING:
@@ -76,6 +75,7 @@ def _plan(args: Namespace) -> MatrixPlan:
         )
     )
     seeds = tuple(range(whole("--seeds", args.seeds, least=1)))
+    from distill import recipes
     from distill.matrix import MatrixPlan
 
     any_recipe = recipes.offline(0.0)

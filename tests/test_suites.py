@@ -59,7 +59,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def measured(pair: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """Both suites, run once."""
+    """All suites, run once."""
     folder = tmp_path_factory.mktemp("measured")
     results, report, storage = folder / "results", folder / "benchmark.json", folder / "storage"
     done = run(
@@ -70,9 +70,9 @@ def measured(pair: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) ->
     return Measured(results, report, storage, done.stdout)
 
 
-def test_both_suites_leave_a_record_and_print_a_table(measured: Measured) -> None:
+def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> None:
     runs = {record.suite: record for record in store.load_runs(measured.results)}
-    assert set(runs) == {"baseline_strength", "temperature_grid"}
+    assert set(runs) == {"baseline_strength", "temperature_grid", "draft_length"}
     grid = runs["temperature_grid"]
     assert [record.cell.temperature for record in grid.cells] == [0.0, 1.0]
     for record in grid.cells:
@@ -92,7 +92,7 @@ def test_both_suites_leave_a_record_and_print_a_table(measured: Measured) -> Non
 def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: Measured) -> None:
     grid = next(run for run in store.load_runs(measured.results) if run.suite == "temperature_grid")
     benchmarks = {row["name"]: row for row in json.loads(measured.report.read_text())["benchmarks"]}
-    assert len(benchmarks) == 3
+    assert len(benchmarks) == 5
     cold = benchmarks["test_temperature_grid[reference-T0-rejection-k2]"]
     pairs = grid.cells[0].pairs
     assert cold["stats"]["rounds"] == 6
