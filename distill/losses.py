@@ -182,7 +182,9 @@ def hard_labels(label_N: Tensor, log_weight_V: Tensor | None = None) -> ChunkLos
     """
 
     def on_block(label_C: Tensor, logits_CV: Tensor) -> Tensor:
-        return cross_entropy(label_C, logits_CV if log_weight_V is None else logits_CV.add_(log_weight_V))
+        return cross_entropy(
+            label_C, logits_CV if log_weight_V is None else logits_CV.add_(log_weight_V.to(logits_CV.device))
+        )
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
         label_C = label_N[rows].to(draft_logits_CV.device)
