@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,11 +45,16 @@ class Distill:
         job_options(parser)
 
     def run(self, args: Namespace) -> int:
-        try:
-            return _run(args)
-        except KeyboardInterrupt:
-            print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
-            return INTERRUPTED
+        return interruptible(_run, args)
+
+
+def interruptible(run: Callable[[Namespace], int], args: Namespace) -> int:
+    """Run a command that goes on where it was; Ctrl-C says so."""
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
+        return INTERRUPTED
 
 
 def job_options(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import environment
-from distill.command import INTERRUPTED, job_of, job_options, number, whole
+from distill.command import interruptible, job_of, job_options, number, whole
 
 if TYPE_CHECKING:
     from distill.matrix import MatrixPlan
@@ -38,11 +38,7 @@ class KdMatrix:
         parser.set_defaults(train="adapters")
 
     def run(self, args: Namespace) -> int:
-        try:
-            return _run(args)
-        except KeyboardInterrupt:
-            print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
-            return INTERRUPTED
+        return interruptible(_run, args)
 
 
 def _run(args: Namespace) -> int:
