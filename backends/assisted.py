@@ -220,6 +220,8 @@ class GenerateBackend:
             raise ValueError(
                 f"backend {self.name}: expected the rule {', '.join(self.capabilities.rules)}, got {request.rule!r}"
             )
+        if request.schedule:
+            raise ValueError(f"backend {self.name}: expected one temperature, got a schedule of them")
         if request.draft_temperature not in (None, request.temperature):
             raise ValueError(
                 f"backend {self.name}: expected the draft at decode T {request.temperature:g}, "

@@ -35,6 +35,15 @@ SHARED_OPTIONS = (
     *("--rule", "--draft-temperature", "--num-draft-tokens", "--top-k", "--top-p", "--prompts", "--max-new-tokens"),
     *("--max-prompt-tokens", "--chat-template", "--system-prompt", "--seed"),
 )
+ONE_OF_EACH = {
+    "backends": "--backend",
+    "drafts": "--draft",
+    "rules": "--rule",
+    "temperatures": "--temperature",
+    "draft_temperatures": "--draft-temperature",
+    "num_draft_tokens": "--num-draft-tokens",
+    "prompts": "--prompts",
+}
 SAMPLE_KEYS = ("prompt_ids", "token_ids", "finish_reason")
 
 
@@ -64,7 +73,7 @@ class Certify:
         from backends import pairs
 
         pair = pairs.resolve(
-            asked.pair, target=asked.target, draft=asked.draft, dtype=asked.dtype, pairs_file=asked.pairs_file
+            asked.pair, target=asked.target, draft=asked.drafts[0], dtype=asked.dtype, pairs_file=asked.pairs_file
         )
         if pair.family != "causal":
             raise ValueError(f"expected a pair of the family causal, got {pair.name}, which is {pair.family}")
@@ -149,10 +158,9 @@ def _with_one_more(rounds: tuple[Round, ...]) -> tuple[Round, ...]:
 
 def _single(asked: Settings) -> Settings:
     """One decoder at one temperature is judged."""
-    for name in ("backends", "rules", "num_draft_tokens", "temperatures"):
+    for name, option in ONE_OF_EACH.items():
         if len(getattr(asked, name)) != 1:
-            option = name.removesuffix("s") if name != "num_draft_tokens" else name
-            raise ValueError(f"expected one --{option.replace('_', '-')}, got {len(getattr(asked, name))}")
+            raise ValueError(f"expected one {option}, got {len(getattr(asked, name))}")
     return asked
 
 
@@ -177,7 +185,7 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
         max_prompt_tokens=asked.max_prompt_tokens,
     )
     encoded = formatting.encode(
-        prompts.load(asked.prompts),
+        prompts.load(asked.prompts[0]),
         tokenizer,
         prompt_format,
         context_length=pairs.context_length(pair),
@@ -231,7 +239,7 @@ def _requests(
                     max_new_tokens=asked.max_new_tokens,
                     num_draft_tokens=asked.num_draft_tokens[0],
                     temperature=temperature,
-                    draft_temperature=asked.draft_temperature,
+                    draft_temperature=asked.draft_temperatures[0],
                     top_k=asked.top_k,
                     top_p=asked.top_p,
                     rule=asked.rules[0],

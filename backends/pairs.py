@@ -19,11 +19,13 @@ from typing import Any
 
 from backends import smollm2
 from bench.protocols import BackendUnavailable
-from bench.records import ModelPair
+from bench.records import ModelPair, Scalar
+from bench.settings import DEFAULT_PAIR
 
-DEFAULT_PAIR = "smollm2"
 FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
+EMBEDDED_PREFIX = "embedded:smollm2/"
+CARD = "card.json"
 EMBEDDED: dict[str, Callable[[], Path]] = {
     "embedded:smollm2/target": smollm2.target_folder,
     "embedded:smollm2/draft": smollm2.draft_folder,
@@ -84,6 +86,31 @@ def readiness(pair: ModelPair) -> tuple[bool, str]:
 def recorded(pair: ModelPair) -> ModelPair:
     """A resolved pair as a published record names it: without paths of this machine."""
     return replace(pair, target=_public_name(Path(pair.target)), draft=_public_name(Path(pair.draft)))
+
+
+def draft_card(pair: ModelPair) -> dict[str, Scalar]:
+    """How the draft of a resolved pair was made, as the card says that `specheat distill` wrote; empty without one."""
+    name = recorded(pair).draft
+    folders = [Path(pair.draft), Path(pair.draft).parent]
+    if name.startswith(EMBEDDED_PREFIX):
+        folders = [smollm2.card_folder(name.removeprefix(EMBEDDED_PREFIX))]
+    path = next((folder / CARD for folder in folders if (folder / CARD).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        card = json.loads(path.read_text())
+        recipe = card["recipe"]
+        return {
+            "recipe": recipe["name"],
+            "data_temperatures": ", ".join(f"{temperature:g}" for temperature, _ in recipe["temperatures"]),
+            "labels": recipe["labels"],
+            "on_policy": recipe["on_policy"],
+            "seed": card["seed"],
+            **{f"{name}_tokens": value for name, value in card["tokens"].items()},
+            **{f"{name}_s": value for name, value in card["seconds"].items()},
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"expected a card of `specheat distill` in {path}: {type(error).__name__} {error}") from error
 
 
 def check_compatible(pair: ModelPair) -> None:
@@ -175,6 +202,8 @@ def _public_name(folder: Path) -> str:
         return f"embedded:smollm2/{embedded[1]}"
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    if folder.name == "draft" and (folder.parent / CARD).is_file():
+        return folder.parent.name  # as `specheat distill` leaves every draft
     return folder.name
 
 

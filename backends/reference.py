@@ -39,6 +39,7 @@ from bench.records import (
     Replay,
     Round,
     Scalar,
+    schedule_text,
 )
 
 Remembering = CachedModel | FusedLlama
@@ -114,7 +115,7 @@ class ReferenceBackend:
     """Both arms of the measurement on two loaded models: `num_draft_tokens = 0` is the autoregressive baseline."""
 
     name = "reference"
-    capabilities = Capabilities(rules=frozenset(RULES))
+    capabilities = Capabilities(rules=frozenset(RULES), schedules=True)
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, *, forward: Forward = "fused") -> None:
         self.target = remembering(target, forward)
@@ -225,11 +226,11 @@ class ReferenceBackend:
         if uniforms_G.numel() == 0:
             nothing = torch.empty(0, self.vocab_size, device=self.device)
             return Drafts(torch.empty(0, dtype=torch.long, device=self.device), nothing)
-        temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
         fed = torch.tensor([tokens[self.draft.length :]], device=self.device)
         drafted, probs = [], []
         for uniform in uniforms_G.split(1):
             logits = self.draft.feed(fed, num_logits=1)
+            temperature = request.draft_temperature_at(self.draft.length - len(request.prompt_ids))
             probs.append(warp(logits, temperature=temperature, top_k=request.top_k, top_p=request.top_p))
             token = probs[-1].argmax(-1) if rule.drafting == "argmax" else sample(probs[-1], uniform)
             drafted.append(token)
@@ -237,7 +238,14 @@ class ReferenceBackend:
         return Drafts(torch.cat(drafted), torch.cat(probs))
 
     def _target_probs(self, logits_NV: torch.Tensor, request: DecodeRequest) -> torch.Tensor:
-        return warp(logits_NV, temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
+        """Rows behind the last tokens fed, each at the temperature of the new token that it judges."""
+        # What was fed ends one token before the one that the last row judges.
+        last = self.target.length - len(request.prompt_ids)
+        temperatures = [request.temperature_at(last - above) for above in reversed(range(len(logits_NV)))]
+        if len(set(temperatures)) == 1:
+            return warp(logits_NV, temperature=temperatures[0], top_k=request.top_k, top_p=request.top_p)
+        rows = zip(logits_NV.split(1), temperatures, strict=True)
+        return torch.cat([warp(row_1V, temperature=t, top_k=request.top_k, top_p=request.top_p) for row_1V, t in rows])
 
     def _uniforms(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(count, generator=generator, device=self.device, dtype=torch.float64)
@@ -273,7 +281,9 @@ class ReferenceBackend:
 
     @torch.inference_mode()
     def generate_natively(self, request: DecodeRequest) -> Generation:
-        """The engine's own plain decode, `model.generate`, with the same sampling options."""
+        """The engine's own plain decode, `model.generate`, with the same sampling options. It knows no schedule."""
+        if request.schedule:
+            raise ValueError(f"expected one temperature, got the schedule {schedule_text(request.schedule)}")
         greedy = request.temperature == 0
         sampling: dict[str, Any] = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
         config = GenerationConfig(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from backends.cached_model import CachedModel
 from backends.loading import load_causal_lm
 from backends.sampling import SMALLEST_TEMPERATURE, warp
 from bench.measure import derive_seed
-from bench.records import Cell, Evidence, ModelPair, Round, TextEvidence, TimedPair
+from bench.records import Cell, Evidence, ModelPair, Round, Schedule, TextEvidence, TimedPair, schedule_text
 
 ROWS_AT_A_TIME = 128
 BATCH_BYTES = 2**28  # of logits in the model's dtype
@@ -92,15 +93,20 @@ class TargetScorer:
         temperature: float,
         top_k: int = 0,
         top_p: float = 1.0,
+        schedule: Schedule = (),
         seed: int = 0,
         near_tie: float = 0.0,
     ) -> tuple[TextEvidence, ...]:
-        """Score texts that were decoded at one temperature and truncation.
+        """Score texts that were decoded at one temperature, or by one schedule, and one truncation.
 
-        Args:    seed: of the uniform numbers that randomise the transform; near_tie: how far a logit may be off, which
-                 widens the support's boundary (a token in that margin gets pit 1 and is not marked as off the support)
+        Args:    schedule: temperatures by token, instead of `temperature`; seed: of the uniform numbers that randomise
+                 the transform; near_tie: how far a logit may be off, which widens the support's boundary (a token in that
+                 margin gets pit 1 and is not marked as off the support)
         Returns: in the order of the texts
+        Raises:  ValueError: a schedule with T = 0, whose tokens have other evidence
         """
+        if any(piece == 0 for _, piece in schedule):
+            raise ValueError(f"expected a schedule of temperatures above 0, got {schedule_text(schedule)}")
         scored: dict[int, TextEvidence] = {}
         for batch in self._batches(texts):
             logits_BTV, first = self._logits([texts[i] for i in batch])
@@ -110,15 +116,15 @@ class TargetScorer:
                 start = len(text.prompt_ids) - 1 - first
                 logits_NV = logits_TV[start : start + len(text.token_ids)]
                 tokens_N = torch.tensor(text.token_ids, device=logits_NV.device)
-                if temperature == 0:
+                if temperature == 0 and not schedule:
                     gap = tuple(_logit_gap(logits_NV, tokens_N).tolist())
                     scored[i] = TextEvidence(text.prompt_index, text.repeat, text.slots, logit_gap=gap)
                     continue
                 chunks = [
-                    _place(rows_NV, ids_N, temperature=temperature, top_k=top_k, top_p=top_p, near_tie=near_tie)
-                    for rows_NV, ids_N in zip(
-                        logits_NV.split(ROWS_AT_A_TIME), tokens_N.split(ROWS_AT_A_TIME), strict=True
+                    _place(
+                        logits_NV[some], tokens_N[some], temperature=piece, top_k=top_k, top_p=top_p, near_tie=near_tie
                     )
+                    for some, piece in _stretches(len(tokens_N), schedule or ((0, temperature),))
                 ]
                 scored[i] = _sampled(text, chunks, seed)
         return tuple(scored[i] for i in range(len(texts)))
@@ -227,7 +233,8 @@ def evidence_for_cell(
         temperature=cell.temperature,
         top_k=cell.top_k,
         top_p=cell.top_p,
-        seed=derive_seed(cell.seed, "certificate", cell.temperature, cell.rule, cell.num_draft_tokens),
+        schedule=cell.schedule,
+        seed=derive_seed(cell.seed, "certificate", cell.temperature, cell.rule, cell.num_draft_tokens, *cell.schedule),
         near_tie=near_tie,
     )
     return Evidence(cell.dtype, near_tie, scored)
@@ -236,6 +243,14 @@ def evidence_for_cell(
 def load_target(pair: ModelPair, device: str) -> PreTrainedModel:
     """The target of a resolved pair, alone, in the pair's dtype."""
     return load_causal_lm(pair.target, dtype=pair.dtype, device=device)
+
+
+def _stretches(num_tokens: int, schedule: Schedule) -> Iterator[tuple[slice, float]]:
+    """A text in parts of one temperature and at most ROWS_AT_A_TIME tokens."""
+    for (start, temperature), (next_start, _) in pairwise((*schedule, (num_tokens, 0.0))):
+        end = min(next_start, num_tokens)  # a text may end before its schedule
+        for first in range(start, end, ROWS_AT_A_TIME):
+            yield slice(first, min(first + ROWS_AT_A_TIME, end)), temperature
 
 
 def _place(

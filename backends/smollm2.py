@@ -70,6 +70,11 @@ def adapted_draft_folder(name: str) -> Path:
     return made_once(f"smollm2-{name}-{key[:16]}", lambda folder: _merge(base, adapters, folder))
 
 
+def card_folder(name: str) -> Path:
+    """Where the card of the draft, or of one with adapters, lies in this repository."""
+    return DRAFT_SOURCE if name == "draft" else ADAPTERS_SOURCE / name
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -296,6 +296,8 @@ def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -
     Raises: ValueError
     """
     temperature = request.temperature
+    if request.schedule:
+        raise ValueError("vLLM decodes a text at one temperature, got a schedule of them")
     if temperature and not MIN_TEMPERATURE <= temperature <= able.max_temperature:
         raise ValueError(
             f"vLLM takes temperatures of 0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}, got {temperature:g}"

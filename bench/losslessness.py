@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records import CellRecord, Evidence, RunRecord, TextEvidence
+from bench.records import CellRecord, Evidence, RunRecord, Schedule, TextEvidence
 
 Array = NDArray[np.float64]
 CertificateVerdict = Literal["LOSSLESS", "LOSSY", "INCONCLUSIVE"]
@@ -53,11 +53,12 @@ _NOISE_QUANTILE = NormalDist().inv_cdf(0.9995)  # near_tie is that many standard
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Evidence of texts decoded at one temperature."""
+    """Evidence of texts decoded at one temperature, or by one schedule of temperatures above 0."""
 
     evidence: Evidence
-    temperature: float
+    temperature: float  # the hottest of a schedule
     differing_texts: int = 0  # T = 0, float32: texts whose ids are not the autoregressive ones
+    schedule: Schedule = ()  # empty: `temperature` throughout
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def _sample(record: CellRecord) -> Sample:
     differing = 0
     if record.cell.temperature == 0 and record.evidence.dtype == "float32":
         differing = sum(pair.ar.token_ids != pair.sd.token_ids for pair in record.pairs)
-    return Sample(record.evidence, record.cell.temperature, differing)
+    return Sample(record.evidence, record.cell.temperature, differing, record.cell.schedule)
 
 
 # Temperature 0
@@ -264,23 +265,25 @@ def _columns(samples: Sequence[Sample]) -> _Tokens:
     def joined(column: Callable[[TextEvidence], tuple[float, ...]]) -> Array:
         return np.concatenate([np.array(column(text), dtype=np.float64) for text in _texts(samples)])
 
-    counts = [sum(len(text.pit) for text in sample.evidence.texts) for sample in samples]
     return _Tokens(
         slots=joined(lambda text: text.slots).astype(np.int64),
         pit=joined(lambda text: text.pit),
         excess=joined(lambda text: text.excess_surprisal),
         variance=joined(lambda text: text.surprisal_variance),
-        noise=np.repeat([_noise(sample) for sample in samples], counts),
+        noise=np.concatenate([_noise(sample, len(text.pit)) for sample in samples for text in sample.evidence.texts]),
     )
 
 
-def _noise(sample: Sample) -> float:
-    """Relative error of the temperature that numerical noise on logits looks like: it only ever flattens.
+def _noise(sample: Sample, num_tokens: int) -> Array:
+    """Relative error of each token's temperature that numerical noise on logits looks like: it only ever flattens.
 
     Between two tokens, averaging a logistic function over a normal error of standard deviation s divides its argument
     by about sqrt(1 + pi s^2 / 8), and s = sigma / T; 1 + pi s^2 / 8 is above that root.
     """
-    return math.pi / 8 * (sample.evidence.near_tie / _NOISE_QUANTILE / sample.temperature) ** 2
+    starts, temperatures = zip(*(sample.schedule or ((0, sample.temperature),)), strict=True)
+    noise = [math.pi / 8 * (sample.evidence.near_tie / _NOISE_QUANTILE / each) ** 2 for each in temperatures]
+    # A text may end before its schedule.
+    return np.repeat(noise, np.diff(np.minimum((*starts, num_tokens), num_tokens)))
 
 
 def _allowance(dtype: str) -> float:

@@ -155,7 +155,7 @@ def gamma_e2e(record: CellRecord, *, confidence: float = 0.95) -> RatioInterval 
 
 def gamma_geometric(record: CellRecord) -> RatioInterval | None:
     """Geometric mean over prompts of each prompt's gamma: every prompt weighs the same."""
-    columns = _time_columns(record, times_measured(record))
+    columns = time_columns(record, times_measured(record))
     if columns is None or not any(all(values) for values in zip(*columns, strict=True)):
         return None
     return statistics.geometric_mean_ratio(*columns, _clusters(record))
@@ -404,14 +404,14 @@ def _columns(first: list[Spent], second: list[Spent]) -> Columns | None:
     return columns if all(sum(column) > 0 for column in columns) else None
 
 
-def _time_columns(record: CellRecord, times: Times) -> Columns | None:
+def time_columns(record: CellRecord, times: Times) -> Columns | None:
     return _columns(
         [_spent(pair.ar, times) for pair in record.pairs], [_spent(pair.sd, times) for pair in record.pairs]
     )
 
 
 def _ratio_of_arms(record: CellRecord, times: Times, confidence: float) -> RatioInterval | None:
-    columns = _time_columns(record, times)
+    columns = time_columns(record, times)
     if columns is None:
         return None
     return statistics.ratio_of_totals(*columns, _clusters(record), confidence=confidence)

@@ -1,7 +1,8 @@
 """The pytest plugin: options, parametrisation over cells, the machine in pytest-benchmark's files, the closing table.
 
-A test that asks for `suite_run` is a suite; it may also ask for `temperature`, `rule`, `num_draft_tokens` and `concurrency`,
-whose values the options decide; where these are silent, its module's `DEFAULTS`, a preset's values by field of `Settings`.
+A test that asks for `suite_run` or `workload` is a suite. It may also ask for `temperature`, `draft_temperature`, `rule`,
+`num_draft_tokens` and `concurrency`, whose values the options decide; where these are silent, its module's `DEFAULTS`, a
+preset's values by field of `Settings`. Several drafts or prompt sets run one after the other, and share a record.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ RECORD_FILES = pytest.StashKey[list[Path]]()
 # Fixture name -> the settings field that lists its values, and the scope over which one value is kept.
 PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "backend_name": ("backends", "module"),  # one model pair in memory at a time
+    "draft": ("drafts", "module"),
+    "prompt_source": ("prompts", "module"),
     "temperature": ("temperatures", "function"),
+    "draft_temperature": ("draft_temperatures", "function"),
     "rule": ("rules", "function"),
     "num_draft_tokens": ("num_draft_tokens", "function"),
     "concurrency": ("concurrency", "function"),
 }
+VARIANTS = ("draft", "prompt_source")  # fixtures below every suite; in test ids only where there are several
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,17 +46,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "suite_run" not in metafunc.fixturenames:
+    if not {"suite_run", "workload"} & set(metafunc.fixturenames):
         return  # somebody else's test, whose fixtures may have the same names
     settings = settings_of(metafunc.config, metafunc.module)
     for fixture, (field, scope) in PARAMETERS.items():
-        if fixture in metafunc.fixturenames:
-            values = getattr(settings, field)
-            metafunc.parametrize(fixture, values, ids=[_test_id(fixture, value) for value in values], scope=scope)
+        values = getattr(settings, field)
+        if fixture in metafunc.fixturenames and not (fixture in VARIANTS and len(values) == 1):
+            ids = [_test_id(fixture, value) for value in values]
+            metafunc.parametrize(fixture, values, ids=ids, scope=scope, indirect=fixture in VARIANTS)
 
 
 def _test_id(fixture: str, value: object) -> str:
-    prefix = {"temperature": "T", "num_draft_tokens": "k", "concurrency": "c"}.get(fixture, "")
+    prefix = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}.get(
+        fixture, ""
+    )
+    if fixture in VARIANTS:
+        return Path(str(value)).name
+    if value is None:
+        return f"{prefix}=T"
     return f"{prefix}{value:g}" if isinstance(value, float | int) else f"{prefix}{value}"
 
 
@@ -73,6 +85,20 @@ def settings_of(config: pytest.Config, suite: object) -> Settings:
 def settings(request: pytest.FixtureRequest) -> Settings:
     """The suite's validated options."""
     return settings_of(request.config, request.module)
+
+
+@pytest.fixture(scope="module")
+def draft(request: pytest.FixtureRequest, settings: Settings) -> str | None:
+    """The draft of the cells that run now; None: the pair's own."""
+    found: str | None = getattr(request, "param", settings.drafts[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def prompt_source(request: pytest.FixtureRequest, settings: Settings) -> str:
+    """Where the prompts of the cells that run now come from."""
+    found: str = getattr(request, "param", settings.prompts[0])
+    return found
 
 
 @pytest.hookimpl(trylast=True)

@@ -33,6 +33,7 @@ class Capabilities:
     max_temperature: float = float("inf")
     draft_temperature: bool = True  # draft T may differ from decode T
     truncation: bool = True  # top-k and top-p
+    schedules: bool = False  # decode T may change within a text
     seeded: bool = True  # same request, same ids
     reports_rounds: bool = True
     gaps: Mapping[str, str] | None = None  # conformance check -> why this engine cannot pass it

@@ -6,15 +6,48 @@ Token ids are plain ints, new tokens include the end token when one was emitted.
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 Order = Literal["ar_first", "sd_first"]
 Scalar = str | int | float | bool | None
+Schedule = tuple[tuple[int, float], ...]  # (index of the first new token, temperature) of each piece
 
 AUTOREGRESSIVE = 0  # num_draft_tokens of the baseline arm
+
+
+def parse_schedule(text: str) -> Schedule:
+    """`1@0,0.25@24`: temperature 1 from the first new token on, 0.25 from the one with index 24 on.
+
+    Raises: ValueError: another form, or no schedule that `check_schedule` passes
+    """
+    try:
+        pieces = [piece.split("@") for piece in text.split(",")]
+        schedule = tuple((int(start), float(temperature)) for temperature, start in pieces)
+    except ValueError:
+        raise ValueError(f"expected a schedule such as 1@0,0.25@24 (temperature@first token), got {text!r}") from None
+    check_schedule(schedule)
+    return schedule
+
+
+def schedule_text(schedule: Schedule) -> str:
+    """As `parse_schedule` reads it."""
+    return ",".join(f"{temperature:.15g}@{start}" for start, temperature in schedule)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises: ValueError: it leaves the first token out, does not ascend, or has a temperature that is none."""
+    starts = [start for start, _ in schedule]
+    if starts[:1] not in ([], [0]):
+        raise ValueError(f"expected a schedule whose first piece starts at token 0, got {starts[0]}")
+    if any(second <= first for first, second in itertools.pairwise(starts)):
+        raise ValueError(f"expected a schedule of pieces in ascending order, got starts {', '.join(map(str, starts))}")
+    for _, temperature in schedule:
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"expected a schedule of finite temperatures >= 0, got {temperature}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +77,7 @@ class DecodeRequest:
     rule: str = "rejection"
     seed: int = 0
     eos_token_ids: tuple[int, ...] = ()  # empty: the end token is ignored
+    schedule: Schedule = ()  # of the decode T, which the draft T follows; empty: `temperature` throughout
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -59,6 +93,15 @@ class DecodeRequest:
             raise ValueError(f"expected top_k >= 0 (0 is off), got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"expected top_p in (0, 1] (1 is off), got {self.top_p}")
+        check_schedule(self.schedule)
+
+    def temperature_at(self, index: int) -> float:
+        """Decode T of a new token; the first has index 0."""
+        return next((piece for start, piece in reversed(self.schedule) if start <= index), self.temperature)
+
+    def draft_temperature_at(self, index: int) -> float:
+        """Draft T of a new token: the decode T of its place, unless it was given."""
+        return self.temperature_at(index) if self.draft_temperature is None else self.draft_temperature
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +237,14 @@ class Cell:
     @property
     def label(self) -> str:
         """Short name for progress bars and test ids."""
-        return f"{self.backend} {self.pair} {self.rule} T={self.temperature:g} k={self.num_draft_tokens}"
+        temperature = schedule_text(self.schedule) or f"{self.temperature:g}"
+        return f"{self.backend} {self.pair} {self.rule} T={temperature} k={self.num_draft_tokens}"
+
+    @property
+    def schedule(self) -> Schedule:
+        """Decode T by token, where it changes within a text: then `temperature` is the hottest."""
+        text = dict(self.options).get("schedule")
+        return () if text is None else parse_schedule(str(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +309,8 @@ class RunRecord:
     backend_settings: dict[str, Scalar]
     baseline: tuple[BaselineTriple, ...]
     cells: tuple[CellRecord, ...]
+    # Draft, as cells name it -> what its card says of how it was made; without one it is left out.
+    drafts: dict[str, dict[str, Scalar]] = field(default_factory=dict)
 
 
 SCHEMA = 1

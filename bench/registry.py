@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
     from pathlib import Path
 
+    from bench.claims import Claim
     from bench.records import ModelPair
     from bench.rendering import Page
 
@@ -25,6 +26,7 @@ _BACKENDS = "specheat.backends"
 _COMMANDS = "specheat.commands"
 _PAIRS = "specheat.pairs"
 _PAGES = "specheat.pages"
+_CLAIMS = "specheat.claims"
 
 
 class Command(Protocol):
@@ -97,6 +99,12 @@ def page_maker(suite: str) -> Callable[[Sequence[Path]], Page] | None:
     """What makes a page of a suite's records, oldest first, where these are JSON lines of another package's own form."""
     installed = _entry_points(_PAGES)
     return _load(suite, installed[suite].value) if suite in installed else None
+
+
+def claim_makers() -> dict[str, Callable[[], tuple[Claim, ...]]]:
+    """What makes the claims of the ledger, by the name of the records that they are about; those of cells first."""
+    found = sorted(_entry_points(_CLAIMS).items(), key=lambda item: (item[0] != "cells", item[0]))
+    return {name: _load(name, point.value) for name, point in found}
 
 
 def installed_version(distribution: str) -> str | None:

@@ -17,16 +17,21 @@ import numpy as np
 
 T = TypeVar("T")
 MAX_GRID_POINTS = 1000
+DEFAULT_PAIR = "smollm2"
 DRAFT_TOKENS = "2"
+PROMPTS = "instructions"
 # Fields that a suite may have defaults of its own for -> the option that decides them
 SUITE_FIELDS = {
     "temperatures": "temperatures",
-    "draft_temperature": "draft_temperature",
+    "draft_temperatures": "draft_temperature",
+    "drafts": "draft",
+    "prompts": "prompts",
     "rules": "rule",
     "num_draft_tokens": "num_draft_tokens",
     "num_prompts": "num_prompts",
     "repeats": "repeats",
     "max_new_tokens": "max_new_tokens",
+    "end_token": "ignore_end_token",
 }
 
 
@@ -42,7 +47,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=6, repeats=1, max_new_tokens=24),
-    "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=16, repeats=1, max_new_tokens=64),
+    "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=64),
     "paper": Preset(
         temperatures=tuple(round(0.1 * step, 1) for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128
     ),
@@ -61,18 +66,18 @@ class Settings:
     backend_options: tuple[tuple[str, str], ...]
     pair: str | None
     target: str | None
-    draft: str | None
+    drafts: tuple[str | None, ...]  # None: the pair's own
     pairs_file: Path | None
     device: str
     dtype: str | None
     rules: tuple[str, ...]
     temperatures: tuple[float, ...]
-    draft_temperature: float | None
+    draft_temperatures: tuple[float | None, ...]  # None: the decode temperature
     num_draft_tokens: tuple[int, ...]
     concurrency: tuple[int, ...]
     top_k: int
     top_p: float
-    prompts: str
+    prompts: tuple[str, ...]
     num_prompts: int | None  # None: the preset's, or all there are if fewer
     repeats: int
     max_new_tokens: int
@@ -87,9 +92,15 @@ class Settings:
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
 
     def with_defaults(self, defaults: SuiteDefaults) -> Settings:
-        """What a suite would rather have where the command line did not say."""
+        """What a suite would rather have where the command line did not say. Drafts it names are those of the default pair."""
+        decided = self.given if self.is_default_pair else self.given | {"drafts"}
         wanted = defaults.get(self.preset, {})
-        return replace(self, **{field: value for field, value in wanted.items() if field not in self.given})
+        return replace(self, **{field: value for field, value in wanted.items() if field not in decided})
+
+    @property
+    def is_default_pair(self) -> bool:
+        """Whether the target is that of the default pair; the draft may be another."""
+        return self.target is None and self.pair in (None, DEFAULT_PAIR)
 
 
 def add_options(add: object) -> None:
@@ -102,15 +113,24 @@ def add_options(add: object) -> None:
     option(
         "--backend-option", action="append", default=[], metavar="KEY=VALUE", help="passed to the backend; repeatable"
     )
-    option("--pair", metavar="NAME", help="model pair by name (default: smollm2); see `specheat pairs`")
+    option("--pair", metavar="NAME", help=f"model pair by name (default: {DEFAULT_PAIR}); see `specheat pairs`")
     option("--target", metavar="ID|DIR", help="target model instead of a named pair")
-    option("--draft", metavar="ID|DIR", help="draft model; with --pair it replaces the pair's draft")
+    option(
+        "--draft",
+        action="append",
+        metavar="ID|DIR",
+        help="draft model; with --pair it replaces the pair's draft; repeat for several",
+    )
     option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
     option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
     option("--dtype", metavar="DTYPE", help="bfloat16 or float32 (default: the pair's)")
     option("--rule", action="append", metavar="NAME", help="acceptance rule; repeat for several (default: rejection)")
     option("--temperatures", metavar="LIST|RANGE", help="decode temperatures: 0,0.5,1 or first:last:step")
-    option("--draft-temperature", metavar="T", help="draft temperature (default: the decode temperature)")
+    option(
+        "--draft-temperature",
+        metavar="LIST|RANGE",
+        help="draft temperatures, as --temperatures (default: the decode temperature)",
+    )
     option(
         "--num-draft-tokens",
         metavar="LIST",
@@ -124,13 +144,21 @@ def add_options(add: object) -> None:
     )
     option("--top-k", metavar="N", default="0", help="keep the N likeliest tokens; 0 is off (default)")
     option("--top-p", metavar="P", default="1", help="nucleus of probability P; 1 is off (default)")
-    option("--prompts", metavar="NAME|FILE", default="instructions", help="prompt set or file (default: instructions)")
+    option(
+        "--prompts",
+        action="append",
+        metavar="NAME|FILE",
+        help=f"prompt set or file; repeat for several (default: {PROMPTS}, or the suite's)",
+    )
     option("--num-prompts", metavar="N", help="prompts a cell")
     option("--repeats", metavar="N", help="times each prompt is measured")
     option("--max-new-tokens", metavar="N", help="token limit of every generation")
     option("--max-prompt-tokens", metavar="N", help="cut longer prompts to their last N tokens (default: refuse them)")
     option(
-        "--ignore-end-token", action="store_true", help="decode to the token limit; the share after the end is reported"
+        "--ignore-end-token",
+        action="store_true",
+        default=None,
+        help="decode to the token limit; the share after the end is reported",
     )
     option("--chat-template", default="default", metavar="none|default|FILE", help="how chat prompts become text")
     option("--system-prompt", metavar="TEXT", help="system message put before every chat prompt")
@@ -149,9 +177,7 @@ def from_options(options: argparse.Namespace) -> Settings:
         raise ValueError(f"expected --preset {', '.join(PRESETS)}, got {options.preset!r}")
     preset = PRESETS[options.preset]
     temperatures = preset.temperatures if options.temperatures is None else parse_temperatures(options.temperatures)
-    draft_temperature = options.draft_temperature
-    if draft_temperature is not None:
-        draft_temperature = _temperature("--draft-temperature", draft_temperature)
+    drafted_at = options.draft_temperature
     if options.dtype not in (None, "bfloat16", "float32"):
         raise ValueError(f"expected --dtype bfloat16 or float32, got {options.dtype!r}")
     top_p = _number("--top-p", options.top_p)
@@ -163,13 +189,13 @@ def from_options(options: argparse.Namespace) -> Settings:
         backend_options=tuple(_key_value(text) for text in options.backend_option),
         pair=options.pair,
         target=options.target,
-        draft=options.draft,
+        drafts=_unique("--draft", options.draft or [None]),
         pairs_file=options.pairs_file,
         device=options.device,
         dtype=options.dtype,
         rules=_unique("--rule", options.rule or ["rejection"]),
         temperatures=temperatures,
-        draft_temperature=draft_temperature,
+        draft_temperatures=(None,) if drafted_at is None else parse_temperatures(drafted_at, "--draft-temperature"),
         num_draft_tokens=_unique(
             "--num-draft-tokens",
             [_count("--num-draft-tokens", part) for part in (options.num_draft_tokens or DRAFT_TOKENS).split(",")],
@@ -179,7 +205,7 @@ def from_options(options: argparse.Namespace) -> Settings:
         ),
         top_k=_count("--top-k", options.top_k, least=0),
         top_p=top_p,
-        prompts=options.prompts,
+        prompts=_unique("--prompts", options.prompts or [PROMPTS]),
         num_prompts=None if options.num_prompts is None else _count("--num-prompts", options.num_prompts),
         repeats=_count("--repeats", options.repeats, default=preset.repeats),
         max_new_tokens=_count("--max-new-tokens", options.max_new_tokens, default=preset.max_new_tokens),
@@ -197,19 +223,19 @@ def from_options(options: argparse.Namespace) -> Settings:
     )
 
 
-def parse_temperatures(text: str) -> tuple[float, ...]:
+def parse_temperatures(text: str, option: str = "--temperatures") -> tuple[float, ...]:
     """`0,0.5,1` or `first:last:step`, both ends included, as floats without rounding noise.
 
     Raises: ValueError: not numbers, negative, not finite, repeated, or a range that does not step from first to last.
     """
     if ":" not in text:
-        return _unique("--temperatures", [_temperature("--temperatures", part) for part in text.split(",")])
+        return _unique(option, [_temperature(option, part) for part in text.split(",")])
     parts = text.split(":")
     if len(parts) != 3:
-        raise ValueError(f"expected --temperatures first:last:step or a list such as 0,0.5,1, got {text!r}")
-    first, last, step = (_temperature("--temperatures", part) for part in parts)
+        raise ValueError(f"expected {option} first:last:step or a list such as 0,0.5,1, got {text!r}")
+    first, last, step = (_temperature(option, part) for part in parts)
     if step == 0 or last < first:
-        raise ValueError(f"expected --temperatures first:last:step with first <= last and step > 0, got {text!r}")
+        raise ValueError(f"expected {option} first:last:step with first <= last and step > 0, got {text!r}")
     steps = (last - first) / step
     if steps > MAX_GRID_POINTS:
         raise ValueError(f"expected at most {MAX_GRID_POINTS} temperatures, got {text!r}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,65 +43,138 @@ class Workload:
     prompt_format: Mapping[str, Scalar]
     prompt_ids: tuple[tuple[int, ...], ...]  # one row a prompt
     end_token_ids: tuple[int, ...]
+    draft_card: Mapping[str, Scalar] = field(default_factory=dict)  # how the draft was made, where that is known
 
 
 class NotMeasured(Exception):
     """The cell needs no measuring: the engine cannot do what it asks, or the resumed run had finished it."""
 
 
-class SuiteRun:
-    """The measuring side of a suite. Suites call `measure` once a cell; `finish` writes the record."""
+class Recording:
+    """The record of one suite on one backend, which SuiteRuns of several drafts or prompt sets write one after the other."""
 
     def __init__(
-        self,
-        suite: str,
-        backend: Backend,
-        *,
-        workload: Workload,
-        settings: Settings,
-        reporter: Reporter,
-        score: Callable[[Cell, Sequence[TimedPair]], Evidence],
+        self, suite: str, backend_name: str, *, settings: Settings, workloads: Sequence[Workload], reporter: Reporter
     ) -> None:
         self.suite = suite
-        self.backend = backend
-        self.score = score
-        self.workload = workload
+        self.backend_name = backend_name
         self.settings = settings
+        self.workloads = workloads
         self.reporter = reporter
+        self._journal: Journal | None = None
+        self._backend_settings: Mapping[str, Scalar] = {}
 
-    @functools.cached_property
-    def journal(self) -> Journal:
+    def journal(self, backend: Backend) -> Journal:
         """Opened with the first measurement; with --resume, the newest unfinished one of the same experiment."""
-        env = environment.capture(self.settings.device)
+        if self._journal is None:
+            self._journal = self._opened(backend)
+        return self._journal
+
+    def _opened(self, backend: Backend) -> Journal:
+        first = self.workloads[0]
         header = RunRecord(
             schema=SCHEMA,
             suite=self.suite,
             preset=self.settings.preset,
             command=environment.command_line(),
             created=_now(),
-            environment=env,
-            model_pair=self.workload.recorded_pair,
-            model_hashes=dict(self.workload.model_hashes),
-            prompt_format=dict(self.workload.prompt_format),
-            backend_settings=self._backend_settings(),
+            environment=environment.capture(self.settings.device),
+            model_pair=first.recorded_pair,
+            model_hashes=_all_hashes(self.workloads),
+            prompt_format=dict(first.prompt_format),
+            backend_settings=_backend_settings(backend),
             baseline=(),
             cells=(),
+            drafts={each.recorded_pair.draft: dict(each.draft_card) for each in self.workloads if each.draft_card},
         )
         if self.settings.resume:
-            path, passed_over = store.find_resumable(self.settings.results, header, backend=self.backend.name)
+            path, passed_over = store.find_resumable(self.settings.results, header, backend=self.backend_name)
             for line in passed_over:
                 self.reporter.note(line)
             if path is not None:
                 return Journal.resume(path)
-            self.reporter.note(f"nothing to resume for {self.suite} on {self.backend.name}: starting anew")
-        return Journal.start(self.settings.results, header, backend=self.backend.name)
+            self.reporter.note(f"nothing to resume for {self.suite} on {self.backend_name}: starting anew")
+        return Journal.start(self.settings.results, header, backend=self.backend_name)
+
+    def leave(self, backend: Backend) -> None:
+        """Before an engine is closed: what it says of itself by then."""
+        self._backend_settings = _backend_settings(backend)
+
+    def finish(self) -> Path | None:
+        """Write the record and drop the journal. With nothing measured there is neither."""
+        if self._journal is None:
+            return None
+        if not (self._journal.measured.finished or self._journal.measured.baseline):
+            self._journal.discard()
+            return None
+        return self._journal.finish(self._backend_settings)
+
+
+def _all_hashes(workloads: Sequence[Workload]) -> dict[str, str]:
+    """Of target and draft; of further drafts under their names."""
+    first = workloads[0]
+    hashes = dict(first.model_hashes)
+    for workload in workloads:
+        if workload.recorded_pair.draft != first.recorded_pair.draft:
+            hashes[f"draft {workload.recorded_pair.draft}"] = workload.model_hashes["draft"]
+    return hashes
+
+
+def _backend_settings(backend: Backend) -> dict[str, Scalar]:
+    """What the backend says of itself, and what it declares that it cannot do."""
+    gaps = backend.capabilities.gaps or {}
+    return {
+        "backend": backend.name,
+        **{f"gap_{check}": why for check, why in gaps.items()},
+        **backend.settings(),
+    }
+
+
+Baselines = dict[tuple[object, ...], dict[tuple[int, ...], BaselineTriple]]  # conditions -> prompt -> what was measured
+HOTTEST_BASELINE = 1.0
+
+
+class SuiteRun:
+    """The measuring side of a suite on one draft and one set of prompts. Suites call `measure` once a cell."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        backend: Backend,
+        *,
+        workload: Workload,
+        score: Callable[[Cell, Sequence[TimedPair]], Evidence],
+        baselines: Baselines,
+    ) -> None:
+        self.recording = recording
+        self.suite = recording.suite
+        self.backend = backend
+        self.score = score
+        self.workload = workload
+        self.settings = recording.settings
+        self.reporter = recording.reporter
+        self.baselines = baselines
+
+    @property
+    def journal(self) -> Journal:
+        """Of the record; opened with the first measurement."""
+        return self.recording.journal(self.backend)
 
     def cell(
-        self, *, temperature: float, rule: str, num_draft_tokens: int, options: Mapping[str, Scalar] | None = None
+        self,
+        *,
+        temperature: float,
+        rule: str,
+        num_draft_tokens: int,
+        draft_temperature: float | None = None,
+        options: Mapping[str, Scalar] | None = None,
     ) -> Cell:
         """The identity of one measurement of this run."""
         settings, workload = self.settings, self.workload
-        draft_temperature = temperature if settings.draft_temperature is None else settings.draft_temperature
+        if draft_temperature is None:
+            draft_temperature = settings.draft_temperatures[0]
+        if draft_temperature is None:
+            draft_temperature = temperature
         return Cell(
             suite=self.suite,
             backend=self.backend.name,
@@ -135,15 +207,16 @@ class SuiteRun:
             max_new_tokens=cell.max_new_tokens,
             num_draft_tokens=cell.num_draft_tokens,
             temperature=cell.temperature,
-            draft_temperature=cell.draft_temperature,
+            draft_temperature=None if cell.schedule else cell.draft_temperature,
             top_k=cell.top_k,
             top_p=cell.top_p,
             rule=cell.rule,
             # Cells draw independently of each other, so that their tokens can be pooled.
             seed=measure.derive_seed(
-                cell.seed, cell.temperature, cell.draft_temperature, cell.rule, cell.num_draft_tokens
+                cell.seed, cell.temperature, cell.draft_temperature, cell.rule, cell.num_draft_tokens, *cell.schedule
             ),
             eos_token_ids=self.workload.end_token_ids if cell.end_token == "natural" else (),
+            schedule=cell.schedule,
         )
 
     def measure(
@@ -153,16 +226,26 @@ class SuiteRun:
         temperature: float,
         rule: str,
         num_draft_tokens: int,
+        draft_temperature: float | None = None,
         options: Mapping[str, Scalar] | None = None,
     ) -> CellRecord:
         """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
 
-        Args:   options: what the suite varies beyond the rest; of these `concurrency` is how many texts are decoded at once
+        Args:   draft_temperature: None for the one that the settings say, which is the decode temperature as a rule;
+                options: what the suite varies beyond the rest; of these `concurrency` is how many texts are decoded at once,
+                and `schedule` the temperature by token (`parse_schedule`), `temperature` being its hottest
 
         Raises: NotMeasured: nothing is to be done, and why. An error of the backend is recorded, without numbers,
         and raised.
         """
-        cell = self.cell(temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens, options=options)
+        cell = self.cell(
+            temperature=temperature,
+            rule=rule,
+            num_draft_tokens=num_draft_tokens,
+            draft_temperature=draft_temperature,
+            options=options,
+        )
+        _check_schedule(cell)
         if reason := unsupported(cell, self.backend):
             self.reporter.step(cell.label, None, pairs=cell.num_prompts * cell.repeats)
             raise NotMeasured(f"{self.backend.name}: {reason}")
@@ -174,6 +257,7 @@ class SuiteRun:
         started, pairs = _now(), _whole_groups(measured.pairs.get(cell, ()), concurrency_of(cell))
         self.peak_memory_bytes = 0
         try:
+            self._take_over_baseline(cell)
             self._baseline_rounds(cell, pairs_each=0).run_all()
             warmup_s, settled = self._warm_up(cell)
             throttle = environment.throttle_reasons(cell.device)
@@ -216,31 +300,65 @@ class SuiteRun:
         self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
         return warmup_s, settled
 
-    def _baseline_rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds[TimedArm]:
-        """Once a run: what is left to do of A/A and the engine's own plain decode, on the prompts of the cells.
+    def _take_over_baseline(self, cell: Cell) -> None:
+        """What an earlier suite of this session measured under the same conditions counts for this one."""
+        measured = {triple.prompt_index for triple in self.journal.measured.baseline}
+        known = self._known_baseline(cell)
+        for index, prompt_ids in enumerate(self.workload.prompt_ids[: cell.num_prompts]):
+            if prompt_ids in known and index not in measured and self._is_first:
+                self.journal.append_baseline(replace(known[prompt_ids], prompt_index=index))
 
-        At the hottest temperature of the run, so that another seed gives another text. `pairs_each` is what one round
-        counts in the progress.
+    def _baseline_rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds[TimedArm]:
+        """Once a record: what is left to do of A/A and the engine's own plain decode, on the prompts of its first cells.
+
+        At the hottest temperature of the run up to 1, so that another seed gives another text. `pairs_each` is what one
+        round counts in the progress.
         """
         native = isinstance(self.backend, NativeBaseline)
         measured = {triple.prompt_index for triple in self.journal.measured.baseline}
         orders = measure.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
-        left = {index: order for index, order in enumerate(orders) if index not in measured}
-        hottest = max(self.settings.temperatures)
+        left = {index: order for index, order in enumerate(orders) if index not in measured and self._is_first}
+        temperature = self._baseline_temperature
         if left:
             measure.warm_up(self.backend, self.request(cell, 0))
 
         def on_triple(triple: BaselineTriple) -> None:
             self.journal.append_baseline(triple)
+            self._known_baseline(cell)[self.workload.prompt_ids[triple.prompt_index]] = triple
             self.reporter.step(f"{self.backend.name} baseline", None, pairs=pairs_each)
 
         return measure.baseline_rounds(
             self.backend,
             tuple(left),
             tuple(left.values()),
-            lambda index: replace(self.request(cell, index), temperature=hottest, draft_temperature=hottest),
+            lambda index: replace(
+                self.request(cell, index), temperature=temperature, draft_temperature=temperature, schedule=()
+            ),
             on_triple=on_triple,
         )
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the run that measures the record's baseline: no other draft or prompts came before."""
+        return self.workload is self.recording.workloads[0] or not self.journal.measured.baseline
+
+    @property
+    def _baseline_temperature(self) -> float:
+        return min(max(self.settings.temperatures), HOTTEST_BASELINE)
+
+    def _known_baseline(self, cell: Cell) -> dict[tuple[int, ...], BaselineTriple]:
+        """By prompt, under all else that an arm without speculation depends on."""
+        conditions = (
+            *(
+                cell.backend,
+                self.workload.model_hashes["target"],
+                cell.dtype,
+                cell.device,
+                self.settings.backend_options,
+            ),
+            *(self._baseline_temperature, cell.top_k, cell.top_p, cell.max_new_tokens, cell.end_token, cell.seed),
+        )
+        return self.baselines.setdefault(conditions, {})
 
     def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair]) -> None:
         """Measure what is missing from `pairs`, and add it to them."""
@@ -270,24 +388,6 @@ class SuiteRun:
             ar_seconds=sum(pair.ar.seconds for pair in pairs),
         )
 
-    def finish(self) -> Path | None:
-        """Write the record and drop the journal. With nothing measured there is neither."""
-        if "journal" not in vars(self):
-            return None
-        if not (self.journal.measured.finished or self.journal.measured.baseline):
-            self.journal.discard()
-            return None
-        return self.journal.finish(self._backend_settings())
-
-    def _backend_settings(self) -> dict[str, Scalar]:
-        """What the backend says of itself, and what it declares that it cannot do."""
-        gaps = self.backend.capabilities.gaps or {}
-        return {
-            "backend": self.backend.name,
-            **{f"gap_{check}": why for check, why in gaps.items()},
-            **self.backend.settings(),
-        }
-
 
 def concurrency_of(cell: Cell) -> int:
     """How many texts a cell decodes at once."""
@@ -309,7 +409,22 @@ def unsupported(cell: Cell, backend: Backend) -> str | None:
         return "drafts at the decode temperature only"
     if (cell.top_k or cell.top_p < 1) and not able.truncation:
         return "takes neither top-k nor top-p"
+    if cell.schedule and not able.schedules:
+        return "decodes a text at one temperature only"
     return None
+
+
+def _check_schedule(cell: Cell) -> None:
+    """Raises: ValueError: the cell's schedule is none, or its temperatures contradict it."""
+    temperatures = [temperature for _, temperature in cell.schedule]
+    if not temperatures:
+        return
+    if min(temperatures) == 0:
+        raise ValueError(f"expected a schedule above T = 0, whose tokens are certified otherwise, got {cell.label}")
+    if max(temperatures) != cell.temperature:
+        raise ValueError(f"expected a schedule whose hottest temperature is {cell.temperature:g}, got {cell.label}")
+    if cell.draft_temperature != cell.temperature:
+        raise ValueError(f"expected no draft temperature beside a schedule, got {cell.draft_temperature:g}")
 
 
 def _whole_groups(pairs: Sequence[TimedPair], concurrency: int) -> list[TimedPair]:

@@ -248,7 +248,7 @@ def cell_table(rows: Sequence[Row]) -> Table:
         "every cell": ", ".join(f"{name} {scalar_text(name, value)}" for name, value in constant.items()),
         **facts,
     }
-    return Table(_title(rows[0].run), tuple(column.header for column in columns), body, notes, caption, records)
+    return Table(title(rows[0].run), tuple(column.header for column in columns), body, notes, caption, records)
 
 
 def _crossings(rows: Sequence[Row]) -> Facts:
@@ -283,7 +283,7 @@ def mechanism_table(rows: Sequence[Row]) -> Table:
         "z of acceptance": "sum of accepted - expected in standard errors, over the tested positions",
         "shares": "of the seconds of the untimed replay",
     }
-    return Table(f"{_title(rows[0].run)}: mechanism", tuple(c.header for c in columns), body, notes, facts, {})
+    return Table(f"{title(rows[0].run)}: mechanism", tuple(c.header for c in columns), body, notes, facts, {})
 
 
 def comparison_table(rows: Sequence[Row], *, narrow: bool = False) -> Table:
@@ -339,7 +339,7 @@ def comparison_table(rows: Sequence[Row], *, narrow: bool = False) -> Table:
         "every cell": ", ".join(f"{name} {scalar_text(name, value)}" for name, value in constant.items()),
         **facts,
     }
-    return Table(f"{_title(rows[0].run)}: side by side", headers, body, notes, caption, records)
+    return Table(f"{title(rows[0].run)}: side by side", headers, body, notes, caption, records)
 
 
 def _without_backend(cell: Cell) -> Cell:
@@ -376,7 +376,7 @@ def baseline_table(runs: Runs) -> Table:
         **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
     }
     body = tuple(tuple(map(Entry, _baseline_texts(file, run))) for file, run in runs.items())
-    return Table(_title(next(iter(runs.values()))), headers, body, (), facts, records)
+    return Table(title(next(iter(runs.values()))), headers, body, (), facts, records)
 
 
 def newest_baselines(runs: Runs) -> Runs:
@@ -431,7 +431,8 @@ def _best(rows: Sequence[Row]) -> Row | None:
     return max(claims, key=lambda claim: claim[0])[1] if claims else None
 
 
-def _title(run: RunRecord) -> str:
+def title(run: RunRecord) -> str:
+    """Suite and machine."""
     return f"{run.suite} on {machine_slug(run.environment)}"
 
 
@@ -565,7 +566,7 @@ def terminal_table(run: RunRecord) -> str:
         **_crossings(rows),
     }
     headers = tuple(column.narrow or column.header for column in columns)
-    return terminal(Table(_title(run), headers, body, notes, facts, {}))
+    return terminal(Table(title(run), headers, body, notes, facts, {}))
 
 
 def terminal_comparison(runs: Runs) -> str:
@@ -575,14 +576,15 @@ def terminal_comparison(runs: Runs) -> str:
     return terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
 
 
-def markdown_table(runs: Runs, *, results: str = "..", figure: str | None = None) -> str:
+def markdown_table(runs: Runs, *, further: Sequence[Table] = (), results: str = "..", figure: str | None = None) -> str:
     """The tables of one suite on one machine, for GitHub.
 
-    Args:    results: path to the folder of records from where the text will lie; figure: path of an image to show
+    Args:    further: tables that come behind them; results: path to the folder of records from where the text will lie;
+             figure: path of an image to show
     """
-    tables = suite_tables(runs)
-    title = tables[0].title if tables else _title(next(iter(runs.values())))
-    blocks = [f"# {title}", f"_{DERIVED}_"]
+    tables = (*suite_tables(runs), *further)
+    name = tables[0].title if tables else title(next(iter(runs.values())))
+    blocks = [f"# {name}", f"_{DERIVED}_"]
     for number, table in enumerate(tables):
         if number:
             blocks.append(f"## {table.title}")
@@ -590,11 +592,13 @@ def markdown_table(runs: Runs, *, results: str = "..", figure: str | None = None
         blocks.append("\n".join(f"{n}. {markdown_text(note)}" for n, note in enumerate(table.notes, start=1)))
         blocks.append("\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in table.facts.items() if text))
         if not number and figure is not None:
-            blocks.append(f"![{title}]({figure})")
+            blocks.append(f"![{name}]({figure})")
         blocks.append("\n".join(markdown_records(table.records, results)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def latex_table(runs: Runs) -> str:
+def latex_table(runs: Runs, *, further: Sequence[Table] = ()) -> str:
     r"""The tables of one suite on one machine, for a paper; needs \usepackage{booktabs}."""
-    return f"% {DERIVED} Needs \\usepackage{{booktabs}}.\n" + "\n".join(map(latex_float, suite_tables(runs)))
+    return f"% {DERIVED} Needs \\usepackage{{booktabs}}.\n" + "\n".join(
+        map(latex_float, (*suite_tables(runs), *further))
+    )

@@ -1,6 +1,7 @@
 """`specheat tables`: everything that is derived from the raw records, written beside them.
 
 results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>.svg, .png    results/README.md
+results/tables/<machine>-claims.md
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pathlib import Path
 from bench.records import RunRecord
 from bench.rendering import DERIVED, Page
 from bench.tables import VERSIONS, Runs
+
+PARTIAL = ".partial.jsonl"  # of a run under way
+CLAIMS = "claims"
 
 Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
 Others = Mapping[
@@ -51,7 +55,7 @@ def derived_files(
 
     Raises:  ValueError: no such folder, no records that are asked for, or a broken one
     """
-    from bench import figures, tables
+    from bench import claims, figures, findings, tables
 
     experiments, others = load_experiments(results), find_others(results)
     both = sorted({*experiments, *others})
@@ -63,19 +67,24 @@ def derived_files(
     for key, (make, paths) in others.items():
         if key in asked:
             page, name = make(paths), "-".join(key)
-            yield results / "tables" / f"{name}.md", _other_page(key, page, paths[-1]).encode()
+            yield results / "tables" / f"{name}.md", _other_page(key, page, paths).encode()
             for file_format, image in page.images.items():
                 yield results / "figures" / f"{name}.{file_format}", image
     for key, runs in experiments.items():
         if key not in asked:
             continue
         name = "-".join(key)
+        further = findings.further_tables(tables.newest_rows(runs))
         images = figures.render(runs)
         figure = f"../figures/{name}.svg" if images else None
-        yield results / "tables" / f"{name}.md", tables.markdown_table(runs, figure=figure).encode()
-        yield results / "tables" / f"{name}.tex", tables.latex_table(runs).encode()
+        yield results / "tables" / f"{name}.md", tables.markdown_table(runs, further=further, figure=figure).encode()
+        yield results / "tables" / f"{name}.tex", tables.latex_table(runs, further=further).encode()
         for file_format, image in images.items():
             yield results / "figures" / f"{name}.{file_format}", image
+    for name in sorted({key[0] for key in asked}):
+        page = claims.derived(results, name)
+        if page.markdown and suite is None:
+            yield results / "tables" / f"{name}-{CLAIMS}.md", _ledger_page(name, page).encode()
     yield results / "README.md", _index(results, experiments, others).encode()
 
 
@@ -98,16 +107,17 @@ def find_others(results: Path) -> Others:
 
     found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(results.glob("*/*/*.jsonl")):
-        found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
+        if not path.name.endswith(PARTIAL):
+            found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
     return {key: (make, paths) for key, paths in found.items() if (make := page_maker(key[1])) is not None}
 
 
-def _other_page(key: tuple[str, str], page: Page, newest: Path) -> str:
-    """What another package made, with what the first line of its record says of the run."""
+def _other_page(key: tuple[str, str], page: Page, records: Sequence[Path]) -> str:
+    """What another package made, with what the first line of its newest record says of the run."""
     from bench.tables import machine_text
 
     machine, suite = key
-    with newest.open(encoding="utf-8") as lines:
+    with records[-1].open(encoding="utf-8") as lines:
         header = json.loads(next(lines))
     env = header["environment"]
     facts = {
@@ -116,11 +126,17 @@ def _other_page(key: tuple[str, str], page: Page, newest: Path) -> str:
         "commit": env.get("harness_commit", "unknown"),
         "date": header["created"][:10],
         "command": f"`{header['command']}`",
-        "raw record": f"[{newest.name}](../{machine}/{suite}/{newest.name})",
+        "raw records, newest first": ", ".join(
+            f"[{path.name}](../{machine}/{suite}/{path.name})" for path in reversed(records)
+        ),
     }
     listed = "\n".join(f"- **{name}**: {text}" for name, text in facts.items())
     figure = f"![{suite}](../figures/{machine}-{suite}.svg)\n\n" if page.images else ""
     return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n\n{figure}{listed}\n"
+
+
+def _ledger_page(machine: str, page: Page) -> str:
+    return f"# Claims on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n"
 
 
 def _index(results: Path, experiments: Experiments, others: Others) -> str:
@@ -132,7 +148,7 @@ def _index(results: Path, experiments: Experiments, others: Others) -> str:
     for key in sorted({*experiments, *others}):
         if key[0] != machine:
             machine = key[0]
-            lines += ["", f"## {machine}"]
+            lines += ["", f"## {machine}", "", f"Which claims hold here: [the ledger](tables/{machine}-{CLAIMS}.md)."]
         name = "-".join(key)
         if key in others:
             lines += ["", f"### {key[1]}", "", f"Table: [md](tables/{name}.md). Raw records, newest first:", ""]

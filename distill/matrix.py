@@ -8,7 +8,7 @@ interval covers other prompts and other seeds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -219,16 +219,33 @@ def load(path: Path) -> Matrix:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
 
-def store(out: Path, results: Path) -> Path:
+def merged(records: Sequence[Path]) -> Matrix:
+    """The drafts of all records that were made like the newest, arms, KD temperatures and seeds apart.
+
+    Args:    records: oldest first; of a draft that is in several the newest line counts
+    """
+    found = [load(path) for path in records]
+    alike = [each for each in found if _conditions(each.plan) == _conditions(found[-1].plan)]
+    lines = {line.draft: line for each in alike for line in each.measured}
+    return Matrix(found[-1].plan, tuple(lines.values()))
+
+
+def _conditions(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What drafts must share to stand in one table."""
+    job = {name: value for name, value in plan["job"].items() if name not in ("recipe", "seed", "text_tokens")}
+    return {"job": job, "domain": plan["domain"], "decode_temperatures": plan["decode_temperatures"]}
+
+
+def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:
     """Copy a finished record to where records of this machine are kept.
 
-    Returns: results/<machine>/kd_matrix/<moment>-<commit>.jsonl
+    Returns: results/<machine>/<suite>/<moment>-<commit>.jsonl
     """
     content = (out / RECORD).read_bytes()
     header = json.loads(content.splitlines()[0])
     moment = datetime.fromisoformat(header["created"]).strftime("%Y%m%dT%H%M%SZ")
     env = header["environment"]
-    path = results / machine_slug(env) / "kd_matrix" / f"{moment}-{env.get('harness_commit', 'unknown')}.jsonl"
+    path = results / machine_slug(env) / suite / f"{moment}-{env.get('harness_commit', 'unknown')}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bench import figures
 from bench.protocols import BackendUnavailable
 from bench.rendering import Page
 from distill.held_out import NUM_DRAFT_TOKENS
-from distill.matrix import START, Cell, Matrix, Measured, load
+from distill.matrix import START, Cell, Matrix, Measured, merged
 
 CONFIDENCE = 0.95
 POINTS = 100.0
@@ -118,8 +118,30 @@ def tables(matrix: Matrix) -> str:
     ]
     if len(_kinds(matrix)) > 1:
         texts.append(_table(columns, {kind: list(map(_change_text, row)) for kind, row in changes(matrix).items()}))
-    captions = (_caption(matrix), _CHANGE_CAPTION)
+        texts.append(_regret_table(found))
+    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION)
     return "\n\n".join(f"{caption}\n\n{text}" for caption, text in zip(captions, texts, strict=False))
+
+
+def regrets(found: Mapping[Kind, Row]) -> dict[Kind, tuple[float, float]]:
+    """For each kind measured everywhere, how much alpha it gives away against the best of a column: mean and largest."""
+    best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
+    given_away = {
+        kind: [at_best - value.estimate for at_best, value in zip(best, row, strict=True) if value]
+        for kind, row in found.items()
+    }
+    return {
+        kind: (sum(given) / len(given), max(given)) for kind, given in given_away.items() if len(given) == len(best)
+    }
+
+
+def _regret_table(found: Mapping[Kind, Row]) -> str:
+    lines = [
+        (_arm_text(arm, on_policy), "" if at is None else f"{at:g}", f"{POINTS * mean:.1f}", f"{POINTS * largest:.1f}")
+        for (arm, on_policy, at), (mean, largest) in sorted(regrets(found).items(), key=lambda item: item[1])
+    ]
+    headers = ("draft", "KD T", "mean regret", "largest regret")
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
 def _table(columns: Sequence[float], rows: dict[Kind, list[str]]) -> str:
@@ -163,6 +185,12 @@ _CHANGE_CAPTION = (
 )
 
 
+_REGRET_CAPTION = (
+    "Regret: the alpha, in points, that one draft for all decode temperatures gives away against the best draft of each "
+    "temperature. The best is chosen on the same data, so regrets are slightly too large."
+)
+
+
 def _caption(matrix: Matrix) -> str:
     job, trained = matrix.plan["job"], [line for line in matrix.measured if line.seed is not None]
     hours = sum(sum(line.seconds.values()) for line in trained) / 3600
@@ -178,8 +206,8 @@ def _caption(matrix: Matrix) -> str:
 
 
 def derived(records: Sequence[Path]) -> Page:
-    """Of the newest record, for `specheat tables`."""
-    matrix = load(records[-1])
+    """Of the newest record and those made like it, for `specheat tables`."""
+    matrix = merged(records)
     try:
         return Page(tables(matrix), heat_maps(matrix))
     except BackendUnavailable:  # no matplotlib

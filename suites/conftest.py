@@ -5,32 +5,60 @@ Everything that can be wrong with the input is found before the first model is l
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
-from backends import formatting, pairs, scoring
+from backends import formatting, pairs, scoring, smollm2
 from backends.reference import ReferenceBackend
 from bench import plan, prompts, store
 from bench.plugin import RECORD_FILES, SETTINGS, settings_of
 from bench.progress import Reporter
 from bench.protocols import Backend, BackendUnavailable
 from bench.records import Cell, Evidence, ModelPair, TimedPair
-from bench.registry import backend_factory
+from bench.registry import backend_factory, installed_version
+from bench.session_log import SessionLog
 from bench.settings import PRESETS, Settings
-from bench.suite_run import NotMeasured, SuiteRun, Workload
+from bench.suite_run import Baselines, NotMeasured, Recording, SuiteRun, Workload
+
+Variant = tuple[str | None, str]  # draft and prompt source
+
+
+@dataclass(slots=True)
+class LoadedEngine:
+    """The engine that was loaded last: a suite that follows on the same pair need not load it again."""
+
+    key: tuple[object, ...] = ()
+    engine: Backend | None = None
+
+    def get(self, key: tuple[object, ...], load: Callable[[], Backend]) -> Backend:
+        """The engine of this key; the one before is closed first, so that two are never in memory."""
+        if self.engine is None or key != self.key:
+            self.close()
+            self.engine, self.key = load(), key
+        return self.engine
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the command line asked for, checked."""
+    """What the command line asked for, checked, and what suites hand on to each other."""
 
-    workloads: Mapping[Settings, Workload]  # suites with the same settings share one
+    workloads: Mapping[Settings, Mapping[Variant, Workload]]  # suites with the same settings share them
     reporter: Reporter
+    loaded: LoadedEngine
+    baselines: Baselines
+    log: SessionLog
 
 
 PREPARED = pytest.StashKey[Prepared]()
@@ -45,19 +73,47 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         items[:] = [item for item in items if item not in alone]
     if config.option.collectonly or not items:
         return
-    of_items = [settings_of(config, item.module) for item in items if isinstance(item, pytest.Function)]
+    suites = {item: settings_of(config, item.module) for item in items if isinstance(item, pytest.Function)}
     try:
         for name in settings.backends:
             backend_factory(name)
-        workloads = {each: prepare_workload(each) for each in dict.fromkeys(of_items)}
+        workloads = {each: prepare_workloads(each) for each in _with_their_drafts(suites)}
         if not settings.plan:
             store.check_writable(settings.results)
     except (ValueError, BackendUnavailable, OSError) as error:
         raise pytest.UsageError(str(error)) from None
     capture = config.pluginmanager.getplugin("capturemanager")
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
-    total = sum(len(workloads[each].prompt_ids) * each.repeats for each in of_items)
-    config.stash[PREPARED] = Prepared(workloads, Reporter(total, uncaptured=uncaptured))
+    start = SessionLog.resume if settings.resume else partial(SessionLog, finished=())
+    log = start(settings.results, config.invocation_params.args)
+    total = 0
+    for item, each in suites.items():
+        if item.nodeid in log.finished:
+            item.add_marker(pytest.mark.skip(reason="measured before the interruption"))
+        elif each in workloads and "suite_run" in item.fixturenames:
+            total += len(workloads[each][_variant(item, each)].prompt_ids) * each.repeats
+    config.stash[PREPARED] = Prepared(workloads, Reporter(total, uncaptured=uncaptured), LoadedEngine(), {}, log)
+
+
+def _with_their_drafts(suites: Mapping[pytest.Function, Settings]) -> Iterator[Settings]:
+    """Settings whose drafts can be had. A suite whose own drafts cannot is skipped; those that were asked for must be there."""
+    for settings in dict.fromkeys(suites.values()):
+        try:
+            for draft in settings.drafts:
+                pairs.resolve(settings.pair, target=settings.target, draft=draft, pairs_file=settings.pairs_file)
+        except BackendUnavailable as reason:
+            if settings.drafts == (None,) or "drafts" in settings.given:
+                raise
+            for item in (item for item, of_item in suites.items() if of_item == settings):
+                item.add_marker(pytest.mark.skip(reason=str(reason)))
+        else:
+            yield settings
+
+
+def _variant(item: pytest.Function, settings: Settings) -> Variant:
+    """Which draft and prompts a test measures."""
+    chosen = item.callspec.params if hasattr(item, "callspec") else {}
+    return chosen.get("draft", settings.drafts[0]), chosen.get("prompt_source", settings.prompts[0])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,20 +122,48 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     settings = session.config.stash[SETTINGS]
     if not settings.plan or PREPARED not in session.config.stash:
         return None
-    cells: dict[Settings, list[str]] = {}
-    for item in session.items:
-        cells.setdefault(settings_of(session.config, getattr(item, "module", None)), []).append(item.nodeid)
     workloads = session.config.stash[PREPARED].workloads
+    cells: dict[tuple[Settings, Variant], list[str]] = {}
+    for item in session.items:
+        asked = settings_of(session.config, getattr(item, "module", None))
+        if isinstance(item, pytest.Function) and asked in workloads:
+            cells.setdefault((asked, _variant(item, asked)), []).append(item.nodeid)
     print()
-    print(plan.describe([(names, asked, workloads[asked]) for asked, names in cells.items()]))
+    print(plan.describe([(names, asked, workloads[asked][variant]) for (asked, variant), names in cells.items()]))
     return True
 
 
-def prepare_workload(settings: Settings) -> Workload:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if PREPARED in session.config.stash:
+        prepared = session.config.stash[PREPARED]
+        prepared.loaded.close()
+        if not _interrupted(session):
+            prepared.log.end()
+
+
+def _interrupted(session: pytest.Session) -> bool:
+    return bool(session.exitstatus == pytest.ExitCode.INTERRUPTED or session.shouldstop or session.shouldfail)
+
+
+def prepare_workloads(settings: Settings) -> dict[Variant, Workload]:
+    """One for each draft and prompt set. Raises ValueError where two of them go by one name."""
+    found = {
+        (draft, source): prepare_workload(settings, draft, source)
+        for draft in settings.drafts
+        for source in settings.prompts
+    }
+    names = {(each.recorded_pair.draft, each.prompt_set, each.prompts_hash) for each in found.values()}
+    if len(names) < len(found):
+        known = ", ".join(sorted({f"{draft} on {prompt_set}" for draft, prompt_set, _ in names}))
+        raise ValueError(f"expected drafts and prompt sets of different names, got only {known}; rename a folder")
+    return found
+
+
+def prepare_workload(settings: Settings, draft: str | None, source: str) -> Workload:
     """Resolve and check the pair, load the prompts and turn them into ids."""
-    pair, hashes = _checked_pair(settings.pair, settings.target, settings.draft, settings.dtype, settings.pairs_file)
+    pair, hashes = _checked_pair(settings.pair, settings.target, draft, settings.dtype, settings.pairs_file)
     demanded = "num_prompts" in settings.given
-    prompt_set = prompts.load(settings.prompts, limit=settings.num_prompts if demanded else None)
+    prompt_set = prompts.load(source, limit=settings.num_prompts if demanded else None)
     if not demanded:
         wanted = settings.num_prompts or PRESETS[settings.preset].num_prompts
         prompt_set = replace(prompt_set, prompts=prompt_set.prompts[:wanted])
@@ -107,10 +191,11 @@ def prepare_workload(settings: Settings) -> Workload:
         prompt_format=prompt_format.as_record(),
         prompt_ids=tuple(prompt.ids for prompt in encoded),
         end_token_ids=formatting.end_token_ids(pair),
+        draft_card=pairs.draft_card(pair),
     )
 
 
-@functools.cache
+@cache
 def _checked_pair(
     name: str | None, target: str | None, draft: str | None, dtype: str | None, pairs_file: Path | None
 ) -> tuple[ModelPair, dict[str, str]]:
@@ -121,24 +206,26 @@ def _checked_pair(
 
 
 @pytest.fixture(scope="module")
-def workload(settings: Settings, request: pytest.FixtureRequest) -> Workload:
-    """What every cell of the suite decodes."""
-    return request.config.stash[PREPARED].workloads[settings]
+def workload(settings: Settings, draft: str | None, prompt_source: str, request: pytest.FixtureRequest) -> Workload:
+    """What the cells that run now decode."""
+    return request.config.stash[PREPARED].workloads[settings][draft, prompt_source]
 
 
 @pytest.fixture(scope="module")
-def backend(backend_name: str, settings: Settings, workload: Workload) -> Iterator[Backend]:
-    """The engine under measurement, loaded once a suite. An engine that is not here is skipped, with the reason."""
-    try:
-        engine = backend_factory(backend_name)(
-            workload.model_pair, device=settings.device, options=dict(settings.backend_options)
-        )
-    except BackendUnavailable as reason:
-        pytest.skip(str(reason))
-    except (ValueError, OSError) as error:
-        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-    yield engine
-    engine.close()
+def backend(backend_name: str, settings: Settings, workload: Workload, request: pytest.FixtureRequest) -> Backend:
+    """The engine under measurement. An engine that is not here is skipped, with the reason."""
+    pair, options = workload.model_pair, settings.backend_options
+
+    def load() -> Backend:
+        try:
+            return backend_factory(backend_name)(pair, device=settings.device, options=dict(options))
+        except BackendUnavailable as reason:
+            pytest.skip(str(reason))
+        except (ValueError, OSError) as error:
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+    key = (backend_name, pair, settings.device, options)
+    return request.config.stash[PREPARED].loaded.get(key, load)
 
 
 def certifying_score(
@@ -146,46 +233,111 @@ def certifying_score(
 ) -> Callable[[Cell, Sequence[TimedPair]], Evidence]:
     """Scores a cell's texts under the target: the reference's own copy of it, or one loaded with the first cell."""
 
-    @functools.cache
-    def scorer() -> tuple[scoring.TargetScorer, float]:
-        shared = isinstance(backend, ReferenceBackend)
-        model = backend.target.model if shared else scoring.load_target(workload.model_pair, settings.device)
-        near_tie = scoring.near_tie_tolerance(model, workload.prompt_ids, max(settings.num_draft_tokens))
-        return scoring.TargetScorer(model), near_tie
+    def score(cell: Cell, timed: Sequence[TimedPair]) -> Evidence:
+        if isinstance(backend, ReferenceBackend):
+            model = backend.target.model
+        else:
+            model = _scoring_target(workload.model_pair, settings.device)
+        near_tie = NEAR_TIES.get(conditions)
+        if near_tie is None:
+            near_tie = scoring.near_tie_tolerance(model, workload.prompt_ids, conditions[-1])
+            NEAR_TIES[conditions] = near_tie
+        return scoring.evidence_for_cell(timed, workload.prompt_ids, cell, scoring.TargetScorer(model), near_tie)
 
-    return lambda cell, timed: scoring.evidence_for_cell(timed, workload.prompt_ids, cell, *scorer())
+    pair, shown = workload.model_pair, workload.prompt_ids[: scoring.NEAR_TIE_PROMPTS]
+    conditions = (pair.target, pair.dtype, settings.device, shown, max(settings.num_draft_tokens))
+    return score
+
+
+NEAR_TIES: dict[tuple[str, str, str, tuple[tuple[int, ...], ...], int], float] = {}  # measured once a session
+
+
+@lru_cache(maxsize=1)
+def _scoring_target(pair: ModelPair, device: str) -> PreTrainedModel:
+    return scoring.load_target(pair, device)
+
+
+@pytest.fixture(scope="module")
+def recording(backend_name: str, settings: Settings, request: pytest.FixtureRequest) -> Iterator[Recording]:
+    """The record of this suite on this backend; written when the suite ends, resumable when it does not."""
+    prepared = request.config.stash[PREPARED]
+    suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    made = Recording(
+        suite,
+        backend_name,
+        settings=settings,
+        workloads=tuple(prepared.workloads[settings].values()),
+        reporter=prepared.reporter,
+    )
+    yield made
+    prepared.reporter.close()
+    if _interrupted(request.session):
+        prepared.reporter.note(
+            "interrupted: what was measured is kept; the same command with --resume goes on from there"
+        )
+    elif (path := made.finish()) is not None:
+        request.config.stash[RECORD_FILES].append(path)
+        prepared.log.add(_tests_of(request.session, request.module, backend_name))
+
+
+def _tests_of(session: pytest.Session, suite: object, backend_name: str) -> list[str]:
+    return [
+        item.nodeid
+        for item in session.items
+        if isinstance(item, pytest.Function)
+        and item.module is suite
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("backend_name") == backend_name
+    ]
 
 
 @pytest.fixture(scope="module")
 def suite_run(
-    backend: Backend, settings: Settings, workload: Workload, request: pytest.FixtureRequest
+    recording: Recording, backend: Backend, workload: Workload, request: pytest.FixtureRequest
 ) -> Iterator[SuiteRun]:
-    """The record of this suite on this backend; written when the suite ends, resumable when it does not."""
-    prepared = request.config.stash[PREPARED]
-    suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
-    run = SuiteRun(
-        suite,
+    """The measuring side of this suite on one draft and one set of prompts."""
+    yield SuiteRun(
+        recording,
         backend,
         workload=workload,
-        settings=settings,
-        reporter=prepared.reporter,
-        score=certifying_score(backend, workload, settings),
+        score=certifying_score(backend, workload, recording.settings),
+        baselines=request.config.stash[PREPARED].baselines,
     )
-    yield run
-    prepared.reporter.close()
-    session = request.session
-    if session.exitstatus == pytest.ExitCode.INTERRUPTED or session.shouldstop or session.shouldfail:
-        prepared.reporter.note(
-            "interrupted: what was measured is kept; the same command with --resume goes on from there"
+    recording.leave(backend)
+
+
+@pytest.fixture
+def train_and_measure(
+    settings: Settings, workload: Workload, request: pytest.FixtureRequest, benchmark: Any
+) -> Callable[[Sequence[str]], None]:
+    """Trains small drafts of several arms on the pair and writes a record of their alpha, as `specheat kd-matrix` does."""
+    if missing := [name for name in ("peft", "accelerate") if installed_version(name) is None]:
+        pytest.skip(f"training adapters needs {' and '.join(missing)}; pip install 'specheat[distill]'")
+    from distill import small_matrix
+
+    def go(arms: Sequence[str]) -> None:
+        reporter = request.config.stash[PREPARED].reporter
+        tables, path = small_matrix.measure(
+            request.module.__name__.rpartition(".")[2].removeprefix("test_"),
+            arms,
+            request.module.KD[settings.preset],
+            settings=settings,
+            workload=workload,
+            scratch=smollm2.cache_folder() / "kd",
+            benchmark=benchmark,
+            note=reporter.note,
         )
-    elif (path := run.finish()) is not None:
-        request.config.stash[RECORD_FILES].append(path)
+        reporter.note(f"\n\n{path}\n\n{tables}\n")
+
+    return go
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """A cell that the engine cannot decode, or that the resumed run had finished, is skipped with the reason."""
     try:
-        return (yield)
+        yield
     except NotMeasured as reason:
         pytest.skip(str(reason))
+    if isinstance(item, pytest.Function) and "suite_run" not in item.fixturenames:
+        item.config.stash[PREPARED].log.add([item.nodeid])  # of those that share a record, `recording` says it

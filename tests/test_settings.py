@@ -50,6 +50,9 @@ def test_the_papers_grid_has_no_rounding_noise() -> None:
         (["--num-prompts", "0"], "expected --num-prompts >= 1, got 0"),
         (["--backend-option", "fast"], "expected --backend-option KEY=VALUE"),
         (["--backend", "reference", "--backend", "reference"], "each --backend once"),
+        (["--draft", "a", "--draft", "a"], "each --draft once"),
+        (["--prompts", "a", "--prompts", "a"], "each --prompts once"),
+        (["--draft-temperature", "1:0:1"], "--draft-temperature first:last:step with first <= last"),
     ],
 )
 def test_a_bad_option_is_one_line_with_what_was_expected(arguments: list[str], complaint: str) -> None:
@@ -71,3 +74,21 @@ def test_a_suites_defaults_hold_where_no_option_speaks() -> None:
     given = parsed("--num-draft-tokens", "2", "--temperatures", "0.3", "--num-prompts", "5", "--rule", "rejection")
     assert given.with_defaults(defaults) == given
     assert parsed("--preset", "paper").with_defaults(defaults) == parsed("--preset", "paper")
+
+
+def test_the_drafts_of_a_suite_are_those_of_the_default_pair() -> None:
+    defaults = {"quick": {"drafts": ("a", "b"), "end_token": "ignored"}}
+    for silent in (parsed(), parsed("--pair", "smollm2")):
+        assert silent.with_defaults(defaults).drafts == ("a", "b")
+    for other in (parsed("--pair", "llama2-13b"), parsed("--target", "t", "--draft", "d"), parsed("--draft", "d")):
+        assert other.with_defaults(defaults).drafts == other.drafts
+    assert parsed().with_defaults(defaults).end_token == "ignored"
+    assert parsed().end_token == "natural"
+
+
+def test_several_drafts_prompts_and_draft_temperatures_are_lists() -> None:
+    asked = parsed("--draft", "a", "--draft", "b", "--prompts", "x", "--prompts", "y", "--draft-temperature", "0:1:0.5")
+    assert asked.drafts == ("a", "b")
+    assert asked.prompts == ("x", "y")
+    assert asked.draft_temperatures == (0.0, 0.5, 1.0)
+    assert parsed().draft_temperatures == (None,)

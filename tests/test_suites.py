@@ -72,7 +72,12 @@ def measured(pair: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> None:
     runs = {record.suite: record for record in store.load_runs(measured.results)}
-    assert set(runs) == {"baseline_strength", "temperature_grid", "draft_length"}
+    assert set(runs) == {
+        *("acceptance_rules", "baseline_strength", "cost_of_temperature", "deployment", "draft_length"),
+        *("draft_temperature", "dynamic_temperature", "out_of_domain", "out_of_range", "temperature_grid"),
+    }
+    of_others = {path.parent.name for path in measured.results.rglob("*.jsonl")}
+    assert of_others == {"composed", "paradigm", "token_length"}
     grid = runs["temperature_grid"]
     assert [record.cell.temperature for record in grid.cells] == [0.0, 1.0]
     for record in grid.cells:
@@ -92,7 +97,8 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
 def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: Measured) -> None:
     grid = next(run for run in store.load_runs(measured.results) if run.suite == "temperature_grid")
     benchmarks = {row["name"]: row for row in json.loads(measured.report.read_text())["benchmarks"]}
-    assert len(benchmarks) == 5
+    measured_cells = sum(len(run.cells) for run in store.load_runs(measured.results))
+    assert len(benchmarks) == measured_cells + len({"baseline_strength", "composed", "paradigm", "token_length"})
     cold = benchmarks["test_temperature_grid[reference-T0-rejection-k2]"]
     pairs = grid.cells[0].pairs
     assert cold["stats"]["rounds"] == 6
@@ -151,6 +157,59 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
     assert not journals(tmp_path)
 
 
+def test_a_run_of_several_suites_goes_on_behind_those_that_were_finished(pair: tuple[str, ...], tmp_path: Path) -> None:
+    asked = ("suites/test_out_of_range.py", GRID, *pair, *SMALL, "--temperatures", "0,1", "--results", str(tmp_path))
+    process = subprocess.Popen(
+        [*HEED_CTRL_C, *command(*asked)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    deadline = time.monotonic() + 120
+    while not any("temperature_grid" in str(path) for path in journals(tmp_path)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, said
+
+    done = run(*asked, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 skipped" in done.stdout
+    suites = [record.suite for record in store.load_runs(tmp_path)]
+    assert sorted(suites) == ["out_of_range", "temperature_grid"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_drafts_and_prompt_sets_share_a_record_and_one_baseline(pair: tuple[str, ...], tmp_path: Path) -> None:
+    other = save_checkpoint(nearby(tiny_llama(seed=1), seed=3, noise=0.2), tmp_path / "other")
+    prompts = [write(tmp_path / f"{name}.txt", f"{name} w4\n" * 3 + "w5 w6\nw7 w8\nw9 w3\n") for name in ("w3", "w8")]
+    asked = [*pair, "--draft", other, *SMALL, "--temperatures", "1", "--results", str(tmp_path / "results")]
+    asked += [word for path in prompts for word in ("--prompts", path)]
+    done = run("suites/test_kd_grid.py", *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = store.load_runs(tmp_path / "results")
+    measured = {(cell.cell.draft, cell.cell.prompt_set): cell for cell in record.cells}
+    assert set(measured) == {(draft, name) for draft in ("draft", "other") for name in ("w3.txt", "w8.txt")}
+    assert len(record.baseline) == 6
+    assert set(record.model_hashes) == {"target", "draft", "draft other"}
+    assert record.model_hashes["draft"] != record.model_hashes["draft other"]
+    for (draft, _), cell in measured.items():
+        alpha = metrics.counted_alpha(cell)
+        assert alpha is not None
+        assert alpha.estimate > 0.5 or draft == "other"
+
+
+def test_models_that_go_by_one_name_are_refused(pair: tuple[str, ...], tmp_path: Path) -> None:
+    other = save_checkpoint(nearby(tiny_llama(seed=1), seed=3), tmp_path / "draft")
+    done = run("suites/test_kd_grid.py", *pair, "--draft", other, *SMALL, "--results", str(tmp_path / "results"))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "different names" in done.stdout + done.stderr
+
+
 def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...], tmp_path: Path) -> None:
     """In the end table too. The engines that decode one text at a time leave the suite of loads out."""
     backends = ("reference", "assisted", "assisted-default")
@@ -182,7 +241,7 @@ def test_a_suite_has_its_own_defaults_and_fewer_prompts_are_no_error(pair: tuple
     done = run("suites/test_draft_length.py", *pair, *where)
     for k in (1, 2, 3, 4):
         assert f"test_draft_length[reference-T1-rejection-k{k}]" in done.stdout
-    assert "8 cells of 3 pairs (3 prompts x 1) of 64 tokens" in done.stdout
+    assert "8 cells of 3 pairs (3 prompts x 1) of 48 tokens" in done.stdout
     done = run("suites/test_draft_length.py", *pair, *where, "--num-draft-tokens", "5", "--temperatures", "0.5")
     assert "test_draft_length[reference-T0.5-rejection-k5]" in done.stdout
     assert "1 cells of 3 pairs" in done.stdout

@@ -1,0 +1,39 @@
+"""A temperature that changes at half of the text: does acceptance follow the temperature of the moment?
+
+Hot and cold are the hottest and the coldest temperature above 0 that were asked for. The constant schedules are what the
+changing ones are held against: the same tokens of a text, at the same temperature, behind another beginning.
+"""
+
+import pytest
+
+from bench.records import schedule_text
+from bench.suite_run import SuiteRun
+
+DEFAULTS = {
+    "smoke": {"temperatures": (0.25, 1.0), "max_new_tokens": 16},
+    "quick": {"temperatures": (0.25, 1.0), "num_prompts": 8, "max_new_tokens": 48, "num_draft_tokens": (2,)},
+    "paper": {"temperatures": (0.25, 1.0), "num_draft_tokens": (2, 4)},
+}
+ORDERS = (("hot",), ("cold",), ("hot", "cold"), ("cold", "hot"))
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="_then_".join)
+def test_dynamic_temperature(
+    benchmark, suite_run: SuiteRun, order: tuple[str, ...], rule: str, num_draft_tokens: int
+) -> None:
+    settings = suite_run.settings
+    sampled = [temperature for temperature in settings.temperatures if temperature > 0]
+    if len(sampled) < 2:
+        pytest.skip("needs two temperatures above 0; tokens at T = 0 are certified otherwise")
+    if settings.draft_temperatures != (None,):
+        pytest.skip("drafts at the temperature of the moment: leave --draft-temperature out")
+    temperatures = {"hot": max(sampled), "cold": min(sampled)}
+    switch = (settings.max_new_tokens + 1) // 2
+    schedule = tuple((half * switch, temperatures[name]) for half, name in enumerate(order))
+    suite_run.measure(
+        benchmark,
+        temperature=max(temperature for _, temperature in schedule),
+        rule=rule,
+        num_draft_tokens=num_draft_tokens,
+        options={"schedule": schedule_text(schedule)},
+    )

@@ -1,0 +1,14 @@
+"""The same draft on other domains: is one of them easier at every temperature? `--prompts` names the domains, twice or more."""
+
+from bench.suite_run import SuiteRun
+
+DOMAINS = ("instructions", "word_problems")
+DEFAULTS = {
+    "smoke": {"prompts": DOMAINS, "temperatures": (1.0,), "max_new_tokens": 16},
+    "quick": {"prompts": DOMAINS, "temperatures": (0.0, 0.5, 1.0), "num_prompts": 8, "max_new_tokens": 48},
+    "paper": {"prompts": DOMAINS},
+}
+
+
+def test_out_of_domain(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
+    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)

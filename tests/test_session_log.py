@@ -1,0 +1,28 @@
+"""What an interrupted run had finished is known to the same command, and to no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.session_log import FILE, SessionLog
+
+COMMAND = ("--benchmark-only", "suites/")
+
+
+def test_the_same_command_goes_on_and_another_starts_anew(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "results", COMMAND, ())
+    log.add(["suites/test_a.py::test_a"])
+    log.add(["suites/test_b.py::test_b[x]"])
+    again = SessionLog.resume(tmp_path / "results", (*COMMAND, "--resume"))
+    assert again.finished == {"suites/test_a.py::test_a", "suites/test_b.py::test_b[x]"}
+    assert SessionLog.resume(tmp_path / "results", (*COMMAND, "--preset", "smoke")).finished == set()
+    again.end()
+    assert not (tmp_path / "results" / FILE).exists()
+    assert SessionLog.resume(tmp_path / "results", COMMAND).finished == set()
+    again.end()
+
+
+def test_a_damaged_log_is_no_log(tmp_path: Path) -> None:
+    for content in ("", "[]", "{", '{"command": 3}'):
+        (tmp_path / FILE).write_text(content)
+        assert SessionLog.resume(tmp_path, COMMAND).finished == set()
