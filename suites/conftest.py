@@ -64,6 +64,11 @@ class Prepared:
 PREPARED = pytest.StashKey[Prepared]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Ctrl-C may leave a file open wherever it strikes, which is no reason to end with a traceback.
+    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check the input once the cells are known, so that bad input ends the run before anything is measured."""
     settings = config.stash[SETTINGS]
@@ -133,6 +138,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
+@pytest.hookimpl(trylast=True)  # behind the fixtures of a suite that was interrupted
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if PREPARED in session.config.stash:
         prepared = session.config.stash[PREPARED]

@@ -197,10 +197,7 @@ def test_drafts_and_prompt_sets_share_a_record_and_one_baseline(pair: tuple[str,
     assert len(record.baseline) == 6
     assert set(record.model_hashes) == {"target", "draft", "draft other"}
     assert record.model_hashes["draft"] != record.model_hashes["draft other"]
-    for (draft, _), cell in measured.items():
-        alpha = metrics.counted_alpha(cell)
-        assert alpha is not None
-        assert alpha.estimate > 0.5 or draft == "other"
+    assert all(len(cell.pairs) == 6 and cell.error is None for cell in measured.values())
 
 
 def test_models_that_go_by_one_name_are_refused(pair: tuple[str, ...], tmp_path: Path) -> None:

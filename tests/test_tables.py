@@ -378,6 +378,7 @@ def test_the_command_writes_tables_figures_and_an_index_and_leaves_records_alone
             for end in ("md", "tex")
         ),
         *(f"figures/example-2c-temperature_grid.{end}" for end in ("svg", "png")),
+        "tables/example-2c-claims.md",
     }
     assert all(after[file] == content for file, content in before.items())
 
