@@ -72,11 +72,11 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
 
 
 def render(runs: Runs) -> dict[str, bytes]:
-    """The figure of one suite on one machine in every format; empty where no cell is valid.
+    """The figure of one suite on one machine in every format, of its newest group of rows; empty where no cell is valid.
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    rows = tables.newest_rows(runs)
+    rows = _newest_group(runs)
     valid = [row for row in rows if row.verdict.valid]
     if not valid:
         return {}
@@ -101,7 +101,11 @@ def our_style() -> Iterator[None]:
 
 def has_figure(runs: Runs) -> bool:
     """Whether `render` gives one."""
-    return any(row.verdict.valid for row in tables.newest_rows(runs))
+    return any(row.verdict.valid for row in _newest_group(runs))
+
+
+def _newest_group(runs: Runs) -> Sequence[Row]:
+    return next(iter(tables.row_groups(tables.newest_rows(runs))), ())
 
 
 def saved(figure: Any, file_format: str) -> bytes:

@@ -16,11 +16,12 @@ COST_SECONDS = ("text_by_target_s", "text_by_draft_s", "trained_s")  # of a draf
 
 
 def further_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Of one suite's rows; empty where the suite has none, or its records do not hold what it takes."""
-    if not rows:
+    """Of the newest group of one suite's rows; empty where the suite has none, or its records do not hold what it takes."""
+    make = _MAKERS.get(rows[0].run.suite) if rows else None
+    if make is None:
         return ()
-    make = _MAKERS.get(rows[0].run.suite)
-    return () if make is None else tuple(table for table in (make(rows),) if table.body)
+    newest = tables.row_groups(rows)[0]
+    return tuple(table for table in (make(newest),) if table.body)
 
 
 # Cost of temperature

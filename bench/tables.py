@@ -81,6 +81,17 @@ def newest_rows(runs: Runs) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: [_sort_key(identity(row).get(name)) for name in names]))
 
 
+def row_groups(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
+    """Rows of the same models and the same amount of text, which belong in one table; the newest group first."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        cell, hashes = row.record.cell, row.run.model_hashes
+        amount = (cell.num_prompts, cell.max_new_tokens, cell.repeats)
+        groups.setdefault((hashes.get("target"), hashes.get("draft"), *amount), []).append(row)
+    newest_first = sorted(groups.values(), key=lambda group: max(row.run.created for row in group), reverse=True)
+    return tuple(map(tuple, newest_first))
+
+
 def identity(row: Row) -> dict[str, Scalar]:
     """Everything that tells one row from another, by the name of its command-line option."""
     cell = row.record.cell
@@ -390,11 +401,14 @@ def newest_baselines(runs: Runs) -> Runs:
 
 def suite_tables(runs: Runs) -> tuple[Table, ...]:
     """Every table of one suite on one machine."""
-    rows, baselines = newest_rows(runs), newest_baselines(runs)
-    of_cells = (cell_table(rows), mechanism_table(rows)) if rows else ()
-    if _compares_backends(rows):
-        of_cells = (comparison_table(rows), *of_cells)
-    return of_cells + ((baseline_table(baselines),) if baselines else ())
+    baselines = newest_baselines(runs)
+    of_cells = [table for group in row_groups(newest_rows(runs)) for table in _group_tables(group)]
+    return (*of_cells, *((baseline_table(baselines),) if baselines else ()))
+
+
+def _group_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    tables = (cell_table(rows), mechanism_table(rows))
+    return (comparison_table(rows), *tables) if _compares_backends(rows) else tables
 
 
 def _compares_backends(rows: Sequence[Row]) -> bool:
