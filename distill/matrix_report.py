@@ -35,15 +35,17 @@ Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
 Row = list[Interval | None]  # one entry a decode temperature
 
 
-def estimate(of_seeds: Sequence[Cell], against: Cell | None = None) -> Interval:
-    """Alpha, or how much higher it is than that of another draft on the same texts, with other seeds and other prompts in mind.
+def estimate(of_seeds: Sequence[Cell], against: Sequence[Cell] = ()) -> Interval:
+    """Alpha, or how much higher it is than that of other drafts on the same texts, with other seeds and other prompts in mind.
 
     Both kinds of chance are added up as squares of half-widths: the spread between seeds, with t on seeds less one, and the
     jackknife over prompts of the seeds' mean, with t on prompts less one.
+
+    Args:    against: one draft, or one of each seed in the same order
     """
     of_each, left_out = _ratios(of_seeds)
-    if against is not None:
-        other, other_left_out = _ratios([against])
+    if against:
+        other, other_left_out = _ratios(against)
         of_each, left_out = of_each - other, left_out - other_left_out
     num_seeds, num_prompts = len(of_each), len(left_out)
     if num_seeds == 1:
@@ -80,7 +82,7 @@ def changes(matrix: Matrix) -> dict[Kind, Row]:
     kinds, columns = _kinds(matrix), decode_temperatures(matrix)
     (start,) = kinds.pop((START, 0.0, None))
     found: dict[Kind, Row] = {
-        kind: [estimate([line.cells[place] for line in lines], start.cells[place]) for place in range(len(columns))]
+        kind: [estimate([line.cells[place] for line in lines], [start.cells[place]]) for place in range(len(columns))]
         for kind, lines in kinds.items()
     }
     return _with_matched(found, columns)
@@ -118,8 +120,8 @@ def tables(matrix: Matrix) -> str:
     ]
     if len(_kinds(matrix)) > 1:
         texts.append(_table(columns, {kind: list(map(_change_text, row)) for kind, row in changes(matrix).items()}))
-        texts.append(_regret_table(found))
-    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION)
+        texts += [_regret_table(found), _best_table(matrix)]
+    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION, _BEST_CAPTION)
     return "\n\n".join(f"{caption}\n\n{text}" for caption, text in zip(captions, texts, strict=False))
 
 
@@ -184,6 +186,40 @@ _CHANGE_CAPTION = (
     "hold 0; of so many cells one in twenty is bold by chance."
 )
 
+
+def best_kd_temperatures(matrix: Matrix) -> dict[tuple[str, float], list[tuple[float, list[float]]]]:
+    """For each arm and decode temperature: the KD T of the highest alpha, and the others that are not surely below it."""
+    kinds = {kind: sorted(lines, key=lambda line: line.seed or 0) for kind, lines in _kinds(matrix).items()}
+    found: dict[tuple[str, float], list[tuple[float, list[float]]]] = {}
+    for arm in dict.fromkeys(kind[:2] for kind in kinds if kind[0] in ARMS_OF_ONE_TEMPERATURE):
+        of_arm = {at: lines for (name, share, at), lines in kinds.items() if (name, share) == arm and at is not None}
+        found[arm] = []
+        for place in range(len(decode_temperatures(matrix))):
+            cells = {at: [line.cells[place] for line in lines] for at, lines in of_arm.items()}
+            best = max(cells, key=lambda at: estimate(cells[at]).estimate)
+            behind = {at: estimate(cells[at], cells[best]) for at in cells if len(cells[at]) == len(cells[best])}
+            found[arm].append((best, [at for at, value in behind.items() if at != best and not _is_sure(value)]))
+    return found
+
+
+def _best_table(matrix: Matrix) -> str:
+    lines = [
+        (_arm_text(*arm), *(f"{best:g}" + (f" ({_listed(others)})" if others else "") for best, others in row))
+        for arm, row in best_kd_temperatures(matrix).items()
+    ]
+    headers = ("best KD T", *(f"T = {column:g}" for column in decode_temperatures(matrix)))
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def _listed(temperatures: Sequence[float]) -> str:
+    return ", ".join(f"{at:g}" for at in temperatures)
+
+
+_BEST_CAPTION = (
+    "The best KD T for each decode T; in brackets those not surely below it: the 95 % interval of the difference, over seeds "
+    "and prompts, holds 0. The best is chosen on the same data, so the brackets rather leave out too many. From a single seed "
+    "nothing is sure."
+)
 
 _REGRET_CAPTION = (
     "Regret: the alpha, in points, that one draft for all decode temperatures gives away against the best draft of each "

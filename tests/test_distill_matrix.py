@@ -11,8 +11,8 @@ import pytest
 
 from bench import cli
 from distill import matrix
-from distill.matrix import RECORD, START, Cell, Matrix, MatrixPlan, load, run
-from distill.matrix_report import Interval, alphas, changes, estimate, heat_maps, tables
+from distill.matrix import RECORD, START, Cell, Matrix, MatrixPlan, Measured, load, merged, run
+from distill.matrix_report import Interval, alphas, best_kd_temperatures, changes, estimate, heat_maps, tables
 from distill.recipes import offline
 from distill.run import distill
 from tests.tiny_distillation import one_thread, tiny_job
@@ -107,6 +107,52 @@ def test_heat_maps_are_drawn_the_same_every_time(made: tuple[MatrixPlan, Path]) 
     assert "composed" in tables(only_mixtures)
 
 
+def test_the_best_kd_temperature_stands_with_those_that_may_be_as_good(made: tuple[MatrixPlan, Path]) -> None:
+    found = load(made[1] / "out" / RECORD)
+    best = best_kd_temperatures(found)
+    assert set(best) == {("offline", 0.0), ("online", 0.5)}
+    values = alphas(found)
+    for (arm, share), row in best.items():
+        for place, (at, others) in enumerate(row):
+            of_column = {kd: values[arm, share, kd][place] for kd in (0.0, 1.0)}
+            assert at == max(of_column, key=lambda kd: of_column[kd].estimate)  # type: ignore[union-attr]
+            assert at not in others
+    clear = [
+        Measured(f"{kd}-{seed}", "offline", kd, 0.0, seed, {}, {}, (cell_of(0.5 + 0.1 * kd + 0.001 * seed),))
+        for kd in (0.0, 0.1, 1.0)
+        for seed in (0, 1, 2)
+    ]
+    ((at, others),) = best_kd_temperatures(Matrix({}, tuple(clear)))["offline", 0.0]
+    assert (at, others) == (1.0, [])
+    alone = [line for line in clear if line.seed == 0]
+    assert best_kd_temperatures(Matrix({}, tuple(alone)))["offline", 0.0] == [(1.0, [0.0, 0.1])]
+
+
+def test_records_that_differ_in_arms_and_seeds_stand_in_one_table(
+    made: tuple[MatrixPlan, Path], tmp_path: Path
+) -> None:
+    header, *lines = (made[1] / "out" / RECORD).read_bytes().splitlines(keepends=True)
+    parts = []
+    for name, kept in (("a", lines[:4]), ("b", [lines[0], *lines[4:]])):
+        parts.append(tmp_path / f"{name}.jsonl")
+        parts[-1].write_bytes(header + b"".join(kept))
+    whole = load(made[1] / "out" / RECORD)
+    assert sorted(line.draft for line in merged(parts).measured) == sorted(line.draft for line in whole.measured)
+    other = json.loads(header)
+    other["plan"]["job"]["plan"]["num_tokens"] += 1
+    parts[0].write_bytes(json.dumps(other).encode() + b"\n" + b"".join(lines[:4]))
+    assert [line.draft for line in merged(parts).measured] == [
+        json.loads(line)["draft"] for line in (lines[0], *lines[4:])
+    ]
+
+
+def cell_of(alpha: float) -> Cell:
+    """Twenty prompts that all accept alike."""
+    tested = tuple(float(10 + prompt) for prompt in range(20))
+    nothing = (0,) * 20
+    return Cell(1.0, nothing, nothing, tested, tuple(alpha * each for each in tested), nothing, nothing)
+
+
 @pytest.mark.parametrize("cut", ["between", "within a line"])
 def test_a_matrix_that_was_stopped_goes_on_and_ends_the_same(made: tuple[MatrixPlan, Path], cut: str) -> None:
     plan, folder = made
@@ -155,7 +201,7 @@ def test_intervals_cover_other_seeds_and_other_prompts() -> None:
                 cells.append(Cell(0.5, (), (), tuple(tested), tuple(accepted), (), ()))
             # The start shares the prompts and knows no seeds: what is left of the difference is the seeds' own.
             start = Cell(0.5, (), (), tuple(tested), tuple(tested * (0.5 + shared)), (), ())
-            for found, truth in ((estimate(cells), 0.5), (estimate(cells, start), 0.0)):
+            for found, truth in ((estimate(cells), 0.5), (estimate(cells, [start]), 0.0)):
                 assert found.half_width is not None
                 held[truth] += abs(found.estimate - truth) <= found.half_width
         for count in held.values():
