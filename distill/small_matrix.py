@@ -35,6 +35,23 @@ class Size:
     max_new_tokens: int
 
 
+SIZES = {
+    "smoke": Size((1.0,), (1.0,), (0,), num_tokens=400, batch_tokens=256, batch_rows=8, max_new_tokens=48),
+    "quick": Size(
+        (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=6_000, batch_tokens=512, batch_rows=64, max_new_tokens=96
+    ),
+    "paper": Size(
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        tuple(step / 10 for step in range(11)),
+        (0, 1, 2),
+        num_tokens=52_000,
+        batch_tokens=1024,
+        batch_rows=256,
+        max_new_tokens=128,
+    ),
+}
+
+
 def measure(
     suite: str,
     arms: Sequence[str],
