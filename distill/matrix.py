@@ -30,7 +30,18 @@ ARMS = ("offline", "online", "mixture", "composed")
 KD_TEMPERATURES = tuple(step / 5 for step in range(6))
 DECODE_TEMPERATURES = tuple(step / 10 for step in range(11))
 START = "start"  # the name of the draft that all others start from, which is measured too
+IN_SECONDS_OF = "="  # offline=online: offline on as many tokens as the seconds of online are worth
 RECORD, DRAFTS = "matrix.jsonl", "drafts"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A draft to be trained."""
+
+    name: str
+    arm: str  # as tables call it
+    job: Job
+    budget: tuple[str, str] | None  # the same draft at the plan's tokens, and the one whose seconds this one gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +59,31 @@ class MatrixPlan:
         for name in ("arms", "kd_temperatures", "decode_temperatures", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"expected {name}, got none")
-        for arm in self.arms:
-            _recipes_of(arm, self.kd_temperatures)
+        for place, arm in enumerate(self.arms):
+            trained, _, other = arm.partition(IN_SECONDS_OF)
+            _recipes_of(trained, self.kd_temperatures)
+            if other and not {trained, other} <= set(self.arms[:place]):
+                raise ValueError(f"expected the arms {trained} and {other} before {arm}, got {', '.join(self.arms)}")
 
-    def drafts(self) -> Iterator[tuple[str, Job]]:
-        """Name and job of each, one seed after the other, so that a matrix that is stopped has whole ones."""
+    def drafts(self) -> Iterator[Planned]:
+        """One seed after the other, so that a matrix that is stopped has whole ones."""
         for seed in self.seeds:
             for arm in self.arms:
-                for recipe in _recipes_of(arm, self.kd_temperatures):
+                trained, _, other = arm.partition(IN_SECONDS_OF)
+                others = _recipes_of(other, self.kd_temperatures) if other else ()
+                for place, recipe in enumerate(_recipes_of(trained, self.kd_temperatures)):
                     text_tokens = 0 if recipe.fresh else self.job.plan.num_tokens
-                    yield (
+                    yield Planned(
                         draft_name(arm, recipe, seed),
+                        f"{recipe.name}, in the seconds of {other}" if other else recipe.name,
                         replace(self.job, recipe=recipe, seed=seed, text_tokens=text_tokens),
+                        # An arm of one draft is held against each of the other's in turn, the first where it has but one.
+                        budget=(
+                            draft_name(trained, recipe, seed),
+                            draft_name(other, others[min(place, len(others) - 1)], seed),
+                        )
+                        if others
+                        else None,
                     )
 
 
@@ -84,7 +108,7 @@ def _recipes_of(arm: str, kd_temperatures: Sequence[float]) -> list[Recipe]:
 def draft_name(arm: str, recipe: Recipe, seed: int) -> str:
     """As its folder is called, such as online-t0.4-seed1."""
     at = f"-t{recipe.temperatures[0][0]:g}" if len(recipe.temperatures) == 1 else ""
-    return f"{arm.replace('@', '-lambda')}{at}-seed{seed}"
+    return f"{arm.replace('@', '-lambda').replace(IN_SECONDS_OF, '-seconds-of-')}{at}-seed{seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +122,8 @@ class Cell:
     accepted: tuple[float, ...]  # / tested: alpha
     emitted: tuple[int, ...]
     rounds: tuple[float, ...]  # emitted / rounds: block efficiency
+    # Of the start: overlap along the text of the first temperature, decoded at this one; / its tokens: the softmax's share.
+    rescaled: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +166,25 @@ def run(
     if found.plan != asked:
         raise ValueError(f"{path} is of another plan; choose another folder")
     teacher = load_teacher(Path(plan.job.target), device=device)
-    done = {line.draft for line in found.measured}
+    done = {line.draft: line for line in found.measured}
     text = cache(lambda: _texts(plan, teacher, texts))
 
     def measure(name: str, folder: Path, made: dict[str, Any]) -> None:
-        model = drafts.load(folder, dtype=torch.bfloat16)
-        line = Measured(draft=name, cells=cells(model.to(teacher.model.device), teacher, text()), **made)
+        model = drafts.load(folder, dtype=torch.bfloat16).to(teacher.model.device)
+        measured = cells(model, teacher, text())
+        if name == START:
+            sums = rescaled(model, teacher, text())
+            measured = tuple(replace(cell, rescaled=of_cell) for cell, of_cell in zip(measured, sums, strict=True))
+        done[name] = Measured(draft=name, cells=measured, **made)
         with path.open("a") as file:
-            file.write(json.dumps(asdict(line)) + "\n")
+            file.write(json.dumps(asdict(done[name])) + "\n")
 
     if START not in done:
         on_draft(START)
         nothing: dict[str, Any] = {"kd_temperature": None, "on_policy": 0.0, "seed": None, "tokens": {}, "seconds": {}}
         measure(START, Path(plan.job.start), {"arm": START, **nothing})
-    for name, job in plan.drafts():
+    for planned in plan.drafts():
+        name, job = planned.name, _within_budget(planned, done)
         if name in done:
             continue
         on_draft(name)
@@ -161,7 +192,7 @@ def run(
         card = distill(job, folder, texts, device=device)
         shares = job.recipe.temperatures
         made = {
-            "arm": job.recipe.name,
+            "arm": planned.arm,
             "kd_temperature": shares[0][0] if len(shares) == 1 else None,
             "on_policy": job.recipe.on_policy,
             "seed": job.seed,
@@ -170,6 +201,17 @@ def run(
         }
         measure(name, folder / DRAFT, made)
     return load(path)
+
+
+def _within_budget(planned: Planned, measured: Mapping[str, Measured]) -> Job:
+    """The job on as many tokens as it is to have: the plan's, or what another draft's seconds are worth at its own pace."""
+    if planned.budget is None:
+        return planned.job
+    own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
+    job = planned.job
+    num_tokens = round(job.plan.num_tokens * other_s / own_s)
+    text_tokens = num_tokens if job.text_tokens else 0
+    return replace(job, plan=replace(job.plan, num_tokens=num_tokens), text_tokens=text_tokens)
 
 
 def _public(plan: MatrixPlan) -> dict[str, Any]:
@@ -200,6 +242,13 @@ def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut]) -> tuple[Cell,
             )
         )
     return tuple(found)
+
+
+def rescaled(draft: Any, teacher: Teacher, texts: Sequence[HeldOut]) -> tuple[tuple[float, ...], ...]:
+    """Overlap along the first text, prompt by prompt, decoded at the temperature of each: same contexts, another softmax."""
+    temperatures = [(text.temperature, text.temperature) for text in texts]
+    found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
+    return tuple(tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along) for along in found)
 
 
 def load(path: Path) -> Matrix:

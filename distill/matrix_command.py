@@ -45,7 +45,7 @@ def _run(args: Namespace) -> int:
     plan = _plan(args)
     from distill import matrix, matrix_report
 
-    names = [matrix.START, *(name for name, _ in plan.drafts())]
+    names = [matrix.START, *(each.name for each in plan.drafts())]
     texts = args.texts or args.out.absolute().parent / "texts"
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

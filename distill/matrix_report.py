@@ -16,7 +16,7 @@ from bench import figures
 from bench.protocols import BackendUnavailable
 from bench.rendering import Page
 from distill.held_out import NUM_DRAFT_TOKENS
-from distill.matrix import START, Cell, Matrix, Measured, merged
+from distill.matrix import IN_SECONDS_OF, START, Cell, Matrix, Measured, merged
 
 CONFIDENCE = 0.95
 POINTS = 100.0
@@ -120,9 +120,12 @@ def tables(matrix: Matrix) -> str:
     ]
     if len(_kinds(matrix)) > 1:
         texts.append(_table(columns, {kind: list(map(_change_text, row)) for kind, row in changes(matrix).items()}))
-        texts += [_regret_table(found), _best_table(matrix)]
-    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION, _BEST_CAPTION)
-    return "\n\n".join(f"{caption}\n\n{text}" for caption, text in zip(captions, texts, strict=False))
+        texts += [_regret_table(found), _best_table(matrix), _budget_table(matrix)]
+    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION, _BEST_CAPTION, _BUDGET_CAPTION)
+    sections = list(zip(captions, texts, strict=False))
+    if steps := split(matrix):
+        sections.append((_SPLIT_CAPTION, _split_table(steps)))
+    return "\n\n".join(f"{caption}\n\n{text}" for caption, text in sections)
 
 
 def regrets(found: Mapping[Kind, Row]) -> dict[Kind, tuple[float, float]]:
@@ -221,6 +224,81 @@ _BEST_CAPTION = (
     "nothing is sure."
 )
 
+
+def _budget_table(matrix: Matrix) -> str:
+    lines = []
+    for (arm, on_policy, at), drafts in _kinds(matrix).items():
+        if arm != START:
+            by_target, by_draft, trained = (
+                sum(line.tokens[name] for line in drafts) / len(drafts)
+                for name in ("text_by_target", "text_by_draft", "trained")
+            )
+            seconds = sum(sum(line.seconds.values()) for line in drafts) / len(drafts)
+            counts = (f"{number:,.0f}" for number in (by_target, by_draft, trained, seconds))
+            lines.append((_arm_text(arm, on_policy), "" if at is None else f"{at:g}", *counts))
+    headers = ("draft", "KD T", "tokens by target", "tokens by draft", "tokens trained", "seconds")
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+_BUDGET_CAPTION = "What a draft cost, mean over seeds: distinct answer tokens, those trained on, sampling and training."
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How alpha_text of the start gets from the first decode T to another one."""
+
+    temperature: float
+    alpha_text: Interval
+    rescaling: Interval  # the same contexts, another softmax
+    context_shift: Interval  # then the contexts of that T
+
+
+def split(matrix: Matrix) -> list[Step]:
+    """Empty where the record has not what it takes. It is one of alpha_text: slots of rounds have no frozen contexts."""
+    start = next(line for line in matrix.measured if line.arm == START)
+    coldest = start.cells[0]
+    if not coldest.rescaled:
+        return []
+    frozen = _left_out(coldest.overlap, coldest.tokens)
+    steps = []
+    for cell in start.cells:
+        same_contexts, own = _left_out(cell.rescaled, coldest.tokens), _left_out(cell.overlap, cell.tokens)
+        steps.append(Step(cell.temperature, *map(_over_prompts, (own, same_contexts - frozen, own - same_contexts))))
+    return steps
+
+
+def _left_out(above: Sequence[float], below: Sequence[float]) -> np.ndarray:
+    """(1 + P,): the ratio of totals, then without each prompt."""
+    totals = (np.sum(values) - np.append(0.0, values) for values in (above, below))
+    numerators, denominators = totals
+    return numerators / denominators
+
+
+def _over_prompts(values: np.ndarray) -> Interval:
+    """Estimate and jackknife, from an estimate and what it is without each prompt."""
+    whole, left_out = float(values[0]), values[1:]
+    spread = math.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - left_out.mean()) ** 2).sum())
+    return Interval(whole, _t(len(left_out) - 1) * spread)
+
+
+def _split_table(steps: Sequence[Step]) -> str:
+    lines = [
+        (
+            f"{step.temperature:g}",
+            _alpha_text(step.alpha_text, math.inf),
+            *map(_change_text, (step.rescaling, step.context_shift)),
+        )
+        for step in steps
+    ]
+    headers = ("decode T", "alpha_text", "change by rescaling", "change by context shift")
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+_SPLIT_CAPTION = (
+    "Why alpha changes with the decode T, for the start: first the softmax of both models at another T along the text of the "
+    "first T (rescaling), then the text of that T (context shift), in points. Of alpha_text, the mean over all answer tokens."
+)
+
 _REGRET_CAPTION = (
     "Regret: the alpha, in points, that one draft for all decode temperatures gives away against the best draft of each "
     "temperature. The best is chosen on the same data, so regrets are slightly too large."
@@ -232,12 +310,14 @@ def _caption(matrix: Matrix) -> str:
     hours = sum(sum(line.seconds.values()) for line in trained) / 3600
     seeds = len({line.seed for line in trained})
     prompts = len(matrix.measured[0].cells[0].tokens)
+    others = any(IN_SECONDS_OF in arm for arm in matrix.plan["arms"])
+    in_seconds = " (those in the seconds of others on as many as these are worth)" if others else ""
     return (
         f"Alpha at k = {NUM_DRAFT_TOKENS} (analytic, draft T = decode T) on {prompts} held-out prompts of "
         f"{matrix.plan['domain']}. {len(trained)} drafts, {seeds} seeds; ± is the half-width of the 95 % interval over "
-        f"seeds and prompts. Each draft was trained on {job['plan']['num_tokens']:,} answer tokens as {job['trained']} of the "
-        f"start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline draft of the decode T "
-        "itself. Bold: the best of a column."
+        f"seeds and prompts. Each draft was trained on {job['plan']['num_tokens']:,} answer tokens{in_seconds} as "
+        f"{job['trained']} of the start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline "
+        "draft of the decode T itself. Bold: the best of a column."
     )
 
 

@@ -36,7 +36,8 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size((1.0,), (1.0,), (0,), num_tokens=400, batch_tokens=256, batch_rows=8, max_new_tokens=48),
+    # KD T 0.2, so that mixtures up to it have few temperatures to sample at.
+    "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
     "quick": Size(
         (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=6_000, batch_tokens=512, batch_rows=64, max_new_tokens=96
     ),
@@ -80,7 +81,7 @@ def measure(
         "model_pair": workload.recorded_pair.name,
         "model_hashes": dict(workload.model_hashes),
     }
-    names = [matrix.START, *(name for name, _ in plan.drafts())]
+    names = [matrix.START, *(each.name for each in plan.drafts())]
     run = partial(
         matrix.run,
         *(plan, out, scratch / TEXTS),

@@ -5,6 +5,7 @@ Everything that can be wrong with the input is found before the first model is l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -67,6 +68,8 @@ PREPARED = pytest.StashKey[Prepared]()
 def pytest_configure(config: pytest.Config) -> None:
     # Ctrl-C may leave a file open wherever it strikes, which is no reason to end with a traceback.
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
+    # The line holds from here to the end of the session; what is found behind that meets the filters of before.
+    warnings.filterwarnings("ignore", category=pytest.PytestUnraisableExceptionWarning)
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,7 +1,8 @@
-"""Offline against online distillation at equal target tokens, one step at a time, so that their differences can be told apart.
+"""Offline against online distillation, one step at a time, so that their differences can be told apart.
 
-`offline` to `soft` changes the labels (tokens to distributions), `soft` to `online` with lambda 0 the text (fixed to fresh),
-lambda 0 to 1 the writer (target to draft). The tables give the change of alpha against the start; seconds are in the record.
+At equal tokens `offline` to `soft` changes the labels (tokens to distributions), `soft` to `online` with lambda 0 the text
+(fixed to fresh), lambda 0 to 1 the writer (target to draft). At equal seconds `offline` and `soft` have
+as many tokens as the seconds of `online` (lambda 1) are worth. The tables give the change of alpha against the start, tokens and seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 from distill.small_matrix import SIZES
 
-ARMS = ("offline", "soft", "online@0", "online")
+ARMS = ("offline", "soft", "online@0", "online", "offline=online", "soft=online")
 KD = {**SIZES, "quick": replace(SIZES["quick"], kd_temperatures=(0.0, 1.0))}
 
 

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench import cli
-from distill import matrix
+from distill import drafts, matrix
+from distill.alpha import split as alpha_split
+from distill.held_out import held_out_text
 from distill.matrix import RECORD, START, Cell, Matrix, MatrixPlan, Measured, load, merged, run
-from distill.matrix_report import Interval, alphas, best_kd_temperatures, changes, estimate, heat_maps, tables
+from distill.matrix_report import Interval, alphas, best_kd_temperatures, changes, estimate, heat_maps, split, tables
 from distill.recipes import offline
 from distill.run import distill
+from distill.teacher import load_teacher
 from tests.tiny_distillation import one_thread, tiny_job
 
 pytestmark = pytest.mark.usefixtures(one_thread.__name__)
@@ -168,11 +172,61 @@ def test_a_matrix_that_was_stopped_goes_on_and_ends_the_same(made: tuple[MatrixP
 
 def test_the_drafts_are_what_distill_makes_of_the_job(made: tuple[MatrixPlan, Path]) -> None:
     plan, folder = made
-    job = dict(plan.drafts())["offline-t1-seed1"]
+    job = {each.name: each.job for each in plan.drafts()}["offline-t1-seed1"]
     card = distill(job, folder / "alone", folder / "texts")
     stored = json.loads((folder / "out" / matrix.DRAFTS / "offline-t1-seed1" / "card.json").read_text())
     assert card["held_out_acceptance"] == stored["held_out_acceptance"]
     assert card["recipe"]["temperatures"] == [[1.0, 1.0]]
+
+
+def test_an_arm_in_the_seconds_of_another_gets_as_many_tokens_as_these_are_worth(
+    made: tuple[MatrixPlan, Path], tmp_path: Path
+) -> None:
+    plan, folder = made
+    arms = ("offline", "online", "offline=online")
+    plan = replace(plan, arms=arms, kd_temperatures=(1.0,), decode_temperatures=(0.0,), seeds=(0,))
+    with pytest.raises(ValueError, match="expected the arms offline and online before offline=online"):
+        replace(plan, arms=("offline", "offline=online"))
+    names = [each.name for each in plan.drafts()]
+    assert names == ["offline-t1-seed0", "online-t1-seed0", "offline-seconds-of-online-t1-seed0"]
+    found = run(plan, tmp_path, folder / "texts", device="cpu", header={}, on_draft=lambda name: None)
+    offline_line, online_line, equal = found.measured[1:]
+    worth = sum(online_line.seconds.values()) / sum(offline_line.seconds.values()) * plan.job.plan.num_tokens
+    assert equal.tokens["trained"] == pytest.approx(worth, abs=plan.job.plan.batch_tokens)
+    assert equal.arm == "offline, in the seconds of online"
+    assert list(alphas(found)) == [(line.arm, line.on_policy, line.kd_temperature) for line in found.measured]
+    assert "as many as these are worth" in tables(found)
+    assert f"{equal.tokens['trained']:,}" in tables(found)
+
+
+def test_the_change_of_alpha_is_split_into_rescaling_and_context_shift(made: tuple[MatrixPlan, Path]) -> None:
+    plan, folder = made
+    found = load(folder / "out" / RECORD)
+    steps = split(found)
+    assert [step.temperature for step in steps] == list(plan.decode_temperatures)
+    assert steps[0].rescaling.estimate == steps[0].context_shift.estimate == 0
+    for step in steps:
+        parts = step.rescaling.estimate + step.context_shift.estimate
+        assert step.alpha_text.estimate == pytest.approx(steps[0].alpha_text.estimate + parts)
+    teacher = load_teacher(Path(plan.job.target), device="cpu")
+    texts = held_out_text(teacher, (plan.domain,), folder / "texts", temperatures=plan.decode_temperatures)
+    draft = drafts.load(Path(plan.job.start), dtype=torch.bfloat16)
+    whole = alpha_split(
+        draft, {text.temperature: text.rows for text in texts}, teacher.head_VD, frozen_at=plan.decode_temperatures[0]
+    )
+    for step in steps:
+        assert step.rescaling.estimate == pytest.approx(whole[step.temperature].rescaling, abs=1e-5)
+        assert step.context_shift.estimate == pytest.approx(whole[step.temperature].context_shift, abs=1e-5)
+    assert "change by rescaling" in tables(found)
+    old = replace(
+        found, measured=(replace(found.measured[0], cells=tuple(map(_without_split, found.measured[0].cells))),)
+    )
+    assert split(old) == []
+    assert "change by rescaling" not in tables(old)
+
+
+def _without_split(cell: Cell) -> Cell:
+    return replace(cell, rescaled=())
 
 
 def test_another_plan_is_refused(made: tuple[MatrixPlan, Path]) -> None:

@@ -157,6 +157,21 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
     assert not journals(tmp_path)
 
 
+def test_what_an_interruption_left_open_is_no_error_when_the_run_ends(pair: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "leaves_open.py").write_text(
+        "class Broken:\n"
+        "    def __del__(self):\n"
+        "        raise ResourceWarning('left open')\n"
+        "def pytest_unconfigure(config):\n"  # where pytest looks for the last time
+        "    Broken()\n"
+    )
+    asked = (GRID, *pair, *SMALL, "--plan", "--results", str(tmp_path), "-p", "leaves_open")
+    done = subprocess.run(
+        command(*asked), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_run_of_several_suites_goes_on_behind_those_that_were_finished(pair: tuple[str, ...], tmp_path: Path) -> None:
     asked = ("suites/test_out_of_range.py", GRID, *pair, *SMALL, "--temperatures", "0,1", "--results", str(tmp_path))
     process = subprocess.Popen(
