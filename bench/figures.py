@@ -42,6 +42,7 @@ _METADATA = {
     "png": {"Software": None, "Description": rendering.DERIVED},
 }
 _CAPTION_COLUMNS = 124
+WIDTH = 7.2  # inches
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,7 @@ class Series:
 
 def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
     """Name of the horizontal axis, the first of a few numbers that varies, and the lines over it."""
-    varying, _ = tables.split_identity(rows)
-    several = [name for name in varying if len({tables.identity(row).get(name) for row in rows}) > 1]
+    several, _ = tables.split_identity(rows, always=())
     axis = next((name for name in _AXES if name in several), "temperature")
     groups: dict[str, list[tuple[float, Row]]] = {}
     for row in rows:
@@ -76,7 +76,7 @@ def render(runs: Runs) -> dict[str, bytes]:
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    rows = _newest_group(runs)
+    rows = newest_group(runs)
     valid = [row for row in rows if row.verdict.valid]
     if not valid:
         return {}
@@ -101,10 +101,11 @@ def our_style() -> Iterator[None]:
 
 def has_figure(runs: Runs) -> bool:
     """Whether `render` gives one."""
-    return any(row.verdict.valid for row in _newest_group(runs))
+    return any(row.verdict.valid for row in newest_group(runs))
 
 
-def _newest_group(runs: Runs) -> Sequence[Row]:
+def newest_group(runs: Runs) -> Sequence[Row]:
+    """The rows that figures are of."""
     return next(iter(tables.row_groups(tables.newest_rows(runs))), ())
 
 
@@ -117,16 +118,12 @@ def saved(figure: Any, file_format: str) -> bytes:
 
 def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     """Two panels over one horizontal axis, with the words a reader needs below them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     axis, lines = series_of(rows)
     legend_rows = len(lines) if len(lines) > 1 else 0
-    caption = "\n".join(textwrap.wrap(_caption(rows, num_invalid=num_invalid), _CAPTION_COLUMNS))
-    below = 0.55 + 0.17 * legend_rows + 0.14 * (caption.count("\n") + 1)  # inches
+    caption = wrapped(_caption(rows, num_invalid=num_invalid))
+    below = 0.55 + 0.17 * legend_rows + caption_height(caption)
     height = 3.2 + below
-    figure = Figure(figsize=(7.2, height))
-    FigureCanvasAgg(figure)
+    figure = blank(height, caption)
     gamma_axes, alpha_axes = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.3 / height, bottom=below / height, wspace=0.22)
 
@@ -151,8 +148,28 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     if legend_rows:
         anchor = (0.08, (below - 0.45) / height)
         figure.legend(loc="upper left", bbox_to_anchor=anchor, borderaxespad=0, labelspacing=0.25)
+    return figure
+
+
+def blank(height: float, caption: str) -> Any:
+    """A figure as wide as a page with a caption at its foot; inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
     figure.text(0.02, 0.08 / height, caption, fontsize=7, va="bottom", linespacing=1.3)
     return figure
+
+
+def wrapped(caption: str) -> str:
+    """Broken into lines of the width of a figure."""
+    return "\n".join(textwrap.wrap(caption, _CAPTION_COLUMNS))
+
+
+def caption_height(caption: str) -> float:
+    """Inches that its lines take."""
+    return 0.14 * (caption.count("\n") + 1)
 
 
 def look(number: int) -> dict[str, str]:
@@ -208,17 +225,25 @@ def _expected_alpha(record: CellRecord) -> float | None:
 
 
 def _caption(rows: Sequence[Row], *, num_invalid: int) -> str:
-    cell = rows[0].record.cell
+    return (
+        f"{rows[0].record.cell.suite} on {device(rows[0])}. {tables.FORMULA}. "
+        "Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
+        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
+        + settings_sentence(rows)
+        + (f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else "")
+    )
+
+
+def device(row: Row) -> str:
+    """What a row was measured on, in a word or two."""
+    return str(row.run.environment.get("gpu_name") or row.run.environment.get("cpu_model"))
+
+
+def settings_sentence(rows: Sequence[Row]) -> str:
+    """What a reader must know of every cell, where it is the same in all."""
     _, constant = tables.split_identity(rows)
     shown = ("backend", "pair", "rule", "num_draft_tokens", "dtype", "prompt_set", "num_prompts", "max_new_tokens")
-    left_out = f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else ""
-    return (
-        f"{cell.suite} on {rows[0].run.environment.get('gpu_name') or rows[0].run.environment.get('cpu_model')}. "
-        f"{tables.FORMULA}. Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
-        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
-        + _sentence(f"{name} {tables.scalar_text(name, constant[name])}" for name in shown if name in constant)
-        + left_out
-    )
+    return _sentence(f"{name} {tables.scalar_text(name, constant[name])}" for name in shown if name in constant)
 
 
 def _sentence(parts: Iterable[str]) -> str:

@@ -1,22 +1,28 @@
 """`specheat tables`: everything that is derived from the raw records, written beside them.
 
 results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>.svg, .png    results/README.md
-results/tables/<machine>-claims.md
+results/tables/<machine>-claims.md           results/figures/<machine>-<suite>-phases.svg, .png
+                                             results/figures/<machine>-predicted.svg, .png
+
+Asked for columns, a pivot or a format it writes nothing and prints tables instead.
 """
 
 from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.records import RunRecord
-from bench.rendering import DERIVED, Page
-from bench.tables import VERSIONS, Runs
+from bench.rendering import DERIVED, Page, Table
+from bench.tables import VERSIONS, Row, Runs
 
 PARTIAL = ".partial.jsonl"  # of a run under way
 CLAIMS = "claims"
+PHASES = "phases"
+PREDICTED = "predicted"
+PRINTED = ("markdown", "latex", "terminal")
 
 Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
 Others = Mapping[
@@ -32,20 +38,48 @@ class Tables:
         parser.add_argument("--machine", metavar="NAME", help="only this machine's tables and figures")
         parser.add_argument("--suite", metavar="NAME", help="only this suite's tables and figures")
         parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
+        printing = parser.add_argument_group(
+            "printing", "With one of these, tables go to standard output and no file is written (docs/tables.md)."
+        )
+        printing.add_argument(
+            "--columns",
+            metavar="NAMES",
+            help="these columns in this order, such as T,k,gamma,alpha; a wrong name lists all",
+        )
+        printing.add_argument(
+            "--pivot",
+            nargs=3,
+            metavar=("ROW", "x", "COLUMN"),
+            help="gamma and alpha (or --columns) over two names of cell identity, such as: T x backend",
+        )
+        printing.add_argument("--format", choices=PRINTED, help="how to print (default: markdown)")
 
     def run(self, args: Namespace) -> int:
-        changed = False
-        for path, content in derived_files(args.results, machine=args.machine, suite=args.suite):
-            if path.is_file() and path.read_bytes() == content:
-                continue
-            changed = True
+        from rich.console import Console
+
+        status = Console(stderr=True).status("reading records")
+        if args.columns or args.pivot or args.format:
             if args.check:
-                print(f"{path} differs from what the records give")
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                print(path)
-        return 1 if changed and args.check else 0
+                raise ValueError(
+                    "expected --check alone, got it with --columns, --pivot or --format, which write no file"
+                )
+            with status:
+                text = printed(args)
+            print(text, end="")
+            return 0
+        messages = []
+        with status:
+            for path, content in derived_files(args.results, machine=args.machine, suite=args.suite):
+                status.update(f"{path.name} and others")
+                if path.is_file() and path.read_bytes() == content:
+                    continue
+                messages.append(f"{path} differs from what the records give" if args.check else str(path))
+                if not args.check:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+        for message in messages:
+            print(message)
+        return 1 if messages and args.check else 0
 
 
 def derived_files(
@@ -55,21 +89,15 @@ def derived_files(
 
     Raises:  ValueError: no such folder, no records that are asked for, or a broken one
     """
-    from bench import claims, figures, findings, tables
+    from bench import claims, figures, findings, mechanism_figures, tables
 
     experiments, others = load_experiments(results), find_others(results)
-    both = sorted({*experiments, *others})
-    asked = [key for key in both if machine in (None, key[0]) and suite in (None, key[1])]
-    if not asked:
-        wanted = "/".join(name or "*" for name in (machine, suite))
-        known = ", ".join("/".join(key) for key in both) or "none"
-        raise ValueError(f"expected records of {wanted} in {results}, found {known}")
+    asked = _asked({*experiments, *others}, results, machine=machine, suite=suite)
     for key, (make, paths) in others.items():
         if key in asked:
             page, name = make(paths), "-".join(key)
             yield results / "tables" / f"{name}.md", _other_page(key, page, paths).encode()
-            for file_format, image in page.images.items():
-                yield results / "figures" / f"{name}.{file_format}", image
+            yield from _images(results, name, page.images)
     for key, runs in experiments.items():
         if key not in asked:
             continue
@@ -79,13 +107,79 @@ def derived_files(
         figure = f"../figures/{name}.svg" if images else None
         yield results / "tables" / f"{name}.md", tables.markdown_table(runs, further=further, figure=figure).encode()
         yield results / "tables" / f"{name}.tex", tables.latex_table(runs, further=further).encode()
-        for file_format, image in images.items():
-            yield results / "figures" / f"{name}.{file_format}", image
+        yield from _images(results, name, images)
+        yield from _images(results, f"{name}-{PHASES}", mechanism_figures.render_phases(runs))
     for name in sorted({key[0] for key in asked}):
+        if suite is None:
+            predicted = mechanism_figures.render_predicted(_rows_on(name, experiments))
+            yield from _images(results, f"{name}-{PREDICTED}", predicted)
         page = claims.derived(results, name)
         if page.markdown and suite is None:
             yield results / "tables" / f"{name}-{CLAIMS}.md", _ledger_page(name, page).encode()
     yield results / "README.md", _index(results, experiments, others).encode()
+
+
+def printed(args: Namespace) -> str:
+    """What `--columns`, `--pivot` and `--format` ask for."""
+    from bench import rendering
+
+    found = tuple(_chosen_tables(args))
+    if args.format == "latex":
+        labels = rendering.labelled(found)
+        floats = [rendering.latex_float(table, label=label) for table, label in zip(found, labels, strict=True)]
+        return rendering.latex_packages(found) + "\n".join(floats)
+    if args.format == "terminal":
+        return "\n".join(f"{table.title}\n\n{rendering.terminal(table)}\n" for table in found)
+    folder = args.results.as_posix()
+    return "\n".join(f"## {table.title}\n\n{rendering.markdown(table, folder)}\n" for table in found)
+
+
+def _chosen_tables(args: Namespace) -> Iterator[Table]:
+    from bench import findings, pivot, tables
+
+    experiments = {key: (runs, tables.newest_rows(runs)) for key, runs in load_experiments(args.results).items()}
+    asked = _asked(
+        [key for key, (_, rows) in experiments.items() if rows], args.results, machine=args.machine, suite=args.suite
+    )
+    names = [name.strip() for name in args.columns.split(",")] if args.columns else []
+    for key in asked:
+        runs, rows = experiments[key]
+        if args.pivot:
+            down, by, across = args.pivot
+            if by != "x":
+                raise ValueError(f"expected --pivot ROW x COLUMN, got {' '.join(args.pivot)}")
+            yield from pivot.pivot_tables(rows, down=down, across=across, values=names or pivot.VALUES)
+        elif names:
+            yield from (tables.chosen_table(group, names) for group in tables.row_groups(rows))
+        else:
+            yield from (*tables.suite_tables(runs), *findings.further_tables(rows))
+
+
+def _images(results: Path, name: str, images: Mapping[str, bytes]) -> Iterator[tuple[Path, bytes]]:
+    return ((results / "figures" / f"{name}.{file_format}", image) for file_format, image in images.items())
+
+
+def _rows_on(machine: str, experiments: Experiments) -> list[Row]:
+    """The newest row of each cell of every suite."""
+    from bench.tables import newest_rows
+
+    return [row for key, runs in experiments.items() if key[0] == machine for row in newest_rows(runs)]
+
+
+def _asked(
+    known: Iterable[tuple[str, str]], results: Path, *, machine: str | None, suite: str | None
+) -> list[tuple[str, str]]:
+    """Those of a machine and a suite, where these are named.
+
+    Raises:  ValueError: there are none
+    """
+    known = sorted(known)
+    asked = [key for key in known if machine in (None, key[0]) and suite in (None, key[1])]
+    if not asked:
+        wanted = "/".join(name or "*" for name in (machine, suite))
+        listed = ", ".join("/".join(key) for key in known) or "none"
+        raise ValueError(f"expected records of {wanted} in {results}, found {listed}")
+    return asked
 
 
 def load_experiments(results: Path) -> Experiments:
@@ -142,6 +236,10 @@ def _ledger_page(machine: str, page: Page) -> str:
 def _index(results: Path, experiments: Experiments, others: Others) -> str:
     """results/README.md: what was measured where, with links to tables, figures and raw records."""
     from bench.figures import FORMATS, has_figure
+    from bench.mechanism_figures import has_phases, predicted_points
+
+    def image_links(name: str, what: str = "") -> list[str]:
+        return [f"[{what}{file_format}](figures/{name}.{file_format})" for file_format in FORMATS]
 
     lines = ["# Results", "", f"_{DERIVED}_"]
     machine = None
@@ -149,6 +247,9 @@ def _index(results: Path, experiments: Experiments, others: Others) -> str:
         if key[0] != machine:
             machine = key[0]
             lines += ["", f"## {machine}", "", f"Which claims hold here: [the ledger](tables/{machine}-{CLAIMS}.md)."]
+            if predicted_points(_rows_on(machine, experiments)):
+                images = ", ".join(image_links(f"{machine}-{PREDICTED}"))
+                lines += ["", f"Gamma measured against gamma predicted from bare forwards, all suites: {images}."]
         name = "-".join(key)
         if key in others:
             lines += ["", f"### {key[1]}", "", f"Table: [md](tables/{name}.md). Raw records, newest first:", ""]
@@ -158,7 +259,9 @@ def _index(results: Path, experiments: Experiments, others: Others) -> str:
         runs = experiments[key]
         links = [f"[{file_format}](tables/{name}.{file_format})" for file_format in ("md", "tex")]
         if has_figure(runs):
-            links += [f"[{file_format}](figures/{name}.{file_format})" for file_format in FORMATS]
+            links += image_links(name)
+        if has_phases(runs):
+            links += image_links(f"{name}-{PHASES}", f"{PHASES} ")
         lines += ["", f"### {key[1]}", "", f"Tables and figures: {', '.join(links)}. Raw records, newest first:", ""]
         newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
         lines += [_record_line(file, run) for file, run in newest_first]

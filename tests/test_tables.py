@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import cli, metrics, rendering, tables
+from bench import cli, metrics, pivot, rendering, tables
 from bench.records import RunRecord
 from bench.statistics import RatioInterval
 from bench.tables_command import Tables
@@ -226,6 +226,7 @@ def test_only_the_best_gamma_is_bold():
     assert bold_rows(main_table(grid())) == ["0"]
     assert tables.markdown_table({FILE: grid()}).count("**1.") == 1
     assert tables.latex_table({FILE: grid()}).count(r"\textbf") == 1
+    assert re.findall(r"\] \*|\* the best", tables.terminal_table(grid())) == ["] *", "* the best"]
 
 
 def test_an_invalid_gamma_is_not_the_best_one():
@@ -258,6 +259,40 @@ def test_a_run_without_a_baseline_says_so():
 def test_a_rule_judged_jointly_has_no_alpha():
     row = row_of(main_table(make_run([make_record(make_cell(rule="block"))])), temperature="1")
     assert (row["alpha\ncounted"].text, row["alpha\nexpected"].text) == (rendering.MISSING, rendering.MISSING)
+
+
+# Chosen columns
+
+
+def test_columns_stand_in_the_order_asked_for():
+    table = tables.chosen_table(tables.newest_rows({FILE: grid()}), ["gamma", "T", "alpha", "c"])
+    assert table.headers == ("gamma", "temperature", "alpha\ncounted", "c")
+    assert [body[1].text for body in table.body] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert [entries[0].bold for entries in table.body] == [True, False, False, False, False]
+    assert table.facts["formula"] == tables.FORMULA
+    assert "draft forward" in table.facts["c"]
+    assert "num_prompts 12" in table.facts["every cell"]
+
+
+def test_what_differs_and_is_not_among_the_columns_is_named():
+    cells = [make_cell(rule=rule) for rule in ("rejection", "one_hot")]
+    table = tables.chosen_table(tables.newest_rows({FILE: make_run(map(make_record, cells))}), ["k", "gamma"])
+    assert table.facts["differ between rows, not shown"] == "rule"
+    assert "temperature 1" in table.facts["every cell"]
+
+
+def test_an_invalid_row_of_chosen_columns_has_its_reason_at_a_dash():
+    run = make_run([make_record(warmup_settled=False)])
+    for names, place in ((["gamma_e2e", "gamma"], 1), (["T", "sd_ms"], 1), (["verdict", "T"], 0)):
+        table = tables.chosen_table(tables.newest_rows({FILE: run}), names)
+        assert [entry.note for entry in table.body[0]] == [1 if index == place else None for index in range(2)]
+        assert table.notes == ("warm-up never settled",)
+        assert table.body[0][place].text == ("INVALID" if "verdict" in names else rendering.MISSING)
+
+
+def test_the_record_of_a_row_can_be_a_column():
+    rows = tables.newest_rows({FILE: grid(), LATEST: replace(grid(), created="2026-11-21T10:00:00+00:00")})
+    assert tables.chosen_table(rows, ["record"]).body[0][0].text == "R1"
 
 
 # Several runs
@@ -336,11 +371,49 @@ def test_a_reason_cannot_break_a_markdown_table():
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1
 
 
+def two_amounts() -> dict[str, RunRecord]:
+    """Of one suite, in tables of their own."""
+    longer = make_run([make_record(make_cell(max_new_tokens=128))], created="2026-11-21T10:00:00+00:00")
+    return {FILE: grid(), LATEST: longer}
+
+
+def test_every_latex_table_says_machine_and_settings_or_which_table_does():
+    floats = tables.latex_table(two_amounts()).split(r"\end{sidewaystable}")[:-1]
+    labels = [re.search(r"\\label\{(.*)\}", text)[1] for text in floats]
+    assert len(set(labels)) == len(labels) == 4
+    for number in (0, 2):
+        assert "Example CPU" in floats[number]
+        assert rf"settings are those of Table~\ref{{{labels[number]}}}" in floats[number + 1]
+
+
+def test_a_narrow_latex_table_needs_nothing_but_booktabs_and_a_wide_one_is_turned():
+    rows = tables.newest_rows({FILE: grid()})
+    narrow, wide = tables.chosen_table(rows, ["T", "gamma"]), tables.cell_table(rows)
+    assert rendering.latex_packages([narrow]) == "% Needs \\usepackage{booktabs}.\n"
+    assert "sidewaystable" not in rendering.latex_float(narrow, label="a")
+    assert rendering.latex_packages([narrow, wide]) == "% Needs \\usepackage{booktabs,graphicx,rotating}.\n"
+    assert rendering.latex_float(wide, label="a").startswith(r"\begin{sidewaystable}")
+
+
+def compiled(folder: Path, latex: str) -> str:
+    """The log of pdflatex, run twice as references need."""
+    packages = "% Needs ", r"\usepackage{", "}."
+    (needs,) = (line for line in latex.splitlines() if line.startswith(packages[0]))
+    document = rf"\documentclass{{article}}\usepackage[utf8]{{inputenc}}{needs[len(packages[0]) : -1]}"
+    (folder / "t.tex").write_text(f"{document}\n\\begin{{document}}\n{latex}\n\\end{{document}}\n")
+    for _ in range(2):
+        subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=folder, check=True, capture_output=True, timeout=60)
+    return (folder / "t.log").read_text(errors="replace")
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
-def test_latex_compiles(tmp_path: Path):
-    document = r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs}\begin{document}"
-    (tmp_path / "t.tex").write_text(f"{document}\n{tables.latex_table({FILE: hostile()})}\n\\end{{document}}\n")
-    subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+@pytest.mark.parametrize("runs", [{FILE: hostile()}, two_amounts(), on_backends()], ids=["hostile", "two", "backends"])
+def test_latex_compiles_and_fits(tmp_path: Path, runs: dict[str, RunRecord]):
+    rows = tables.newest_rows(runs)
+    printed = pivot.pivot_tables(rows, down="T", across="backend")
+    latex = tables.latex_table(runs, further=printed)
+    log = compiled(tmp_path, latex)
+    assert not re.search(r"Overfull \\hbox|Float too large|multiply|undefined", log)
 
 
 # specheat tables
@@ -377,7 +450,11 @@ def test_the_command_writes_tables_figures_and_an_index_and_leaves_records_alone
             for suite in ("temperature_grid", "baseline_strength")
             for end in ("md", "tex")
         ),
-        *(f"figures/example-2c-temperature_grid.{end}" for end in ("svg", "png")),
+        *(
+            f"figures/example-2c-{name}.{end}"
+            for name in ("temperature_grid", "temperature_grid-phases", "predicted")
+            for end in ("svg", "png")
+        ),
         "tables/example-2c-claims.md",
     }
     assert all(after[file] == content for file, content in before.items())
@@ -443,6 +520,41 @@ def test_one_machine_or_suite_can_be_asked_for_and_the_index_stays_whole(results
     ],
 )
 def test_what_is_not_there_is_bad_input(results: Path, arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_command(results, *arguments)
+
+
+def test_asked_for_columns_or_a_pivot_it_prints_tables_and_writes_nothing(results: Path, capsys):
+    before = contents(results)
+    assert run_command(results, "--columns", "T, gamma") == 0
+    page = capsys.readouterr().out
+    assert page.startswith("## temperature_grid on example-2c\n\n|   temperature |")
+    assert f"[{FILE}]({results.as_posix()}/{FILE})" in page
+    assert run_command(results, "--pivot", "T", "x", "backend", "--format", "terminal") == 0
+    page = capsys.readouterr().out
+    assert page.count("on example-2c: ") == page.count("temperature x backend") == 2
+    assert run_command(results, "--pivot", "T", "x", "k", "--columns", "gamma_e2e", "--format", "latex") == 0
+    page = capsys.readouterr().out
+    assert page.startswith("% Needs \\usepackage{booktabs}.")
+    assert page.count(r"\begin{table}") == 1
+    assert run_command(results, "--format", "latex", "--suite", "temperature_grid") == 0
+    assert "mechanism" in capsys.readouterr().out
+    assert contents(results) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--columns", "T,nope"], "expected a column among T, k, backend, rule,"),
+        (["--columns", "nope"], "gamma, gamma_e2e, gamma_predicted,"),
+        (["--pivot", "T", "x", "nope"], "expected a name of cell identity among T, k, backend,"),
+        (["--pivot", "T", "x", "temperature"], "expected two different names of cell identity, got temperature twice"),
+        (["--pivot", "T", "by", "k"], "expected --pivot ROW x COLUMN, got T by k"),
+        (["--columns", "T", "--check"], "expected --check alone"),
+        (["--columns", "T", "--suite", "baseline_strength"], "found example-2c/temperature_grid"),
+    ],
+)
+def test_what_cannot_be_printed_is_bad_input(results: Path, arguments: list[str], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         run_command(results, *arguments)
 
