@@ -476,6 +476,19 @@ class BackendConformance:
         verdict = near_fresh.certificate([(r, near.generate(r)) for r in asked])
         assert verdict.verdict == "LOSSLESS", verdict.words
 
+    def test_adaptive_draft_length(self, near: Backend, near_fresh: FreshForwards) -> None:
+        """Rounds of several lengths, none above k; greedy text and distribution are the target's all the same."""
+        _need(near.capabilities.adaptive_draft_length, "an adaptive draft length")
+        asked = _requests(near, self.num_tokens, draft_length="adaptive", num_draft_tokens=4)
+        asked = tuple(replace(request, temperature=(0.0, 0.7, 1.0)[i % 3]) for i, request in enumerate(asked))
+        texts = [(request, near.generate(request)) for request in asked]
+        for greedy in (True, False):
+            verdict = near_fresh.certificate([(r, text) for r, text in texts if (r.temperature == 0) == greedy])
+            assert verdict.verdict == "LOSSLESS", verdict.words
+        if near.capabilities.reports_rounds:
+            drafted = {round_.drafted for _, text in texts for round_ in text.rounds or ()}
+            assert {1, 4} < drafted <= {0, 1, 2, 3, 4}
+
     @pytest.mark.parametrize("arm", ["autoregressive", "speculative"])
     def test_together(self, arm: str, near: Backend, near_fresh: FreshForwards) -> None:
         """Texts decoded at once, at several temperatures and of several lengths, each follow the target."""

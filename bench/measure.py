@@ -31,11 +31,11 @@ from bench.records import (
 
 T = TypeVar("T")
 
-WARMUP_TOKENS = 8  # one short generation per warm-up step
+WARMUP_TOKENS = 4  # one short generation per warm-up step
 WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
 WARMUP_TREND = 0.05  # ... by more than this share
 WARMUP_MAX_STEPS = 24
-FORWARD_SAMPLES = 3  # bare forwards of each kind, timed behind every pair
+FORWARD_SAMPLES = 3  # bare forwards of each kind, timed behind an instrumented pair
 
 
 def derive_seed(seed: int, *parts: object) -> int:
@@ -225,11 +225,13 @@ def pair_rounds(
     request_for: Callable[[int], DecodeRequest],
     *,
     on_pairs: Callable[[tuple[TimedPair, ...]], None],
+    instrument_every: int = 1,
     clock: Clock = time.perf_counter,
 ) -> ArmRounds[tuple[TimedArm, ...]]:
-    """The pairs of one cell as rounds, `on_pairs` gets those of each. Bare forwards and replay come behind both arms.
+    """The pairs of one cell as rounds, `on_pairs` gets those of each.
 
-    `request_for` gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own.
+    Args:    request_for: gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own
+             instrument_every: 3 for bare forwards and a replay behind every third pair, which take as long as an arm
     """
 
     def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
@@ -248,6 +250,7 @@ def pair_rounds(
             # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
             context_length = len(request.prompt_ids) + len(sd.token_ids) // 2
             alone = len(plan.texts) == 1
+            instrumented = sum(text) % instrument_every == 0
             pairs.append(
                 TimedPair(
                     *text,
@@ -255,8 +258,8 @@ def pair_rounds(
                     ar,
                     sd,
                     # Bare forwards of one text say nothing of many.
-                    forwards=_forwards(backend, request, context_length) if alone else (),
-                    replay=backend.replay(request) if isinstance(backend, Replayable) else None,
+                    forwards=_forwards(backend, request, context_length) if alone and instrumented else (),
+                    replay=backend.replay(request) if instrumented and isinstance(backend, Replayable) else None,
                     group=None if alone else plan.texts[0][0],
                 )
             )

@@ -265,7 +265,7 @@ def predicted_gamma(record: CellRecord) -> float | None:
 def iid_predicted_gamma(record: CellRecord) -> float | None:
     """Gamma of a loop without overhead, were every draft token accepted with probability counted alpha."""
     alpha = counted_alpha(record)
-    if alpha is None:
+    if alpha is None or record.cell.draft_length != "constant":
         return None
     return _gamma_at(record, theory.expected_block_efficiency(alpha.estimate, record.cell.num_draft_tokens))
 
@@ -431,8 +431,14 @@ def _forwards(record: CellRecord) -> list[ForwardSeconds]:
 
 
 def _gamma_at(record: CellRecord, efficiency: float) -> float | None:
-    """Median over the bare-forward samples: each sample's three forwards ran together, so drift cancels within it."""
-    samples = _forwards(record)
+    """Median over the bare-forward samples: each sample's three forwards ran together, so drift cancels within it.
+
+    Where the draft length adapts, a round's drafts are the mean, and its verification that of the longest.
+    """
+    samples, drafts_a_round = _forwards(record), float(record.cell.num_draft_tokens)
+    if record.cell.draft_length == "adaptive":
+        counts = count_rounds(round_ for pair in record.pairs for round_ in pair.sd.rounds or ())
+        drafts_a_round = counts.drafted / counts.rounds
     if not samples:
         return None
     gammas = [
@@ -441,7 +447,7 @@ def _gamma_at(record: CellRecord, efficiency: float) -> float | None:
             ar_s=f.ar_s,
             draft_s=f.draft_s,
             verify_s=f.verify_s,
-            num_draft_tokens=record.cell.num_draft_tokens,
+            num_draft_tokens=drafts_a_round,
         )
         for f in samples
     ]

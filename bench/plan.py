@@ -12,7 +12,8 @@ from bench import environment, metrics, store
 from bench.settings import Settings
 from bench.suite_run import Workload
 
-ARMS_PER_PAIR = 3.5  # AR, SD, the replay, and bare forwards, in units of one AR generation
+ARMS_PER_PAIR = 2.0  # AR and SD, in units of one AR generation
+INSTRUMENTS_PER_PAIR = 1.5  # the replay, and bare forwards
 ARMS_PER_BASELINE = 3  # AR, AR again, the engine's own
 LOAD_S = 10.0  # loading a pair and warming up
 
@@ -45,7 +46,8 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
 def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, seconds_per_token: float) -> float:
     generation_s, num_prompts = settings.max_new_tokens * seconds_per_token, len(workload.prompt_ids)
     num_baselines = len({cell.partition("::")[0] for cell in cells}) * len(settings.backends)
-    cells_s = len(cells) * num_prompts * settings.repeats * ARMS_PER_PAIR * generation_s
+    arms = ARMS_PER_PAIR + INSTRUMENTS_PER_PAIR / settings.instrument_every
+    cells_s = len(cells) * num_prompts * settings.repeats * arms * generation_s
     return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
 
 

@@ -34,6 +34,7 @@ class Capabilities:
     draft_temperature: bool = True  # draft T may differ from decode T
     truncation: bool = True  # top-k and top-p
     schedules: bool = False  # decode T may change within a text
+    adaptive_draft_length: bool = False  # k may change from round to round
     seeded: bool = True  # same request, same ids
     reports_rounds: bool = True
     gaps: Mapping[str, str] | None = None  # conformance check -> why this engine cannot pass it

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+DraftLength = Literal["constant", "adaptive"]
 Order = Literal["ar_first", "sd_first"]
 Scalar = str | int | float | bool | None
 Schedule = tuple[tuple[int, float], ...]  # (index of the first new token, temperature) of each piece
@@ -78,6 +79,7 @@ class DecodeRequest:
     seed: int = 0
     eos_token_ids: tuple[int, ...] = ()  # empty: the end token is ignored
     schedule: Schedule = ()  # of the decode T, which the draft T follows; empty: `temperature` throughout
+    draft_length: DraftLength = "constant"  # adaptive: k is the most that a round drafts
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -238,7 +240,13 @@ class Cell:
     def label(self) -> str:
         """Short name for progress bars and test ids."""
         temperature = schedule_text(self.schedule) or f"{self.temperature:g}"
-        return f"{self.backend} {self.pair} {self.rule} T={temperature} k={self.num_draft_tokens}"
+        k = f"k={self.num_draft_tokens}" if self.draft_length == "constant" else f"k<={self.num_draft_tokens}"
+        return f"{self.backend} {self.pair} {self.rule} T={temperature} {k}"
+
+    @property
+    def draft_length(self) -> DraftLength:
+        """Whether every round drafts k tokens or k is the most."""
+        return "adaptive" if dict(self.options).get("draft_length") == "adaptive" else "constant"
 
     @property
     def schedule(self) -> Schedule:

@@ -117,6 +117,14 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
+def imported_from(package: str) -> Path:
+    """The folder of a package, which is imported here; whoever imports it later gets the same."""
+    from importlib import import_module
+    from pathlib import Path
+
+    return Path(str(import_module(package).__file__)).resolve().parent
+
+
 def _entry_points(group: str) -> dict[str, EntryPoint]:
     from importlib.metadata import entry_points
 

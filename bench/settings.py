@@ -20,6 +20,7 @@ MAX_GRID_POINTS = 1000
 DEFAULT_PAIR = "smollm2"
 DRAFT_TOKENS = "2"
 PROMPTS = "instructions"
+INSTRUMENT_EVERY = 3
 # Fields that a suite may have defaults of its own for -> the option that decides them
 SUITE_FIELDS = {
     "temperatures": "temperatures",
@@ -32,6 +33,7 @@ SUITE_FIELDS = {
     "repeats": "repeats",
     "max_new_tokens": "max_new_tokens",
     "end_token": "ignore_end_token",
+    "instrument_every": "instrument_every",
 }
 
 
@@ -46,8 +48,8 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=6, repeats=1, max_new_tokens=16),
-    "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=64),
+    "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
+    "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=40),
     "paper": Preset(
         temperatures=tuple(round(0.1 * step, 1) for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128
     ),
@@ -83,6 +85,7 @@ class Settings:
     max_new_tokens: int
     max_prompt_tokens: int | None
     end_token: str
+    instrument_every: int  # pairs, of which one is replayed with instruments and has bare forwards timed behind it
     chat_template: str
     system_prompt: str | None
     seed: int
@@ -160,6 +163,12 @@ def add_options(add: object) -> None:
         default=None,
         help="decode to the token limit; the share after the end is reported",
     )
+    option(
+        "--instrument-every",
+        metavar="N",
+        help="time bare forwards and repeat the text with instruments behind every Nth pair "
+        f"(default: {INSTRUMENT_EVERY}, or the suite's)",
+    )
     option("--chat-template", default="default", metavar="none|default|FILE", help="how chat prompts become text")
     option("--system-prompt", metavar="TEXT", help="system message put before every chat prompt")
     option("--seed", default="0", metavar="N", help="seed of prompt order and sampling (default: 0)")
@@ -213,6 +222,7 @@ def from_options(options: argparse.Namespace) -> Settings:
             None if options.max_prompt_tokens is None else _count("--max-prompt-tokens", options.max_prompt_tokens)
         ),
         end_token="ignored" if options.ignore_end_token else "natural",
+        instrument_every=_count("--instrument-every", options.instrument_every, default=INSTRUMENT_EVERY),
         chat_template=options.chat_template,
         system_prompt=options.system_prompt,
         seed=_count("--seed", options.seed, least=0),

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import environment, measure, store
+import msgspec
+
+from bench import environment, measure, metrics, store, turns
 from bench.measure import ArmRounds
 from bench.progress import Reporter
 from bench.protocols import Backend, Concurrent, NativeBaseline
@@ -217,6 +219,7 @@ class SuiteRun:
             ),
             eos_token_ids=self.workload.end_token_ids if cell.end_token == "natural" else (),
             schedule=cell.schedule,
+            draft_length=cell.draft_length,
         )
 
     def measure(
@@ -233,7 +236,8 @@ class SuiteRun:
 
         Args:   draft_temperature: None for the one that the settings say, which is the decode temperature as a rule;
                 options: what the suite varies beyond the rest; of these `concurrency` is how many texts are decoded at once,
-                and `schedule` the temperature by token (`parse_schedule`), `temperature` being its hottest
+                `schedule` the temperature by token (`parse_schedule`), `temperature` being its hottest, and `draft_length`
+                "adaptive" where num_draft_tokens is the most that a round drafts
 
         Raises: NotMeasured: nothing is to be done, and why. An error of the backend is recorded, without numbers,
         and raised.
@@ -281,6 +285,11 @@ class SuiteRun:
             throttle,
         )
         self.journal.finish_cell(record)
+        measured = self.journal.measured
+        so_far = replace(
+            self.journal.header, baseline=tuple(measured.baseline), cells=tuple(measured.finished.values())
+        )
+        benchmark.extra_info["specheat"] = msgspec.to_builtins(alone(record, so_far))
         return record
 
     def measure_baseline(self, benchmark: Any) -> None:
@@ -326,6 +335,7 @@ class SuiteRun:
             self.journal.append_baseline(triple)
             self._known_baseline(cell)[self.workload.prompt_ids[triple.prompt_index]] = triple
             self.reporter.step(f"{self.backend.name} baseline", None, pairs=pairs_each)
+            self._pass_turn_on(f"{self.backend.name} baseline")
 
         return measure.baseline_rounds(
             self.backend,
@@ -374,8 +384,15 @@ class SuiteRun:
             pairs.extend(together)
             self.peak_memory_bytes = max(self.peak_memory_bytes, environment.resident_memory_bytes())
             self.reporter.step(cell.label, _gamma_so_far(pairs))
+            self._pass_turn_on(cell.label)
 
-        rounds = measure.pair_rounds(self.backend, plans, lambda index: self.request(cell, index), on_pairs=on_pairs)
+        rounds = measure.pair_rounds(
+            self.backend,
+            plans,
+            lambda index: self.request(cell, index),
+            on_pairs=on_pairs,
+            instrument_every=self.settings.instrument_every,
+        )
         benchmark.extra_info.update(
             backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
         )
@@ -387,6 +404,19 @@ class SuiteRun:
             ar_tokens=sum(len(pair.ar.token_ids) for pair in pairs),
             ar_seconds=sum(pair.ar.seconds for pair in pairs),
         )
+
+    def _pass_turn_on(self, label: str) -> None:
+        """Behind every round."""
+        num_triples = len(self.journal.measured.baseline)
+        turns.pass_on(turns.Round(label, self.reporter.done, num_triples, self.reporter.total))
+
+
+def alone(record: CellRecord, run: RunRecord) -> RunRecord:
+    """A run of one cell, as pytest-benchmark's file holds it: what `specheat compare` needs, and the verdict by then."""
+    verdict = metrics.verdict(record, run)
+    pairs = tuple(replace(pair, forwards=(), replay=None) for pair in record.pairs) if verdict.valid else ()
+    error = None if verdict.valid else "; ".join(verdict.reasons)
+    return replace(run, cells=(replace(record, pairs=pairs, evidence=None, error=error),))
 
 
 def concurrency_of(cell: Cell) -> int:
@@ -411,6 +441,8 @@ def unsupported(cell: Cell, backend: Backend) -> str | None:
         return "takes neither top-k nor top-p"
     if cell.schedule and not able.schedules:
         return "decodes a text at one temperature only"
+    if cell.draft_length == "adaptive" and not able.adaptive_draft_length:
+        return "drafts the same number of tokens in every round"
     return None
 
 

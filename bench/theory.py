@@ -50,11 +50,12 @@ def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
 
 
 def predicted_gamma(
-    block_efficiency: float, *, ar_s: float, draft_s: float, verify_s: float, num_draft_tokens: int
+    block_efficiency: float, *, ar_s: float, draft_s: float, verify_s: float, num_draft_tokens: float
 ) -> float:
     """Gamma of a loop without overhead: block efficiency x AR forward / (k x draft forward + verify forward).
 
-    Args:    seconds of bare forwards: target on 1 token, draft on 1 token, target on k + 1 tokens
+    Args:    seconds of bare forwards: target on 1 token, draft on 1 token, target on k + 1 tokens; num_draft_tokens: of a
+             round, on average where it changes
     Source:  Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, where verify_s is taken to be ar_s
     """
     return block_efficiency * ar_s / (num_draft_tokens * draft_s + verify_s)

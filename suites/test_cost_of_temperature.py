@@ -7,9 +7,9 @@ Texts of fixed length, so that every temperature decodes behind the same context
 from bench.suite_run import SuiteRun
 
 DEFAULTS = {
-    "smoke": {"temperatures": (0.0, 1.0), "end_token": "ignored", "max_new_tokens": 16},
-    "quick": {"temperatures": (0.0, 0.5, 1.0), "end_token": "ignored", "num_prompts": 8, "max_new_tokens": 48},
-    "paper": {"end_token": "ignored"},
+    "smoke": {"temperatures": (0.0, 1.0), "end_token": "ignored", "instrument_every": 1},
+    "quick": {"temperatures": (0.0, 0.5, 1.0), "end_token": "ignored", "num_prompts": 8, "instrument_every": 1},
+    "paper": {"end_token": "ignored", "instrument_every": 1},
 }
 
 

@@ -10,8 +10,8 @@ from bench.protocols import Concurrent
 from bench.suite_run import SuiteRun
 
 DEFAULTS = {
-    "smoke": {"temperatures": (1.0,), "max_new_tokens": 16},
-    "quick": {"temperatures": (0.0, 1.0), "num_prompts": 8, "max_new_tokens": 96},
+    "smoke": {"temperatures": (1.0,)},
+    "quick": {"temperatures": (0.0, 1.0), "num_prompts": 8, "max_new_tokens": 80},
     "paper": {"temperatures": (0.0, 0.5, 1.0), "max_new_tokens": 256},
 }
 

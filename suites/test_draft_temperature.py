@@ -3,12 +3,11 @@
 from bench.suite_run import SuiteRun
 
 DEFAULTS = {
-    "smoke": {"temperatures": (1.0,), "draft_temperatures": (0.7, 1.0), "max_new_tokens": 16},
+    "smoke": {"temperatures": (1.0,), "draft_temperatures": (0.7, 1.0)},
     "quick": {
         "temperatures": (1.0,),
         "draft_temperatures": (0.5, 0.75, 1.0, 1.25),
         "num_prompts": 8,
-        "max_new_tokens": 48,
     },
     "paper": {
         "temperatures": (0.25, 0.5, 0.75, 1.0, 1.5),

@@ -10,9 +10,9 @@ from bench.records import schedule_text
 from bench.suite_run import SuiteRun
 
 DEFAULTS = {
-    "smoke": {"temperatures": (0.25, 1.0), "max_new_tokens": 16},
-    "quick": {"temperatures": (0.25, 1.0), "num_prompts": 8, "max_new_tokens": 48, "num_draft_tokens": (2,)},
-    "paper": {"temperatures": (0.25, 1.0), "num_draft_tokens": (2, 4)},
+    "smoke": {"temperatures": (0.25, 1.0)},
+    "quick": {"temperatures": (0.25, 1.0), "num_prompts": 8, "num_draft_tokens": (2,), "instrument_every": 1},
+    "paper": {"temperatures": (0.25, 1.0), "num_draft_tokens": (2, 4), "instrument_every": 1},
 }
 ORDERS = (("hot",), ("cold",), ("hot", "cold"), ("cold", "hot"))
 

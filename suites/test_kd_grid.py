@@ -14,12 +14,11 @@ OFFLINE, ONLINE = (
     for arm in ("offline", "online")
 )
 DEFAULTS = {
-    "smoke": {"drafts": (START, OFFLINE[0]), "temperatures": (1.0,), "max_new_tokens": 16},
+    "smoke": {"drafts": (START, OFFLINE[0]), "temperatures": (1.0,)},
     "quick": {
-        "drafts": (START, OFFLINE[0], OFFLINE[-1], ONLINE[0], ONLINE[-1]),
+        "drafts": (START, OFFLINE[0], OFFLINE[-1], ONLINE[-1]),
         "temperatures": (0.0, 1.0),
         "num_prompts": 8,
-        "max_new_tokens": 48,
     },
     "paper": {"drafts": (START, *OFFLINE, *ONLINE)},
 }

@@ -4,8 +4,8 @@ from bench.suite_run import SuiteRun
 
 DOMAINS = ("instructions", "word_problems")
 DEFAULTS = {
-    "smoke": {"prompts": DOMAINS, "temperatures": (1.0,), "max_new_tokens": 16},
-    "quick": {"prompts": DOMAINS, "temperatures": (0.0, 0.5, 1.0), "num_prompts": 8, "max_new_tokens": 48},
+    "smoke": {"prompts": DOMAINS, "temperatures": (1.0,)},
+    "quick": {"prompts": DOMAINS, "temperatures": (0.0, 1.0), "num_prompts": 8},
     "paper": {"prompts": DOMAINS},
 }
 

@@ -6,8 +6,8 @@ Beside gamma and alpha the tables say how degenerate the texts are: repeated 4-g
 from bench.suite_run import SuiteRun
 
 DEFAULTS = {
-    "smoke": {"temperatures": (1.0, 2.0), "max_new_tokens": 16},
-    "quick": {"temperatures": (0.0, 0.5, 1.0, 1.25, 1.5, 2.0), "num_prompts": 8, "max_new_tokens": 48},
+    "smoke": {"temperatures": (1.0, 2.0)},
+    "quick": {"temperatures": (0.0, 0.5, 1.0, 1.5, 2.0), "num_prompts": 8},
     "paper": {"temperatures": tuple(step / 4 for step in range(13))},
 }
 

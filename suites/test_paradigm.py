@@ -1,8 +1,9 @@
 """Offline against online distillation, one step at a time, so that their differences can be told apart.
 
 At equal tokens `offline` to `soft` changes the labels (tokens to distributions), `soft` to `online` with lambda 0 the text
-(fixed to fresh), lambda 0 to 1 the writer (target to draft). At equal seconds `offline` and `soft` have
-as many tokens as the seconds of `online` (lambda 1) are worth. The tables give the change of alpha against the start, tokens and seconds.
+(fixed to fresh), lambda 0 to 1 the writer (target to draft). At equal seconds `offline` and `soft` have as many
+tokens as the seconds of `online` (lambda 1) are worth. The tables give the change of alpha against the start, tokens and
+seconds.
 """
 
 from collections.abc import Callable, Sequence

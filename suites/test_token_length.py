@@ -26,8 +26,8 @@ from bench.token_length import Header, JudgedText
 from distill.progress import Meter
 
 DEFAULTS = {
-    "smoke": {"temperatures": (1.0,), "num_prompts": 6, "max_new_tokens": 24},
-    "quick": {"temperatures": (0.0, 0.5, 1.0), "num_prompts": 24, "max_new_tokens": 64, "num_draft_tokens": (2,)},
+    "smoke": {"temperatures": (1.0,), "num_prompts": 6},
+    "quick": {"temperatures": (0.0, 0.5, 1.0), "num_prompts": 16, "max_new_tokens": 48, "num_draft_tokens": (2,)},
     "paper": {"temperatures": (0.0, 0.25, 0.5, 0.75, 1.0), "num_prompts": 48, "max_new_tokens": 128},
 }
 

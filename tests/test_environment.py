@@ -146,6 +146,30 @@ def test_the_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.M
     assert environment._commit(tmp_path)["harness_commit"] == "unknown"
 
 
+def test_backends_of_another_checkout_have_a_commit_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkout(tmp_path)
+    (tmp_path / "backends").mkdir()
+    (tmp_path / "backends" / "__init__.py").write_text("")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "backends")
+    monkeypatch.setitem(sys.modules, "backends", SimpleNamespace(__file__=str(tmp_path / "backends/__init__.py")))
+    (tmp_path / "code.py").write_text("of no matter here")
+    commit = environment._commit(tmp_path)["harness_commit"]
+    assert environment._foreign_backends() == {"backends_commit": commit, "backends_dirty": False}
+    (tmp_path / "backends" / "__init__.py").write_text("changed")
+    assert environment._foreign_backends() == {"backends_commit": commit, "backends_dirty": True}
+
+
+def test_our_own_backends_have_no_commit_beside_that_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = environment.REPOSITORY / "backends" / "__init__.py"
+    monkeypatch.setitem(sys.modules, "backends", SimpleNamespace(__file__=str(own)))
+    assert environment._foreign_backends() == {}
+    monkeypatch.delitem(sys.modules, "backends")
+    assert environment._foreign_backends() == {}
+
+
 @pytest.mark.parametrize(
     ("env", "slug"),
     [

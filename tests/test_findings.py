@@ -10,7 +10,7 @@ import pytest
 from bench import findings, metrics
 from bench.findings import further_tables, payback_tokens, repeated_share, round_costs
 from bench.records import CellRecord
-from bench.rendering import Table
+from bench.rendering import MISSING, Table
 from bench.tables import newest_rows
 from tests.record_builder import PAIR, make_cell, make_record, make_run
 
@@ -50,6 +50,25 @@ def test_the_cost_of_a_round_is_that_of_its_phases() -> None:
     without = replace(without, pairs=tuple(replace(pair, replay=None) for pair in without.pairs))
     assert round_costs(without) is None
     assert further_tables(newest_rows({"a": make_run((without,), suite="cost_of_temperature")})) == ()
+
+
+def test_retuning_k_gives_back_a_share_of_what_heat_takes() -> None:
+    def measured(temperature: float, k: int, gamma: float, **options: str) -> CellRecord:
+        cell = make_cell(temperature=temperature, num_draft_tokens=k, options=tuple(options.items()))
+        return make_record(cell, gamma=gamma)
+
+    constant = [measured(0.0, 4, 1.6), measured(0.0, 1, 1.2), measured(1.0, 4, 1.0), measured(1.0, 1, 1.3)]
+    table = table_of("draft_length", *constant, measured(1.0, 4, 1.1, draft_length="adaptive"))
+    assert column(table, "best k") == ["4", "1"]
+    assert column(table, "k best at\ncoldest T") == ["4", "4"]
+    cold, _, hot, tuned = (ratio.estimate for record in constant if (ratio := metrics.gamma(record)))
+    (lost,) = column(table, "lost since\ncoldest T")[1:]
+    (given_back,) = column(table, "of it given back\nby best k")[1:]
+    assert float(lost) == pytest.approx(100 * math.log(cold / hot), abs=0.06)
+    assert float(given_back.rstrip("%")) == pytest.approx(100 * math.log(tuned / hot) / math.log(cold / hot), abs=0.6)
+    none, adapted = column(table, "gamma of\nadaptive k")
+    assert none == MISSING
+    assert float(adapted.split()[0]) == pytest.approx(1.1, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +114,6 @@ def test_training_has_paid_for_itself_when_the_seconds_saved_exceed_its_own() ->
 def test_suites_without_findings_have_no_further_table() -> None:
     assert further_tables(newest_rows({"a": make_run((make_record(),))})) == ()
     assert further_tables(()) == ()
-    assert set(findings._MAKERS) == {"cost_of_temperature", "out_of_range", "deployment", "dynamic_temperature"}
+    assert set(findings._MAKERS) == {
+        *("cost_of_temperature", "out_of_range", "deployment", "dynamic_temperature", "draft_length"),
+    }

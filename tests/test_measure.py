@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from bench import measure, metrics
-from bench.records import DecodeRequest, TimedPair
+from bench.records import DecodeRequest, ForwardSeconds, PhaseSeconds, Replay, TimedPair
 from tests.fakes import AsynchronousFake, ConcurrentFake, FakeClock
 
 REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
@@ -95,6 +95,41 @@ def test_texts_decoded_together_have_seconds_of_their_own_and_make_one_cluster()
     assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs[:2]] == [(20.0, 15.0), (40.0, 30.0)]
     assert Counter(map(metrics.cluster, pairs)) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert len({pair.sd.seed for pair in pairs}) == 8
+
+
+class InstrumentedFake(AsynchronousFake):
+    """Offers both instruments, and counts how often they were used."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.timed: list[DecodeRequest] = []
+        self.replayed: list[DecodeRequest] = []
+
+    def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
+        self.timed.append(request)
+        return (ForwardSeconds(context_length, 1.0, 1.0, 1.0),) * samples
+
+    def replay(self, request: DecodeRequest) -> Replay:
+        self.replayed.append(request)
+        return Replay((), (), (), None, PhaseSeconds(0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_instruments_stand_behind_every_nth_prompt_and_each_prompt_has_them_in_some_repeat(every: int) -> None:
+    clock = FakeClock()
+    backend = InstrumentedFake(clock)
+    pairs: list[TimedPair] = []
+    rounds = measure.pair_rounds(
+        *(backend, measure.plan_pairs(6, 3, seed=0), lambda _: REQUEST),
+        on_pairs=pairs.extend,
+        instrument_every=every,
+        clock=clock,
+    )
+    rounds.run_all()
+    instrumented = [pair for pair in pairs if pair.replay is not None]
+    assert len(instrumented) == len(backend.timed) == len(backend.replayed) == 18 // every
+    assert all(bool(pair.forwards) == (pair.replay is not None) for pair in pairs)
+    assert {pair.prompt_index for pair in instrumented} == set(range(6))
 
 
 def test_a_text_that_ends_after_the_call_is_refused_and_so_is_load_on_a_backend_that_takes_none() -> None:

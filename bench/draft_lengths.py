@@ -1,0 +1,65 @@
+"""What another draft length gives back at each temperature: a table of the suite `draft_length`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from bench import metrics, tables
+from bench.rendering import MISSING, Entry, Table
+from bench.rows import Row
+
+_HEADERS = (
+    *("temperature", "best k", "gamma at\nbest k", "k best at\ncoldest T", "gamma at\nthat k"),
+    *("lost since\ncoldest T", "of it given back\nby best k", "gamma of\nadaptive k"),
+)
+
+
+def retuning_table(rows: Sequence[Row]) -> Table:
+    """A line a temperature. Without a body where there is one constant k only."""
+    constant, adaptive = _by_temperature(rows, "constant"), _by_temperature(rows, "adaptive")
+    body = []
+    for temperature, at in sorted(constant.items()):
+        coldest = constant[min(constant)]
+        k_cold = _best(coldest)
+        if len(at) < 2 or k_cold not in at:
+            continue
+        k = _best(at)
+        lost = math.log(_estimate(coldest[k_cold]) / _estimate(at[k_cold]))
+        given_back = math.log(_estimate(at[k]) / _estimate(at[k_cold]))
+        adapted = adaptive.get(temperature, {})
+        texts = [f"{temperature:g}", f"{k}", _gamma_text(at[k]), f"{k_cold}", _gamma_text(at[k_cold])]
+        texts += [f"{100 * lost:.1f}", f"{given_back / lost:.0%}" if lost > 0 else MISSING]
+        texts += [_gamma_text(adapted[max(adapted)]) if adapted else MISSING]
+        body.append(tuple(map(Entry, texts)))
+    facts = {
+        "lost": "logarithm, in hundredths, of gamma at the coldest T over gamma here, both at the k best at the coldest",
+        "best k": "chosen on the same data, so what it gives back is slightly too large",
+        "adaptive k": "two more after full acceptance, else one less, up to the largest k asked for",
+    }
+    return Table(f"{tables.title(rows[0].run)}: what another k gives back", _HEADERS, tuple(body), (), facts, {})
+
+
+def _by_temperature(rows: Sequence[Row], draft_length: str) -> Mapping[float, Mapping[int, Row]]:
+    """Of the backend, rule and draft of the first row: the believed gammas by T and k."""
+    first, found = rows[0].record.cell, dict[float, dict[int, Row]]()
+    for row in rows:
+        cell = row.record.cell
+        kept = ("backend", "rule", "draft", "prompt_set")
+        alike = all(getattr(cell, name) == getattr(first, name) for name in kept)
+        if alike and row.verdict.valid and cell.draft_length == draft_length:
+            found.setdefault(cell.temperature, {})[cell.num_draft_tokens] = row
+    return found
+
+
+def _best(at: Mapping[int, Row]) -> int:
+    return max(at, key=lambda k: _estimate(at[k]))
+
+
+def _estimate(row: Row) -> float:
+    gamma = metrics.gamma(row.record)
+    return gamma.estimate if gamma else math.nan
+
+
+def _gamma_text(row: Row) -> str:
+    return tables.interval_text(metrics.gamma(row.record))
