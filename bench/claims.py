@@ -57,7 +57,7 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float]:
         """At 95 %, of this effect alone."""
-        half_width = self._half_width(0.05)
+        half_width = self.half_width(0.05)
         return self.estimate - half_width, self.estimate + half_width
 
     def p_value(self, threshold: float) -> float:
@@ -65,17 +65,18 @@ class Effect:
         from scipy.optimize import brentq
 
         distance = abs(self.estimate - threshold)
-        if distance >= self._half_width(SMALLEST_P):
+        if distance >= self.half_width(SMALLEST_P):
             return SMALLEST_P
-        if distance <= self._half_width(1.0):  # 0 but for rounding
+        if distance <= self.half_width(1.0):  # 0 but for rounding
             return 1.0
-        return math.exp(brentq(lambda log_p: self._half_width(math.exp(log_p)) - distance, math.log(SMALLEST_P), 0.0))
+        return math.exp(brentq(lambda log_p: self.half_width(math.exp(log_p)) - distance, math.log(SMALLEST_P), 0.0))
 
     def minus(self, other: Effect) -> Effect:
         """The difference to an effect of independent data."""
         return Effect(self.estimate - other.estimate, *self.parts[0], (*self.further, *other.parts))
 
-    def _half_width(self, level: float) -> float:
+    def half_width(self, level: float) -> float:
+        """Of the interval that leaves `level` out on both sides together."""
         from scipy.special import stdtrit
 
         return math.hypot(*(stdtrit(min(freedom, NORMAL), level / 2) * error for error, freedom in self.parts))
