@@ -1,0 +1,100 @@
+"""`specheat across`: the same suites on several revisions of the backends, in turns, and what differs."""
+
+from __future__ import annotations
+
+import signal
+from argparse import REMAINDER, ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.across import Run
+
+USAGE = "specheat across [options] REVISION REVISION ... [-- SUITE ... suite options]"
+REVISIONS = "commits, branches, tags; . or WORKTREE for your files as they are"
+REGRESSION = 1
+
+
+class Across:
+    help = "run the same suites on several revisions of the backends, in turns, and compare them"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        parser.usage = USAGE
+        parser.epilog = "Suites and their options are those of pytest --benchmark-only; without any, all suites run."
+        _add_options(parser)
+        # argparse would drop the --, and with it the border between revisions and suites.
+        parser.add_argument("words", nargs=REMAINDER, metavar="REVISION", help=REVISIONS)
+
+    def run(self, args: Namespace) -> int:
+        from bench import across
+        from bench.progress import Reporter
+
+        args, asked = _parted(args)
+        if not args.margin > 0:
+            raise ValueError(f"expected --margin > 0, got {args.margin:g}")
+        resume = args.resume or "--resume" in asked
+        reporter = Reporter(0)
+        run = across.prepare(
+            across.sources(args.revisions, args.packages),
+            [word for word in asked if word != "--resume"],
+            seed=args.seed,
+            out=args.out or across.default_out(args.revisions, args.packages),
+            resume=resume,
+            note=reporter.note,
+        )
+        # Asked to end, it ends like after Ctrl-C: no worktree and no stopped process stays.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            across.measure(run, resume=resume, reporter=reporter)
+        except KeyboardInterrupt:
+            reporter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
+            raise
+        finally:
+            reporter.close()
+        reporter.note(f"records in {run.folder}")
+        across.check_one_harness(run)
+        return _compare(run, margin=args.margin, strict=args.strict, markdown=args.markdown)
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--with",
+        dest="packages",
+        action="append",
+        default=[],
+        metavar="PACKAGE==VERSION",
+        help="a version of a package that backends stand on, installed beside yours; repeat to compare versions",
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.02, metavar="SHARE", help="ratios this near to 1 are SAME (default: 0.02)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit 3 where something is INCONCLUSIVE")
+    parser.add_argument("--markdown", action="store_true", help="print markdown to paste in a pull request")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of who goes first (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest interrupted run of this command")
+
+
+def _parted(args: Namespace) -> tuple[Namespace, list[str]]:
+    """The arguments with those that stand behind the first revision, and what stands behind the --."""
+    border = args.words.index("--") if "--" in args.words else len(args.words)
+    parser = ArgumentParser(prog="specheat across", usage=USAGE)
+    _add_options(parser)
+    parser.add_argument("revisions", nargs="*", metavar="REVISION", help=REVISIONS)
+    return parser.parse_intermixed_args(args.words[:border], args), args.words[border + 1 :]
+
+
+def _compare(run: Run, *, margin: float, strict: bool, markdown: bool) -> int:
+    """Print how every side differs from the first; the worst exit status of all."""
+    from bench import across, comparison, comparison_report
+
+    text = comparison_report.markdown if markdown else comparison_report.terminal_text
+    first, *others = [
+        comparison.Side(source.label, across.records(run, index)) for index, source in enumerate(run.sources)
+    ]
+    statuses = []
+    for other in others:
+        found = comparison.compare(first, other, margin=margin, interleaved=True)
+        print(f"\n{text(found)}")
+        statuses.append(comparison.exit_status(found, strict=strict))
+    return REGRESSION if REGRESSION in statuses else max(statuses)
