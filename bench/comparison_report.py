@@ -11,6 +11,7 @@ from dataclasses import replace
 from bench import tables
 from bench.claims import LEVEL
 from bench.comparison import ALPHA_MARGIN, FAILURES, POWER, WORSE, CellComparison, Comparison, Outcome, Side
+from bench.history import commit_text
 from bench.rendering import MISSING, Entry, Facts, Table, markdown_text, pipe_table, terminal
 from bench.statistics import RatioInterval
 from bench.tables import Row
@@ -186,9 +187,6 @@ def _versions(environments: Mapping[str, Sequence[Mapping[str, object]]]) -> str
 
 
 def _commits(side: Side, rows: Sequence[Row]) -> str:
-    """Commits of the harness, and files."""
-    commits = dict.fromkeys(
-        f"commit {env.get('harness_commit', 'unknown')}{' with uncommitted changes' if env.get('harness_dirty') else ''}"
-        for env in _environments(rows)
-    )
+    """Commits, a plus marking uncommitted changes, and files."""
+    commits = dict.fromkeys(f"commit {commit_text(row.run)}" for row in rows)
     return ", ".join(itertools.chain(commits, sorted({row.file for row in rows})))

@@ -39,7 +39,7 @@ SIZES = {
     # KD T 0.2, so that mixtures up to it have few temperatures to sample at.
     "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
     "quick": Size(
-        (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=3_000, batch_tokens=512, batch_rows=64, max_new_tokens=96
+        (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48
     ),
     "paper": Size(
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),

@@ -11,7 +11,7 @@ from bench.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,)},
-    "quick": {"temperatures": (0.0, 1.0), "num_prompts": 8, "max_new_tokens": 80},
+    "quick": {"temperatures": (0.0, 1.0), "num_prompts": 8, "max_new_tokens": 64},
     "paper": {"temperatures": (0.0, 0.5, 1.0), "max_new_tokens": 256},
 }
 

@@ -1,6 +1,7 @@
 """The best draft length for each temperature: gamma over k, what one k for all temperatures gives away, and a k that adapts.
 
-The adaptive k changes from round to round: longer after full acceptance, shorter after a rejection, up to the largest asked for.
+The adaptive k changes from round to round: longer after full acceptance, shorter after a rejection, up to the largest
+asked for.
 """
 
 from bench.suite_run import SuiteRun

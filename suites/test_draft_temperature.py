@@ -6,7 +6,7 @@ DEFAULTS = {
     "smoke": {"temperatures": (1.0,), "draft_temperatures": (0.7, 1.0)},
     "quick": {
         "temperatures": (1.0,),
-        "draft_temperatures": (0.5, 0.75, 1.0, 1.25),
+        "draft_temperatures": (0.5, 1.0, 1.25),
         "num_prompts": 8,
     },
     "paper": {

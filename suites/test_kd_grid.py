@@ -16,7 +16,7 @@ OFFLINE, ONLINE = (
 DEFAULTS = {
     "smoke": {"drafts": (START, OFFLINE[0]), "temperatures": (1.0,)},
     "quick": {
-        "drafts": (START, OFFLINE[0], OFFLINE[-1], ONLINE[-1]),
+        "drafts": (START, OFFLINE[0], OFFLINE[-1]),
         "temperatures": (0.0, 1.0),
         "num_prompts": 8,
     },

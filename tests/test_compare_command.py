@@ -101,7 +101,7 @@ def test_markdown_is_a_table_with_what_it_rests_on(
     assert "Holm's method over 3 numbers" in facts["verdict"]
     assert "num_prompts 12" in facts["every cell"]
     assert facts["machine"] == "Example CPU, 2 usable cores, 16 GiB"
-    assert facts["HEAD"] == f"{head}: commit 1234567890 with uncommitted changes, head.json"
+    assert facts["HEAD"] == f"{head}: commit 1234567890+, head.json"
 
 
 def test_suites_have_tables_of_their_own_and_can_be_asked_for(
