@@ -4,13 +4,14 @@ The caller's bench and suites measure; each side is a process of its own that ta
 revision, which lies in a git worktree in a temporary folder. The caller's checkout is read and never written.
 
 <out>/<moment>/.unfinished                                          what was asked for, until all is done
-<out>/<moment>/<number>-<side>.finished                             until then: this side has nothing left to do
-<out>/<moment>/<number>-<side>/<machine>/<suite>/<...>.json         the records of a side, as `--results` would leave them
-<out>/<moment>/<number>-<side>.log                                  what its process wrote
+<out>/<moment>/<number>-<side>/launch-<n>/<machine>/<suite>/<...>   the records of a side, as `--results` would leave them
+<out>/<moment>/<number>-<side>/launch-<n>.finished                  until then: this launch has nothing left to do
+<out>/<moment>/<number>-<side>/launch-<n>.log                       what its process wrote
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import environment, store
+from bench.comparison import Side
 from bench.environment import REPOSITORY, git
 from bench.progress import Reporter
 from bench.records import RunRecord
@@ -35,6 +37,7 @@ HARNESS_KEYS = ("harness_commit", "harness_dirty")
 OWN_OPTIONS = ("--results", "--plan")  # of the suites, which mean nothing here
 SOME_TESTS_FAILED = 1  # pytest's exit status: what could be measured was
 _DEFAULT_OUT = ".across"  # below the repository, and ignored by its git
+FEWEST_LAUNCHES = 2
 _UNFINISHED = ".unfinished"
 _CHILD = "bench.across_child"
 
@@ -55,21 +58,19 @@ class Run:
     sources: tuple[Source, ...]
     asked: tuple[str, ...]  # suites and their options
     seed: int  # of the order of the sides
+    launches: int  # of each side, in processes of their own
     folder: Path
 
-    def results(self, index: int) -> Path:
-        """Folder of the records of one side."""
-        return self.folder / f"{index + 1}-{_file_name(self.sources[index].label)}"
+    def results(self, index: int, launch: int) -> Path:
+        """Folder of the records of one launch of one side."""
+        return self.folder / f"{index + 1}-{_file_name(self.sources[index].label)}" / f"launch-{launch + 1}"
 
-    def log(self, index: int) -> Path:
-        return self._beside(index, "log")
+    def log(self, index: int, launch: int) -> Path:
+        return self.results(index, launch).with_suffix(".log")
 
-    def finished(self, index: int) -> Path:
-        """Is there where a side need not run again."""
-        return self._beside(index, "finished")
-
-    def _beside(self, index: int, kind: str) -> Path:
-        return self.results(index).with_name(f"{self.results(index).name}.{kind}")
+    def finished(self, index: int, launch: int) -> Path:
+        """Is there where a launch need not run again."""
+        return self.results(index, launch).with_suffix(".finished")
 
 
 def sources(revisions: Sequence[str], packages: Sequence[str]) -> tuple[Source, ...]:
@@ -135,71 +136,104 @@ def default_out(revisions: Sequence[str], packages: Sequence[str]) -> Path:
 
 
 def prepare(
-    sides: tuple[Source, ...], asked: Sequence[str], *, seed: int, out: Path, resume: bool, note: Callable[[str], None]
+    sides: tuple[Source, ...],
+    asked: Sequence[str],
+    *,
+    seed: int,
+    launches: int,
+    out: Path,
+    resume: bool,
+    note: Callable[[str], None],
 ) -> Run:
     """A new comparison in a folder of its own; with resume, the newest unfinished one of the same sides, suites and seed.
 
-    Raises:  ValueError: options of the suites that the comparison sets itself
+    Raises:  ValueError: options of the suites that the comparison sets itself, or too few launches
     """
+    if launches < FEWEST_LAUNCHES:
+        raise ValueError(
+            f"expected --launches >= {FEWEST_LAUNCHES}, got {launches}: one does not show how far launches are apart"
+        )
     for word in asked:
         if word.partition("=")[0] in OWN_OPTIONS:
             raise ValueError(f"expected suites and their options behind --, got {word}, which `specheat across` sets")
-    wanted = {"sides": [asdict(side) for side in sides], "asked": list(asked), "seed": seed}
+    wanted = {"sides": [asdict(side) for side in sides], "asked": list(asked), "seed": seed, "launches": launches}
     if resume:
         for state in sorted(out.glob(f"*/{_UNFINISHED}"), reverse=True):
             with suppress(ValueError):
                 if json.loads(state.read_text()) == wanted:
-                    return Run(sides, tuple(asked), seed, state.parent)
+                    return Run(sides, tuple(asked), seed, launches, state.parent)
         note(f"nothing to resume in {out}: starting anew")
     folder = out.resolve() / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder.mkdir(parents=True)
     if (ignored := REPOSITORY / _DEFAULT_OUT) in folder.parents:
         store.write_atomically(ignored / ".gitignore", "*\n")
     store.write_atomically(folder / _UNFINISHED, json.dumps(wanted, indent=1))
-    return Run(sides, tuple(asked), seed, folder)
+    return Run(sides, tuple(asked), seed, launches, folder)
 
 
 def measure(run: Run, *, resume: bool, reporter: Reporter) -> None:
-    """Run the suites on every side, a round in turn.
+    """Run the suites on every side, a round in turn, as often as there are launches.
 
     Raises:  ValueError: a side that failed, or measured nothing; the others are ended, and what was measured is kept
     """
-    indices = range(len(run.sources))
     with checkouts(run.sources) as folders:
         packages = [package_folder(source.package, reporter.note) for source in run.sources]
-        parties = {
-            _party(run, index, folders[index], packages[index], resume=resume): run.finished(index)
-            for index in indices
-            if not run.finished(index).exists()
-        }
-        with ended_afterwards(parties):
-            progress = _Progress(parties, reporter)
-            for party, finished in take_turns(tuple(parties), seed=run.seed):
-                if finished is not None:
-                    progress.step(party, finished)
-                    continue
-                if party.status not in (0, SOME_TESTS_FAILED):
-                    raise ValueError(f"{party.name} failed with exit status {party.status}: {_last_words(party.log)}")
-                if party.status == SOME_TESTS_FAILED:
-                    reporter.note(f"{party.name}: some tests failed, see {party.log}")
-                parties[party].touch()
-    for index in indices:
-        if not records(run, index):
-            raise ValueError(f"{run.sources[index].label} measured nothing: {_last_words(run.log(index))}")
-    for index in indices:
-        run.finished(index).unlink()
+        sides = tuple(zip(folders, packages, strict=True))
+        for launch in range(run.launches):
+            _launch(run, launch, sides, resume=resume, reporter=reporter)
+    for index, launch in _all_launches(run):
+        run.finished(index, launch).unlink()
     (run.folder / _UNFINISHED).unlink()
 
 
-def records(run: Run, index: int) -> dict[str, RunRecord]:
-    """File -> record of one side."""
-    files = sorted(run.results(index).rglob("*.json"))
+def _all_launches(run: Run) -> Iterator[tuple[int, int]]:
+    return itertools.product(range(len(run.sources)), range(run.launches))
+
+
+def _launch(
+    run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *, resume: bool, reporter: Reporter
+) -> None:
+    """Every side once, in turns, from its start to its end."""
+    parties = {
+        _party(run, index, launch, *side, resume=resume): run.finished(index, launch)
+        for index, side in enumerate(sides)
+        if not run.finished(index, launch).exists()
+    }
+    with ended_afterwards(parties):
+        progress = _Progress(parties, reporter, launch=launch, launches=run.launches)
+        # With the seed the side that starts changes from launch to launch.
+        for party, finished in take_turns(tuple(parties), seed=run.seed + launch):
+            if finished is not None:
+                progress.step(party, finished)
+                continue
+            if party.status not in (0, SOME_TESTS_FAILED):
+                raise ValueError(f"{party.name} failed with exit status {party.status}: {_last_words(party.log)}")
+            if party.status == SOME_TESTS_FAILED:
+                reporter.note(f"{party.name}: some tests failed, see {party.log}")
+            parties[party].touch()
+    for index, source in enumerate(run.sources):
+        if not records(run, index, launch):
+            raise ValueError(f"{source.label} measured nothing: {_last_words(run.log(index, launch))}")
+
+
+def records(run: Run, index: int, launch: int) -> dict[str, RunRecord]:
+    """File -> record of one launch of one side."""
+    files = sorted(run.results(index, launch).rglob("*.json"))
     return {str(file): store.load_run(file) for file in files}
+
+
+def measured_sides(run: Run) -> list[Side]:
+    """What was measured, to be compared."""
+    launches = [[records(run, index, launch) for launch in range(run.launches)] for index in range(len(run.sources))]
+    return [
+        Side(source.label, first, tuple(further))
+        for source, (first, *further) in zip(run.sources, launches, strict=True)
+    ]
 
 
 def check_one_harness(run: Run) -> None:
     """Raises: IncomparableResults: bench or suites were edited or committed while they measured."""
-    found = [record.environment for index in range(len(run.sources)) for record in records(run, index).values()]
+    found = [record.environment for place in _all_launches(run) for record in records(run, *place).values()]
     for each in found[1:]:
         environment.check_comparable(found[0], each, keys=HARNESS_KEYS)
 
@@ -260,7 +294,7 @@ def package_folder(package: str | None, note: Callable[[str], None]) -> Path | N
     return folder
 
 
-def _party(run: Run, index: int, checkout: Path, package: Path | None, *, resume: bool) -> Party:
+def _party(run: Run, index: int, launch: int, checkout: Path, package: Path | None, *, resume: bool) -> Party:
     source = run.sources[index]
     side = json.dumps({"folder": str(checkout), "package": source.package, "command": sys.argv})
     options = (
@@ -270,7 +304,7 @@ def _party(run: Run, index: int, checkout: Path, package: Path | None, *, resume
         *("-o", "pythonpath=", "-o", "testpaths=suites"),
         # Of bench, which is there before pytest could rewrite its assertions.
         *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-        *("--results", str(run.results(index))),
+        *("--results", str(run.results(index, launch))),
         *(["--resume"] if resume else []),
     )
     paths = [checkout] if package is None else [package, checkout]
@@ -279,25 +313,30 @@ def _party(run: Run, index: int, checkout: Path, package: Path | None, *, resume
     if source.package:
         env[environment.LIBRARIES_VARIABLE] = source.package.partition("==")[0]
     command = [sys.executable, "-m", _CHILD, side, *options, *run.asked]
-    return Party(source.label, command, cwd=REPOSITORY, env=env, log=run.log(index))
+    log = run.log(index, launch)
+    log.parent.mkdir(exist_ok=True)
+    return Party(source.label, command, cwd=REPOSITORY, env=env, log=log)
 
 
 class _Progress:
     """Rounds of every side on the reporter, which counts the pairs of all of them."""
 
-    def __init__(self, parties: Iterable[Party], reporter: Reporter) -> None:
+    def __init__(self, parties: Iterable[Party], reporter: Reporter, *, launch: int, launches: int) -> None:
+        self.launch = launch
+        self.launches = launches
         self.rounds = dict.fromkeys((party.name for party in parties), 0)
         self.pairs = dict.fromkeys(self.rounds, 0)
         self.reporter = reporter
 
     def step(self, party: Party, finished: Round) -> None:
-        self.reporter.total = finished.total * len(self.rounds)
+        self.reporter.total = finished.total * len(self.rounds) * self.launches
         self.rounds[party.name] += 1
-        if not any(self.pairs.values()):
+        if self.launch == 0 and not any(self.pairs.values()):
             self.reporter.started = time.monotonic()  # loading and baseline say nothing of how long a pair takes
         new, self.pairs[party.name] = finished.pairs - self.pairs[party.name], finished.pairs
         so_far = "  ".join(f"{name}: {rounds}" for name, rounds in self.rounds.items())
-        self.reporter.step(f"{finished.label}  rounds of {so_far}", None, pairs=new)
+        launch = f"launch {self.launch + 1} of {self.launches}"
+        self.reporter.step(f"{finished.label}  {launch}  rounds of {so_far}", None, pairs=new)
 
 
 def _last_words(log: Path) -> str:

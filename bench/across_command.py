@@ -38,6 +38,7 @@ class Across:
             across.sources(args.revisions, args.packages),
             [word for word in asked if word != "--resume"],
             seed=args.seed,
+            launches=args.launches,
             out=args.out or across.default_out(args.revisions, args.packages),
             resume=resume,
             note=reporter.note,
@@ -70,6 +71,13 @@ def _add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="exit 3 where something is INCONCLUSIVE")
     parser.add_argument("--markdown", action="store_true", help="print markdown to paste in a pull request")
+    parser.add_argument(
+        "--launches",
+        type=int,
+        default=3,
+        metavar="N",
+        help="processes of each side one after the other, which differ in speed by themselves (default: 3)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of who goes first (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
     parser.add_argument("--resume", action="store_true", help="go on with the newest interrupted run of this command")
@@ -89,9 +97,7 @@ def _compare(run: Run, *, margin: float, strict: bool, markdown: bool) -> int:
     from bench import across, comparison, comparison_report
 
     text = comparison_report.markdown if markdown else comparison_report.terminal_text
-    first, *others = [
-        comparison.Side(source.label, across.records(run, index)) for index, source in enumerate(run.sources)
-    ]
+    first, *others = across.measured_sides(run)
     statuses = []
     for other in others:
         found = comparison.compare(first, other, margin=margin, interleaved=True)

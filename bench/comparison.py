@@ -46,6 +46,7 @@ class Side:
 
     label: str
     runs: Runs  # of each cell the newest record counts
+    relaunched: tuple[Runs, ...] = ()  # the same cells again, of further launches, each in turns with the other side's
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class CellComparison:
     head: Row | None
     reason: str = ""
     outcomes: tuple[Outcome, ...] = ()
+    relaunched: tuple[tuple[Row, Row], ...] = ()  # of BASE and HEAD
 
     @property
     def row(self) -> Row:
@@ -112,7 +114,8 @@ def compare(
     """HEAD against BASE, cell by cell.
 
     Args:    margin: ratios of 1 / (1 + margin) .. 1 + margin are SAME; interleaved: the sides were measured in turns;
-             suite: only its cells
+             suite: only its cells. Where sides were launched several times, intervals cover other launches: the same
+             code on the same machine is a few percent faster or slower from launch to launch
     Raises:  ValueError: no such suite, or no cells
              IncomparableResults: unlike machines, no common cell, or none that BASE could measure
     """
@@ -121,6 +124,9 @@ def compare(
     of_base, of_head = _newest(base, suite), _newest(head, suite)
     _check_machines(of_base, of_head)
     cells = [_matched(key, row, of_head) for key, row in of_base.items()]
+    for number, (base_runs, head_runs) in enumerate(zip(base.relaunched, head.relaunched, strict=True), start=2):
+        launch = tuple(_newest(Side(side.label, runs), suite) for side, runs in ((base, base_runs), (head, head_runs)))
+        cells = [_matched_again(cell, key, *launch, number) for cell, key in zip(cells, of_base, strict=True)]
     if not any(cell.status in ("COMPARED", "INVALID") for cell in cells):
         raise IncomparableResults(_nothing_common(base, head, cells))
     judged = _judged([cell for cell in cells if cell.status == "COMPARED"], margin=margin, interleaved=interleaved)
@@ -179,6 +185,20 @@ def _matched(key: _Key, base: Row, of_head: Mapping[_Key, Row]) -> CellCompariso
     if not head.verdict.valid:
         return CellComparison("INVALID", base, head, f"HEAD: {_reasons(head)}")
     return CellComparison("COMPARED", base, head)
+
+
+def _matched_again(
+    cell: CellComparison, key: _Key, of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row], number: int
+) -> CellComparison:
+    """With the rows of another launch, which must have the cell as well."""
+    if cell.status != "COMPARED":
+        return cell
+    if key not in of_base:
+        return replace(cell, status="BASE INVALID", reason=f"launch {number}: BASE has no such cell")
+    found = _matched(key, of_base[key], of_head)
+    if found.status != "COMPARED" or found.base is None or found.head is None:
+        return replace(found, reason=f"launch {number}: {found.reason}")
+    return replace(cell, relaunched=(*cell.relaunched, (found.base, found.head)))
 
 
 def _reasons(row: Row) -> str:
@@ -262,26 +282,37 @@ def _measured(cell: CellComparison) -> list[_Measured]:
     for number in NUMBERS:
         lacking = [side for side, row in (("BASE", base), ("HEAD", head)) if number.of_cell(row.record) is None]
         if not lacking:
-            found.append((number, _effect(number, base, head)))
+            found.append((number, _effect(number, ((base, head), *cell.relaunched))))
         elif len(lacking) == 1:
             found.append((number, _undecided(number, f"{lacking[0]} has no {number.name}")))
     return found
 
 
-def _effect(number: Number, base: Row, head: Row) -> Effect | Outcome:
-    times = [metrics.times_measured(row.record) for row in (base, head)]
+def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Outcome:
+    """Mean over launches, a prompt left out of all of them at once, and beside it how far launches are apart."""
+    times = [metrics.times_measured(row.record) for row in launches[0]]
     if number is not COUNTED_ALPHA and times[0] != times[1]:
         return _undecided(number, f"BASE has {times[0]} seconds, HEAD {times[1]}")
-    columns = number.quantity.columns
-    finding = compared(contrast(number.quantity.of, (-1, 1)), [(base, columns), (head, columns)], "")
-    if finding is None or finding.effect.standard_error == math.inf:
+    effect = _difference(number, launches)
+    if effect is None or effect.standard_error == math.inf:
         return _undecided(number, f"fewer than {MIN_CLUSTERS} prompts in common")
-    effect = finding.effect
+    if len(launches) > 1:
+        of_each = [one.estimate for launch in launches if (one := _difference(number, (launch,))) is not None]
+        between = (statistics.stdev(of_each) / math.sqrt(len(of_each)), float(len(of_each) - 1))
+        effect = replace(effect, further=(*effect.further, between))
     if effect.testable:
         return effect
     if effect.estimate == effect.standard_error == 0:
         return Outcome(number, effect, "SAME", reason=f"{number.name} is the same on every prompt")
     return _undecided(number, "prompts show no spread to test against")
+
+
+def _difference(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | None:
+    """HEAD less BASE over prompts; None where they share none."""
+    columns, share = number.quantity.columns, 1 / len(launches)
+    statistic = contrast(number.quantity.of, (-share, share) * len(launches))
+    finding = compared(statistic, [(row, columns) for launch in launches for row in launch], "")
+    return None if finding is None else finding.effect
 
 
 def _undecided(number: Number, reason: str) -> Outcome:

@@ -90,20 +90,28 @@ def _lines(cell: CellComparison, notes: dict[str, int]) -> Iterator[tuple[Entry,
         yield *(Entry(MISSING),) * (len(_HEADERS) - 1), verdict
     for outcome in cell.outcomes:
         verdict = noted(outcome.verdict, outcome.reason, bold=outcome.verdict in WORSE)
-        values = (_value_text(outcome, row) for row in (cell.base, cell.head))
+        values = (_value_text(outcome, rows) for rows in _rows_of_sides(cell))
         yield (
             *map(Entry, (outcome.number.name, *values, _effect_text(outcome), _minimum_text(outcome))),
             verdict,
         )
 
 
-def _value_text(outcome: Outcome, row: Row | None) -> str:
-    """To the digits that its interval leaves meaningful."""
-    value = None if row is None else outcome.number.of_cell(row.record)
-    if value is None:
+def _rows_of_sides(cell: CellComparison) -> tuple[list[Row], list[Row]]:
+    """Of BASE and of HEAD, a row a launch."""
+    launches = ((cell.base, cell.head), *cell.relaunched)
+    base, head = ([launch[side] for launch in launches] for side in (0, 1))
+    return [row for row in base if row is not None], [row for row in head if row is not None]
+
+
+def _value_text(outcome: Outcome, rows: Sequence[Row]) -> str:
+    """Mean over launches, to the digits that the first one's interval leaves meaningful."""
+    values = [value for row in rows if (value := outcome.number.of_cell(row.record)) is not None]
+    if not values:
         return MISSING
     scale = 1000.0 if outcome.number.unit == "ms/token" else 1.0
-    return f"{value.estimate * scale:.{tables.decimals(value, scale=scale)}f}"
+    mean = sum(value.estimate for value in values) / len(values)
+    return f"{mean * scale:.{tables.decimals(values[0], scale=scale)}f}"
 
 
 def _effect_text(outcome: Outcome) -> str:
@@ -141,6 +149,8 @@ def _cells(count: int) -> str:
 
 def _facts(comparison: Comparison) -> Facts:
     runs = "measured in turns, so that what the machine does cancels"
+    if launches := len(comparison.base.relaunched):
+        runs += f"; {1 + launches} launches of each side, whose spread is in the intervals"
     if not comparison.interleaved:
         runs = (
             "of their own: seconds drift with the machine, so that their intervals hold, besides the prompts, the spread of "

@@ -28,7 +28,7 @@ _PHASE_LOOKS = {
     "draft": {"color": "#0072B2"},
     "verify": {"color": "#F5D9A8", "hatch": "//"},
     "accept": {"color": "#000000"},
-    "other": {"color": "#FFFFFF", "hatch": "...."},
+    "other": {"color": "#FFFFFF", "hatch": ".."},
 }
 
 

@@ -78,7 +78,7 @@ def split_identity(
 def scalar_text(name: str, value: Scalar) -> str:
     """A value of a record in a table."""
     if value is None:
-        return "none"
+        return "constant" if name == "draft_length" else "none"  # only cells that adapt it say so
     if name.endswith("_hash"):
         return str(value)[:_HASH_DIGITS] or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -58,21 +58,23 @@ def clone(folder: Path, share: float) -> str:
     return "slower"
 
 
-def one_try(folder: Path, revision: str, seed: int, suite: list[str]) -> dict[str, object]:
+def _side(folder: Path) -> comparison.Side:
+    launches = sorted(path for path in folder.iterdir() if path.is_dir())
+    first, *further = [{str(file): store.load_run(file) for file in path.rglob("*.json")} for path in launches]
+    return comparison.Side(folder.name, first, tuple(further))
+
+
+def one_try(folder: Path, revision: str, seed: int, launches: int, suite: list[str]) -> dict[str, object]:
     """Exit status, and number -> verdict of every cell."""
     out = folder / ".across" / f"try-{seed}"
     code = "import sys; from bench.cli import main; sys.exit(main())"
-    own = ["HEAD", revision, "--seed", str(seed), "--out", str(out)]
+    own = ["HEAD", revision, "--launches", str(launches), "--seed", str(seed), "--out", str(out)]
     command = [sys.executable, "-c", code, "across", *own, "--", *suite, "--seed", str(seed)]
     done = subprocess.run(command, cwd=folder, env=os.environ, stdout=subprocess.DEVNULL, check=False)
     if done.returncode not in (0, 1):
         raise SystemExit(f"try {seed} ended with exit status {done.returncode}")
     (moment,) = (path for path in out.iterdir() if path.is_dir())
-    folders = sorted(path for path in moment.iterdir() if path.is_dir())
-    sides = [
-        comparison.Side(path.name, {str(file): store.load_run(file) for file in path.rglob("*.json")})
-        for path in folders
-    ]
+    sides = [_side(path) for path in sorted(moment.iterdir()) if path.is_dir()]
     found = comparison.compare(*sides, interleaved=True)
     cells = [
         {
@@ -90,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--share", type=float, default=0.05, help="of a step's seconds that is added (default: 0.05)")
     parser.add_argument("--tries", type=int, default=10)
+    parser.add_argument("--launches", type=int, default=5, help="of each side (default: 5)")
     parser.add_argument("suite", nargs="*", default=CELL, help="suite and options, behind --")
     args = parser.parse_args()
     verdicts: Counter[str] = Counter()
@@ -97,7 +100,7 @@ def main() -> None:
         folder = Path(scratch).resolve() / "clone"
         revision = clone(folder, args.share)
         for seed in range(args.tries):
-            found = one_try(folder, revision, seed, list(args.suite))
+            found = one_try(folder, revision, seed, args.launches, list(args.suite))
             print(json.dumps(found), flush=True)
             verdicts.update({str(cell.get("SD ms/token", cell["status"])) for cell in found["cells"]})  # type: ignore[attr-defined]
     print(f"slower by {args.share:.0%}, SD ms/token in {args.tries} tries: {dict(verdicts)}", file=sys.stderr)

@@ -2,13 +2,15 @@
 
 Both sides decode the same prompts, which differ in length, speed and acceptance, and draw texts of their own, or the same ones,
 as engines do that draw alike from the same seed. The machine drifts as in `tests.simulated_runs`: each side by itself where the
-runs are separate, both through one series where they are measured in turns. `python -m tests.simulated_comparisons` prints the
+runs are separate, both through one series where they are measured in turns; and in turns each launch of a side may be faster or
+slower as a whole, by a share of its own. `python -m tests.simulated_comparisons` prints the
 rates that docs/compare.md states.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.comparison import ALPHA_MARGIN, COUNTED_ALPHA, GAMMA, SD, Comparison, Number, Side, Verdict, compare
-from bench.records import CellRecord, Round, TimedArm, TimedPair
+from bench.records import CellRecord, Round, RunRecord, TimedArm, TimedPair
 from tests.record_builder import make_cell, make_run
 from tests.simulated_runs import AR_TOKEN_S, Array, machine_drift
 
@@ -34,6 +36,8 @@ class Design:
     num_prompts: int = 12
     num_runs: int = 1  # of each side, which share the cells evenly
     interleaved: bool = False
+    launches: int = 1  # of each side, in turns
+    lottery: float = 0.0  # standard deviation between launches, in the log
     same_texts: bool = False
     drift: float = 1.0
     stalls: bool = True
@@ -66,24 +70,29 @@ def comparisons(num: int, design: Design, *, seed: int) -> Iterator[Comparison]:
     """Simulated pairs of runs, compared."""
     rng = np.random.default_rng(seed)
     cells = [make_cell(temperature=c / 4, num_prompts=design.num_prompts) for c in range(design.num_cells)]
-    for drift in _drifts(rng, num, design):
+    drifts = _drifts(rng, num * design.launches, design)
+    for _ in range(num):
+        of_launches = list(itertools.islice(drifts, design.launches))
         prompts = _draw_prompts(rng, design.num_prompts)
         # of each cell on each prompt, the same on both sides
         own = [0.05 * rng.standard_normal(design.num_prompts) for _ in cells]
         sides = [[_draw_texts(rng, prompts, each - change) for each in own] for change in (0.0, design.alpha_change)]
         if design.same_texts:
             sides[1] = sides[0]
-        compared = []
-        for side, texts in enumerate(sides):
-            slowdowns = (side * design.ar_slowdown, side * design.sd_slowdown)
-            records = [
-                CellRecord(
-                    cell, "", (), True, _pairs(rng, prompts, *of_cell, drift[side, place], slowdowns, design.stalls)
-                )
-                for place, (cell, *of_cell) in enumerate(zip(cells, own, texts, strict=True))
-            ]
-            runs = [make_run(records[place :: design.num_runs], baseline=()) for place in range(design.num_runs)]
-            compared.append(Side("", {str(place): run for place, run in enumerate(runs)}))
+        launches: list[list[dict[str, RunRecord]]] = [[], []]
+        for drift in of_launches:
+            for side, texts in enumerate(sides):
+                luck = design.lottery * rng.standard_normal() if design.lottery else 0.0
+                slowdowns = (luck + side * design.ar_slowdown, luck + side * design.sd_slowdown)
+                records = [
+                    CellRecord(
+                        cell, "", (), True, _pairs(rng, prompts, *of_cell, drift[side, place], slowdowns, design.stalls)
+                    )
+                    for place, (cell, *of_cell) in enumerate(zip(cells, own, texts, strict=True))
+                ]
+                runs = [make_run(records[place :: design.num_runs], baseline=()) for place in range(design.num_runs)]
+                launches[side].append({str(place): run for place, run in enumerate(runs)})
+        compared = [Side("", first, tuple(further)) for first, *further in launches]
         yield compare(*compared, margin=MARGIN, interleaved=design.interleaved)
 
 
@@ -204,13 +213,13 @@ def rate(num: int, design: Design, of: Callable[[Comparison], float], *, seed: i
 
 
 def _line(num: int, design: Design, of: Callable[[Comparison], float]) -> str:
-    way = "in turns" if design.interleaved else f"{design.num_runs} a side"
+    way = f"{design.launches} in turns" if design.interleaved else f"{design.num_runs} a side"
     texts = "the same" if design.same_texts else "of their own"
-    return f"{way:9}  {texts:12}  {design.num_cells:5}  {design.num_prompts:7}  {rate(num, design, of):6.2%}"
+    return f"{way:10}  {texts:12}  {design.num_cells:5}  {design.num_prompts:7}  {rate(num, design, of):6.2%}"
 
 
 def main(num: int) -> None:
-    header = "runs       texts         cells  prompts  share"
+    header = "runs        texts         cells  prompts  share"
     print(f"any false difference, {num} comparisons a line\n{header}", flush=True)
     in_turns = Design(interleaved=True)
     for design in (
@@ -218,6 +227,9 @@ def main(num: int) -> None:
         replace(in_turns, num_prompts=6),
         in_turns,
         replace(in_turns, same_texts=True),
+        replace(in_turns, same_texts=True, lottery=0.03),
+        replace(in_turns, same_texts=True, launches=3, lottery=0.03),
+        replace(in_turns, same_texts=True, launches=8, lottery=0.03),
         Design(6),
         Design(6, num_runs=6),
         Design(6, num_runs=6, same_texts=True),
@@ -239,6 +251,10 @@ def main(num: int) -> None:
             design = replace(slower, num_prompts=prompts, drift=float(not steady), stalls=not steady)
             told = [_line(num, design, of) for of in (is_slower, share_slower)]
             print(told[0], told[1].split()[-1], "steady machine" if steady else "", flush=True)
+    for launches in (3, 5, 8):
+        design = Design(1, interleaved=True, same_texts=True, launches=launches, lottery=0.02)
+        design = replace(design, drift=0.0, stalls=False, sd_slowdown=math.log(1.05), ar_slowdown=math.log(1.05))
+        print(_line(num, design, is_slower), "launches 2 % apart, steady machine", flush=True)
 
 
 if __name__ == "__main__":

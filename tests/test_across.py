@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 GRID = "suites/test_temperature_grid.py"
 SMALL = ("--temperatures", "1", "--num-prompts", "8", "--max-new-tokens", "16", "--chat-template", "none")
 LONG = (*SMALL, "--max-new-tokens", "60", "--ignore-end-token")
+TWICE = ("--launches", "2")
+LAUNCHES = {"launch-1", "launch-2"}
 SPECHEAT = (sys.executable, "-c", "import sys; from bench.cli import main; sys.exit(main())")
 SLOW_STEPS = """
 
@@ -137,9 +139,11 @@ def state(repository: Path) -> tuple[str, ...]:
 
 
 def runs_of(out: Path) -> dict[str, RunRecord]:
-    """The record of each side by the name of its folder."""
+    """The record of the first launch of each side by the name of its folder."""
     (moment,) = (path for path in out.iterdir() if path.is_dir())
-    found = {folder.name: store.load_runs(folder) for folder in sorted(moment.iterdir()) if folder.is_dir()}
+    folders = [folder for folder in sorted(moment.iterdir()) if folder.is_dir()]
+    assert all({path.name for path in folder.iterdir() if path.is_dir()} == LAUNCHES for folder in folders)
+    found = {folder.name: store.load_runs(folder / "launch-1") for folder in folders}
     return {name: run for name, (run,) in found.items()}
 
 
@@ -161,7 +165,7 @@ class Compared:
 @pytest.fixture(scope="module")
 def compared(repository: Path, pair: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Compared:
     out, before = tmp_path_factory.mktemp("out"), state(repository)
-    said = across(repository, "main", "slow", "--out", out, "--", GRID, *pair, *SMALL, "--ignore-end-token")
+    said = across(repository, "main", "slow", *TWICE, "--out", out, "--", GRID, *pair, *SMALL, "--ignore-end-token")
     assert said.returncode in (0, 1), said.stdout + said.stderr
     return Compared(said, runs_of(out), before, state(repository))
 
@@ -171,6 +175,7 @@ def test_a_branch_that_decodes_slowly_is_slower(compared: Compared) -> None:
     assert "SD ms/token SLOWER in 1 cell" in compared.said.stdout
     assert "AR ms/token SLOWER in 1 cell" in compared.said.stdout
     assert "measured in turns" in compared.said.stdout
+    assert "2 launches of each side" in compared.said.stdout
     assert "records in" in compared.said.stderr
 
 
@@ -263,6 +268,7 @@ def build_wheel(folder: Path, name: str, version: str) -> None:
         (["--with", "vllm==1", "--with", "torch==2"], "expected --with versions of one package"),
         (["main", "slow", "--with", "vllm>=1"], "expected --with PACKAGE==VERSION, got 'vllm>=1'"),
         (["main", "slow", "--margin", "0"], "expected --margin > 0, got 0"),
+        (["main", "slow", "--launches", "1"], "expected --launches >= 2, got 1"),
         (["main", "slow", "--", GRID, "--results", "elsewhere"], "got --results"),
         (["main", "slow", "--", GRID, "--plan"], "got --plan"),
     ],
@@ -316,7 +322,7 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(
     repository: Path, pair: tuple[str, ...], tmp_path: Path
 ) -> None:
     before = state(repository)
-    asked = ["across", "main", "slow", "--out", str(tmp_path), "--", GRID, *pair, *LONG]
+    asked = ["across", "main", "slow", *TWICE, "--out", str(tmp_path), "--", GRID, *pair, *LONG]
     process = subprocess.Popen(
         [*HEED_CTRL_C, *SPECHEAT, *asked],
         cwd=repository,
@@ -343,7 +349,8 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(
     pairs = [next(iter(journal.measured.pairs.values())) for journal in kept]
     assert abs(len(pairs[0]) - len(pairs[1])) <= 1
 
-    done = across(repository, *asked[1:6], "--resume", *asked[6:])
+    border = asked.index("--")
+    done = across(repository, *asked[1:border], "--resume", *asked[border:])
     assert done.returncode == 1, done.stdout + done.stderr
     measured = [run.cells[0].pairs for run in runs_of(tmp_path).values()]
     assert [len(each) for each in measured] == [8, 8]

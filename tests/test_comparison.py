@@ -377,6 +377,44 @@ def test_two_sides_that_are_the_same_seldom_look_different(design: Design) -> No
     assert rate(60, design, false_difference, seed=11) <= 0.15
 
 
+def test_launches_that_are_apart_by_themselves_seldom_look_different_but_alone_they_do() -> None:
+    launched = Design(2, interleaved=True, same_texts=True, launches=3, lottery=0.03)
+    assert rate(60, launched, false_difference, seed=14) <= 0.15
+    assert rate(60, replace(launched, launches=1), false_difference, seed=14) > 0.3
+
+
+def test_a_launch_that_lacks_a_cell_fails_the_comparison() -> None:
+    again = make_run(list(map(make_record, cells()))[:-1])
+    found = compare(replace(BASE, relaunched=(BASE.runs,)), replace(BASE, relaunched=({"again": again},)))
+    statuses = [cell.status for cell in found.cells]
+    assert statuses == ["COMPARED", "COMPARED", "MISSING"]
+    assert "launch 2: HEAD has no such cell" in found.cells[-1].reason
+    assert exit_status(found, strict=False) == 1
+
+
+def test_numbers_are_means_over_launches_and_intervals_cover_others() -> None:
+    fast, slow = (make_run([make_record(gamma=gamma)]) for gamma in (1.4, 1.1))
+    base = Side("base", {"a": fast}, ({"b": slow},))
+    (cell,) = compare(base, base, interleaved=True).cells
+    assert [len(pair) for pair in cell.relaunched] == [2]
+    head = Side("head", {"a": slow}, ({"b": slow},))
+    (cell,) = compare(base, head, interleaved=True).cells
+    by_number = {outcome.number.name: outcome for outcome in cell.outcomes}
+    alone = [one(compare(Side("", {"a": run}), Side("", {"a": slow}), interleaved=True)) for run in (fast, slow)]
+    for name in ("SD ms/token", "gamma"):
+        effects = [outcomes[name].effect.estimate for outcomes in alone]  # type: ignore[union-attr]
+        assert by_number[name].effect is not None
+        assert by_number[name].effect.estimate == pytest.approx(sum(effects) / 2)
+        spread = abs(effects[0] - effects[1]) / 2  # standard error of a mean of two
+        assert by_number[name].effect.parts[-1] == (pytest.approx(spread), 1.0)
+        assert by_number[name].verdict == "INCONCLUSIVE"
+
+
+def one(found: Comparison) -> dict[str, Outcome]:
+    (cell,) = found.cells
+    return {outcome.number.name: outcome for outcome in cell.outcomes}
+
+
 def test_sides_that_differ_by_the_margin_seldom_look_the_same() -> None:
     slower = Design(1, 96, interleaved=True, same_texts=True, sd_slowdown=math.log1p(MARGIN))
     assert rate(60, slower, same_speed, seed=12) <= 0.15
