@@ -125,8 +125,8 @@ def compare(
     _check_machines(of_base, of_head)
     cells = [_matched(key, row, of_head) for key, row in of_base.items()]
     for number, (base_runs, head_runs) in enumerate(zip(base.relaunched, head.relaunched, strict=True), start=2):
-        launch = tuple(_newest(Side(side.label, runs), suite) for side, runs in ((base, base_runs), (head, head_runs)))
-        cells = [_matched_again(cell, key, *launch, number) for cell, key in zip(cells, of_base, strict=True)]
+        again = _newest(Side(base.label, base_runs), suite), _newest(Side(head.label, head_runs), suite)
+        cells = [_matched_again(cell, key, *again, number) for cell, key in zip(cells, of_base, strict=True)]
     if not any(cell.status in ("COMPARED", "INVALID") for cell in cells):
         raise IncomparableResults(_nothing_common(base, head, cells))
     judged = _judged([cell for cell in cells if cell.status == "COMPARED"], margin=margin, interleaved=interleaved)
