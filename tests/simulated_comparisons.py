@@ -227,15 +227,18 @@ def main(num: int) -> None:
         replace(in_turns, num_prompts=6),
         in_turns,
         replace(in_turns, same_texts=True),
-        replace(in_turns, same_texts=True, lottery=0.03),
-        replace(in_turns, same_texts=True, launches=3, lottery=0.03),
-        replace(in_turns, same_texts=True, launches=8, lottery=0.03),
         Design(6),
         Design(6, num_runs=6),
         Design(6, num_runs=6, same_texts=True),
     ):
         print(_line(num, design, false_difference), flush=True)
     num //= 4
+    print(f"\nlaunches 3 % apart: any false difference, {num} comparisons a line\n{header}", flush=True)
+    for launches in (1, 3, 8):
+        print(
+            _line(num, replace(in_turns, same_texts=True, launches=launches, lottery=0.03), false_difference),
+            flush=True,
+        )
     print(f"\nany false SAME of numbers that differ by the margin, {num} comparisons a line\n{header}", flush=True)
     slower = Design(1, interleaved=True, same_texts=True, sd_slowdown=math.log1p(MARGIN))
     for prompts in (12, 96):
