@@ -74,9 +74,9 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--launches",
         type=int,
-        default=3,
+        default=5,
         metavar="N",
-        help="processes of each side one after the other, which differ in speed by themselves (default: 3)",
+        help="processes of each side one after the other, which differ in speed by themselves (default: 5)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of who goes first (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
