@@ -23,6 +23,8 @@ from distill.text import TextPlan, prompts_hash
 
 LIBRARIES = ("trl", "accelerate", "datasets")
 
+DEFAULTS = {"smoke": {"num_prompts": 6}}  # of fewer, texts are too few for all arms to take the same steps
+
 
 def test_distill_speed(
     benchmark: Any,

@@ -524,7 +524,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def test_the_suite_measures_four_schedules_of_two_temperatures(pair: tuple[str, ...], tmp_path: Path) -> None:
-    done = run("suites/test_dynamic_temperature.py", *pair, *SMALL, "--results", str(tmp_path))
+    done = run(
+        "suites/test_dynamic_temperature.py", *pair, *SMALL, "--instrument-every", "1", "--results", str(tmp_path)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = store.load_runs(tmp_path)
     cells = {schedule_text(each.cell.schedule): each for each in record.cells}

@@ -17,6 +17,7 @@ import pytest
 
 from bench import turns
 from bench.turns import Party, Round, ended_afterwards, order_of_round, take_turns
+from tests.tiny_models import HEED_CTRL_C
 
 ROOT = Path(__file__).parent.parent
 MEASURE = """
@@ -67,7 +68,7 @@ for number, _ in enumerate(take_turns(parties, seed=0)):
 @pytest.fixture
 def party(tmp_path: Path) -> Callable[..., Party]:
     def make(name: str, code: str, *arguments: object) -> Party:
-        command = [sys.executable, "-c", code, *map(str, arguments)]
+        command = [*HEED_CTRL_C, sys.executable, "-c", code, *map(str, arguments)]
         return Party(name, command, cwd=ROOT, env=os.environ, log=tmp_path / f"{name}.log")
 
     return make
