@@ -25,7 +25,6 @@ GRID = "suites/test_temperature_grid.py"
 SMALL = ("--temperatures", "1", "--num-prompts", "8", "--max-new-tokens", "16", "--chat-template", "none")
 LONG = (*SMALL, "--max-new-tokens", "60", "--ignore-end-token")
 THRICE = ("--launches", "3")  # of two the spread has so wide a t that noise decides
-LAUNCHES = {"launch-1", "launch-2", "launch-3"}
 SPECHEAT = (sys.executable, "-c", "import sys; from bench.cli import main; sys.exit(main())")
 SLOW_STEPS = """
 
@@ -138,11 +137,12 @@ def state(repository: Path) -> tuple[str, ...]:
     )
 
 
-def runs_of(out: Path) -> dict[str, RunRecord]:
+def runs_of(out: Path, *, launches: int = 3) -> dict[str, RunRecord]:
     """The record of the first launch of each side by the name of its folder."""
     (moment,) = (path for path in out.iterdir() if path.is_dir())
     folders = [folder for folder in sorted(moment.iterdir()) if folder.is_dir()]
-    assert all({path.name for path in folder.iterdir() if path.is_dir()} == LAUNCHES for folder in folders)
+    names = {f"launch-{number}" for number in range(1, launches + 1)}
+    assert all({path.name for path in folder.iterdir() if path.is_dir()} == names for folder in folders)
     found = {folder.name: store.load_runs(folder / "launch-1") for folder in folders}
     return {name: run for name, (run,) in found.items()}
 
@@ -322,7 +322,7 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(
     repository: Path, pair: tuple[str, ...], tmp_path: Path
 ) -> None:
     before = state(repository)
-    asked = ["across", "main", "slow", *THRICE, "--out", str(tmp_path), "--", GRID, *pair, *LONG]
+    asked = ["across", "main", "slow", "--launches", "2", "--out", str(tmp_path), "--", GRID, *pair, *LONG]
     process = subprocess.Popen(
         [*HEED_CTRL_C, *SPECHEAT, *asked],
         cwd=repository,
@@ -351,8 +351,8 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(
 
     border = asked.index("--")
     done = across(repository, *asked[1:border], "--resume", *asked[border:])
-    assert done.returncode == 1, done.stdout + done.stderr
-    measured = [run.cells[0].pairs for run in runs_of(tmp_path).values()]
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    measured = [run.cells[0].pairs for run in runs_of(tmp_path, launches=2).values()]
     assert [len(each) for each in measured] == [8, 8]
     assert [each[: len(first)] for each, first in zip(measured, pairs, strict=True)] == [tuple(p) for p in pairs]
     assert not list(tmp_path.rglob("*.partial.jsonl")) + list(tmp_path.rglob(".unfinished"))
