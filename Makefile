@@ -10,10 +10,13 @@ ARGS ?=
 setup: $(STAMP)
 
 # The lock is complete and was resolved once, so pip installs it without looking at declared dependencies.
+# Compiled once by all cores: where PYTHONDONTWRITEBYTECODE is set, every process would compile transformers for itself.
+# Packages carry a few files of other Pythons, which do not compile; nobody imports them.
 $(STAMP): requirements/cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile -r requirements/cpu.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q -j 0 $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') > /dev/null || true
 	touch $@
 
 # The main job: gamma and alpha over decoding temperatures on the embedded pair. `make bench ARGS="--preset smoke"`.
