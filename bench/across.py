@@ -58,7 +58,8 @@ class Run:
     sources: tuple[Source, ...]
     asked: tuple[str, ...]  # suites and their options
     seed: int  # of the order of the sides
-    launches: int  # of each side, in processes of their own
+    launches: int  # of each side, in processes of their own; those behind the first measure pairs only
+    slice_s: float  # of timed calls; 0: whole ones
     folder: Path
 
     def results(self, index: int, launch: int) -> Path:
@@ -141,14 +142,17 @@ def prepare(
     *,
     seed: int,
     launches: int,
+    slice_s: float,
     out: Path,
     resume: bool,
     note: Callable[[str], None],
 ) -> Run:
     """A new comparison in a folder of its own; with resume, the newest unfinished one of the same sides, suites and seed.
 
-    Raises:  ValueError: options of the suites that the comparison sets itself, or too few launches
+    Raises:  ValueError: options of the suites that the comparison sets itself, too few launches, or slices below 0
     """
+    if not slice_s >= 0:
+        raise ValueError(f"expected --slice >= 0, got {slice_s * 1000:g}")
     if launches < FEWEST_LAUNCHES:
         raise ValueError(
             f"expected --launches >= {FEWEST_LAUNCHES}, got {launches}: one does not show how far launches are apart"
@@ -156,19 +160,25 @@ def prepare(
     for word in asked:
         if word.partition("=")[0] in OWN_OPTIONS:
             raise ValueError(f"expected suites and their options behind --, got {word}, which `specheat across` sets")
-    wanted = {"sides": [asdict(side) for side in sides], "asked": list(asked), "seed": seed, "launches": launches}
+    wanted = {
+        "sides": [asdict(side) for side in sides],
+        "asked": list(asked),
+        "seed": seed,
+        "launches": launches,
+        "slice_s": slice_s,
+    }
     if resume:
         for state in sorted(out.glob(f"*/{_UNFINISHED}"), reverse=True):
             with suppress(ValueError):
                 if json.loads(state.read_text()) == wanted:
-                    return Run(sides, tuple(asked), seed, launches, state.parent)
+                    return Run(sides, tuple(asked), seed, launches, slice_s, state.parent)
         note(f"nothing to resume in {out}: starting anew")
     folder = out.resolve() / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder.mkdir(parents=True)
     if (ignored := REPOSITORY / _DEFAULT_OUT) in folder.parents:
         store.write_atomically(ignored / ".gitignore", "*\n")
     store.write_atomically(folder / _UNFINISHED, json.dumps(wanted, indent=1))
-    return Run(sides, tuple(asked), seed, launches, folder)
+    return Run(sides, tuple(asked), seed, launches, slice_s, folder)
 
 
 def measure(run: Run, *, resume: bool, reporter: Reporter) -> None:
@@ -202,7 +212,7 @@ def _launch(
     with ended_afterwards(parties):
         progress = _Progress(parties, reporter, launch=launch, launches=run.launches)
         # With the seed the side that starts changes from launch to launch.
-        for party, finished in take_turns(tuple(parties), seed=run.seed + launch):
+        for party, finished in take_turns(tuple(parties), seed=run.seed + launch, slice_s=run.slice_s):
             if finished is not None:
                 progress.step(party, finished)
                 continue
@@ -306,10 +316,12 @@ def _party(run: Run, index: int, launch: int, checkout: Path, package: Path | No
         *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
         *("--results", str(run.results(index, launch))),
         *(["--resume"] if resume else []),
+        *(["--pairs-only"] if launch else []),
     )
     paths = [checkout] if package is None else [package, checkout]
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [env.get("PYTHONPATH")])])
+    env[environment.SLICE_VARIABLE] = f"{run.slice_s * 1000:g}"
     if source.package:
         env[environment.LIBRARIES_VARIABLE] = source.package.partition("==")[0]
     command = [sys.executable, "-m", _CHILD, side, *options, *run.asked]

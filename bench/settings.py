@@ -85,7 +85,8 @@ class Settings:
     max_new_tokens: int
     max_prompt_tokens: int | None
     end_token: str
-    instrument_every: int  # pairs, of which one is replayed with instruments and has bare forwards timed behind it
+    instrument_every: int  # pairs, of which one is replayed with instruments and has bare forwards timed; 0: of none
+    pairs_only: bool  # neither a baseline nor a certificate
     chat_template: str
     system_prompt: str | None
     seed: int
@@ -166,8 +167,13 @@ def add_options(add: object) -> None:
     option(
         "--instrument-every",
         metavar="N",
-        help="time bare forwards and repeat the text with instruments behind every Nth pair "
+        help="time bare forwards and repeat the text with instruments behind every Nth pair, with 0 behind none "
         f"(default: {INSTRUMENT_EVERY}, or the suite's)",
+    )
+    option(
+        "--pairs-only",
+        action="store_true",
+        help="time the pairs and nothing else: no baseline, no instruments, no certificate; for runs beside a full one",
     )
     option("--chat-template", default="default", metavar="none|default|FILE", help="how chat prompts become text")
     option("--system-prompt", metavar="TEXT", help="system message put before every chat prompt")
@@ -222,15 +228,25 @@ def from_options(options: argparse.Namespace) -> Settings:
             None if options.max_prompt_tokens is None else _count("--max-prompt-tokens", options.max_prompt_tokens)
         ),
         end_token="ignored" if options.ignore_end_token else "natural",
-        instrument_every=_count("--instrument-every", options.instrument_every, default=INSTRUMENT_EVERY),
+        instrument_every=(
+            0
+            if options.pairs_only
+            else _count("--instrument-every", options.instrument_every, least=0, default=INSTRUMENT_EVERY)
+        ),
+        pairs_only=options.pairs_only,
         chat_template=options.chat_template,
         system_prompt=options.system_prompt,
         seed=_count("--seed", options.seed, least=0),
         results=options.results,
         resume=options.resume,
         plan=options.plan,
-        given=frozenset(field for field, option in SUITE_FIELDS.items() if getattr(options, option) is not None),
+        given=_given(options),
     )
+
+
+def _given(options: argparse.Namespace) -> frozenset[str]:
+    given = {field for field, option in SUITE_FIELDS.items() if getattr(options, option) is not None}
+    return frozenset(given | {"instrument_every"} if options.pairs_only else given)
 
 
 def parse_temperatures(text: str, option: str = "--temperatures") -> tuple[float, ...]:

@@ -145,7 +145,7 @@ class SuiteRun:
         backend: Backend,
         *,
         workload: Workload,
-        score: Callable[[Cell, Sequence[TimedPair]], Evidence],
+        score: Callable[[Cell, Sequence[TimedPair]], Evidence] | None,
         baselines: Baselines,
     ) -> None:
         self.recording = recording
@@ -271,7 +271,7 @@ class SuiteRun:
             raise
         throttle = tuple(sorted({*throttle, *environment.throttle_reasons(cell.device)}))
         before = time.perf_counter()
-        evidence = self.score(cell, pairs)
+        evidence = self.score(cell, pairs) if self.score else None
         scoring_s = time.perf_counter() - before
         record = CellRecord(
             cell,
@@ -326,7 +326,8 @@ class SuiteRun:
         native = isinstance(self.backend, NativeBaseline)
         measured = {triple.prompt_index for triple in self.journal.measured.baseline}
         orders = measure.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
-        left = {index: order for index, order in enumerate(orders) if index not in measured and self._is_first}
+        wanted = self._is_first and not self.settings.pairs_only
+        left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
         temperature = self._baseline_temperature
         if left:
             measure.warm_up(self.backend, self.request(cell, 0))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
-from bench import measure, metrics
-from bench.records import DecodeRequest, ForwardSeconds, PhaseSeconds, Replay, TimedPair
+from bench import measure, metrics, turns
+from bench.records import DecodeRequest, ForwardSeconds, Generation, PhaseSeconds, Replay, TimedPair
 from tests.fakes import AsynchronousFake, ConcurrentFake, FakeClock
 
 REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
@@ -46,6 +48,23 @@ def test_instrumentation_is_paused_inside_a_timed_call_and_restored_behind_it() 
     finally:
         sys.setprofile(before)
     assert seen == [(None, None)]
+
+
+def test_seconds_in_which_the_process_was_stopped_are_no_part_of_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    start = clock()
+    stopped = turns.Pauses(((start - 5.0, start - 4.0), (start + 2.0, start + 3.5), (start + 9.0, start + 10.0)))
+    monkeypatch.setattr(turns, "side_by_side", lambda: nullcontext(stopped))
+
+    def call(request: DecodeRequest) -> Generation:
+        return replace(AsynchronousFake.generate(backend, request), first_token_s=4.0)
+
+    timed = measure.time_call(backend, call, REQUEST, clock, side_by_side=True)
+    assert timed.seconds == 5 * 3.0 - 1.5 - 1.0
+    assert timed.first_token_s == 4.0 - 1.5
+    # Of a warm-up, which nobody makes beside it, all seconds count.
+    assert measure.time_call(backend, call, REQUEST, clock).first_token_s == 4.0
 
 
 def test_warm_up_goes_on_until_the_series_stops_falling() -> None:

@@ -42,7 +42,7 @@ def test_the_papers_grid_has_no_rounding_noise() -> None:
         (["--temperatures", "hot"], "expected a number for --temperatures, got 'hot'"),
         (["--temperatures", "1,1"], "each --temperatures once"),
         (["--draft-temperature", "inf"], "finite number for --draft-temperature"),
-        (["--instrument-every", "0"], "expected --instrument-every >= 1, got 0"),
+        (["--instrument-every=-1"], "expected --instrument-every >= 0, got -1"),
         (["--num-draft-tokens", "0"], "expected --num-draft-tokens >= 1, got 0"),
         (["--num-draft-tokens", "two"], "whole number for --num-draft-tokens"),
         (["--top-p", "0"], "expected --top-p in"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from bench import turns
-from bench.turns import Party, Round, ended_afterwards, order_of_round, take_turns
+from bench.turns import Party, Pauses, Round, ended_afterwards, order_of_round, take_turns
 from tests.tiny_models import HEED_CTRL_C
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,31 @@ worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
 for index in range(4):
     pass_on(Round("cell", index + 1, 0, 4))
 worker.kill()
+"""
+CALLS = """
+import json, sys, time
+from bench.turns import Round, pass_on, side_by_side
+rounds = []
+for index in range(int(sys.argv[2])):
+    moments = []
+    with side_by_side() as pauses:
+        start = time.perf_counter()
+        while sum(moments[i + 1] - moments[i] < 0.001 for i in range(len(moments) - 1)) < 2000:
+            moments.append(time.perf_counter())
+            time.sleep(0.0001)
+        end = time.perf_counter()
+    rounds.append((start, end, pauses.intervals, moments))
+    pass_on(Round("cell", index + 1, 0, 2))
+with open(sys.argv[1], "w") as file:
+    json.dump(rounds, file)
+"""
+FAILS_IN_A_CALL = """
+from bench.turns import side_by_side
+try:
+    with side_by_side():
+        raise RuntimeError("an engine's error")
+except RuntimeError:
+    pass
 """
 KEEPS_ON_CTRL_C = """
 import pathlib, sys
@@ -138,6 +164,57 @@ def test_who_waits_stands_still_with_all_below_it(party: Callable[..., Party]) -
                 seen += 1
     assert seen >= 3
     assert [one.status for one in parties] == [0, 0]
+
+
+Calls = list[tuple[float, float, list[tuple[float, float]], list[float]]]
+
+
+def calls_of(parties: list[Party], files: list[Path], *, slice_s: float) -> list[Calls]:
+    with ended_afterwards(parties):
+        for one, finished in take_turns(parties, seed=0, slice_s=slice_s):
+            assert finished is not None or one.status == 0, one.log.read_text()
+    return [json.loads(file.read_text()) for file in files]
+
+
+def test_calls_are_made_in_slices_and_each_knows_when_it_stood_still(
+    party: Callable[..., Party], tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{name}.json" for name in "ab"]
+    sides = calls_of([party(file.stem, CALLS, file, 2) for file in files], files, slice_s=0.02)
+    for one, other in zip(*sides, strict=True):
+        assert min(len(one[2]), len(other[2])) >= 4
+        for (start, end, pauses, moments), (*_, others_moments) in ((one, other), (other, one)):
+            stopped = Pauses(tuple((first, last) for first, last in pauses))
+            assert not any(first < moment < last for first, last in pauses for moment in moments)
+            # Whatever the other did in the meantime it did in these pauses.
+            meanwhile = [moment for moment in others_moments if start < moment < end]
+            assert meanwhile
+            assert all(any(first <= moment <= last for first, last in pauses) for moment in meanwhile)
+            assert 0 < stopped.between(start, end) < end - start
+            assert stopped.between(start, start) == 0
+
+
+def test_slices_of_no_length_are_whole_calls(party: Callable[..., Party], tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.json" for name in "ab"]
+    sides = calls_of([party(file.stem, CALLS, file, 2) for file in files], files, slice_s=0)
+    for one, other in zip(*sides, strict=True):
+        first, second = sorted((one, other))
+        assert first[1] <= second[0]
+        for start, end, pauses, _ in (first, second):
+            assert Pauses(tuple((start, end) for start, end in pauses)).between(start, end) == 0
+
+
+def test_a_call_that_fails_or_has_no_counterpart_holds_nobody_up(party: Callable[..., Party], tmp_path: Path) -> None:
+    files = [tmp_path / "b.json"]
+    (calls,) = calls_of([party("a", FAILS_IN_A_CALL), party("b", CALLS, *files, 2)], files, slice_s=0.02)
+    assert len(calls) == 2
+
+
+def test_a_call_alone_is_never_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(turns.VARIABLE, raising=False)
+    with turns.side_by_side() as pauses:
+        pass
+    assert pauses.between(0.0, 1e9) == 0.0
 
 
 def test_a_crash_releases_the_turn_and_has_a_status(party: Callable[..., Party], tmp_path: Path) -> None:
