@@ -309,7 +309,7 @@ def _party(run: Run, index: int, launch: int, checkout: Path, package: Path | No
     side = json.dumps({"folder": str(checkout), "package": source.package, "command": sys.argv})
     options = (
         "--benchmark-only",
-        *("-p", "no:cacheprovider"),
+        *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio"),  # the last two take long to import
         # The caller's folder would come before the revision's.
         *("-o", "pythonpath=", "-o", "testpaths=suites"),
         # Of bench, which is there before pytest could rewrite its assertions.

@@ -260,6 +260,7 @@ class SuiteRun:
             raise NotMeasured(f"{cell.label}: measured before the interruption")
         started, pairs = _now(), _whole_groups(measured.pairs.get(cell, ()), concurrency_of(cell))
         self.peak_memory_bytes = 0
+        turns.wait_for_others()
         try:
             self._take_over_baseline(cell)
             self._baseline_rounds(cell, pairs_each=0).run_all()

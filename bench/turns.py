@@ -1,9 +1,9 @@
 """Taking turns: processes that measure the same rounds one at a time, so that round i of each is next to round i of the others.
 
-A process holds the turn until a timed call or the end of its round. In between it waits, and the coordinator stops it with
-all its children, because even an idle engine slows the working one. Timed calls of the same round are made in slices: the
-sides work by turns of some milliseconds, so that what the machine does within a second strikes all of them. When a process
-stood still is told to it behind the call, and is no part of its seconds.
+Processes load at the same time. Then one works at a time, until a timed call or the end of its round. In between it waits, and
+the coordinator stops it with all its children, because even an idle engine slows the working one. Timed calls of the same
+round are made in slices: the sides work by turns of some milliseconds, so that what the machine does within a second
+strikes all of them. When a process stood still is told to it behind the call, and is no part of its seconds.
 A process that no coordinator started measures on: to pass the turn on costs it the look at one environment variable.
 """
 
@@ -48,8 +48,9 @@ class Round:
 
 
 class Call(enum.Enum):
-    """What a process says around a timed call."""
+    """What a process says before its first measurement, and around a timed call."""
 
+    LOADED = enum.auto()
     BEGINS = enum.auto()
     ENDED = enum.auto()
 
@@ -86,6 +87,16 @@ def side_by_side() -> Iterator[Pauses]:
         _tell(Call.ENDED)
         raise
     pauses.intervals = _tell(Call.ENDED)
+
+
+@functools.cache
+def wait_for_others() -> None:
+    """Before the first measurement, once: others may still load, which sides do at the same time.
+
+    Raises: KeyboardInterrupt: the coordinator is gone
+    """
+    if VARIABLE in os.environ:
+        _tell(Call.LOADED)
 
 
 def pass_on(finished: Round) -> None:
@@ -139,7 +150,7 @@ class Party:
     def take_turn(self) -> Message | None:
         """Start it or answer it, and wait for what it says next; None: it has ended."""
         if self._process is None:
-            self._start()
+            self.start()
         else:
             self.answer()
             self.resume()
@@ -217,7 +228,7 @@ class Party:
             if deadline is not None and time.perf_counter() >= deadline:
                 raise TimeoutError
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self._connection, theirs = Pipe()
         with self.log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
@@ -260,6 +271,7 @@ def take_turns(
 
     Whoever is behind goes first, as after an interruption; those who are equally far go in the order of their round, and
     make their timed calls in slices beside each other. Slices of 0 seconds are whole calls.
+    Where calls are in slices all start and load at once.
     """
     places = dict.fromkeys(range(len(parties)), (-1, -1))  # of those that have not ended
     rounds = itertools.count()
@@ -267,6 +279,7 @@ def take_turns(
     ordered_at: tuple[int, int] | None = None
     begun: set[int] = set()  # who waits to make a call
     holder: Party | None = None
+    first_words = _started(parties) if slice_s else {}
     while places:
         behind = min(places.values())
         waiting = [index for index, place in places.items() if place == behind]
@@ -287,7 +300,9 @@ def take_turns(
         if holder is not None and holder is not party:
             holder.suspend()
         holder = party
-        said = party.take_turn()
+        said = first_words.pop(turn) if turn in first_words else party.take_turn()
+        if said is Call.LOADED:
+            continue
         if said is Call.BEGINS:
             begun.add(turn)
         elif isinstance(said, Round):
@@ -296,6 +311,17 @@ def take_turns(
         else:
             del places[turn]
             yield party, None
+
+
+def _started(parties: Sequence[Party]) -> dict[int, Message | None]:
+    """What each says first, behind which it stands still."""
+    for party in parties:
+        party.start()
+    said = {}
+    for index, party in enumerate(parties):
+        said[index] = party.wait()
+        party.suspend()
+    return said
 
 
 def _make_calls(parties: Sequence[Party], slice_s: float) -> list[Party]:

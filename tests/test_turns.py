@@ -23,7 +23,8 @@ from tests.tiny_models import HEED_CTRL_C
 ROOT = Path(__file__).parent.parent
 MEASURE = """
 import sys
-from bench.turns import Round, pass_on
+from bench.turns import Round, pass_on, wait_for_others
+wait_for_others()
 name, first, last, diary = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 for index in range(first, last):
     with open(diary, "a") as file:
