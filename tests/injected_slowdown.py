@@ -93,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--share", type=float, default=0.05, help="of a step's seconds that is added (default: 0.05)")
     parser.add_argument("--tries", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the tries, which count up from it (default: 0)")
     parser.add_argument("--launches", type=int, default=5, help="of each side (default: 5)")
     parser.add_argument("suite", nargs="*", default=CELL, help="suite and options, behind --")
     args = parser.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve() / "clone"
         revision = clone(folder, args.share)
-        for seed in range(args.tries):
+        for seed in range(args.first_seed, args.first_seed + args.tries):
             found = one_try(folder, revision, seed, args.launches, list(args.suite))
             print(json.dumps(found), flush=True)
             verdicts.update({str(cell.get("SD ms/token", cell["status"])) for cell in found["cells"]})  # type: ignore[attr-defined]
