@@ -34,7 +34,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import is_sklearn_available
 
 from backends.acceptance import RULES
-from backends.loading import load_causal_lm
+from backends.loading import load_model
 from backends.sampling import warp
 from bench.metrics import is_rejection
 from bench.protocols import BackendUnavailable, Capabilities
@@ -59,7 +59,7 @@ class Watch(BaseStreamer):
             handle.remove()
 
     def before_target(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.fed.append(kwargs["input_ids"])
+        self.fed.append(kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"])
 
     def put(self, value: torch.Tensor) -> None:
         self.streamed.append(value)
@@ -199,6 +199,7 @@ class GenerateBackend:
             # The draft does not see what equals it, end tokens excepted: docs/upstream/transformers-draft-padding.md.
             pad_token_id=next(iter(request.eos_token_ids), None),
             do_sample=sampled,
+            decoder_start_token_id=getattr(self.target.config, "decoder_start_token_id", None),
             **(self.sampling(request) if sampled else {}),
             **(self.speculation(request) if speculative else {}),
         )
@@ -378,26 +379,28 @@ class PromptLookup(GenerateBackend):
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Assisted:
     """`assisted`: fixed k, draft at the decode temperature."""
     _check_pair(Assisted.name, pair, options)
-    return Assisted(*(load_causal_lm(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft)))
+    return Assisted(*(load_model(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft)))
 
 
 def load_default(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> AssistedDefault:
     """`assisted-default`: as users run it."""
     _check_pair(AssistedDefault.name, pair, options)
     return AssistedDefault(
-        *(load_causal_lm(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft))
+        *(load_model(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft))
     )
 
 
 def load_prompt_lookup(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> PromptLookup:
     """`prompt-lookup`: the pair's target alone."""
-    _check_pair(PromptLookup.name, pair, options)
-    return PromptLookup(load_causal_lm(pair.target, dtype=pair.dtype, device=device))
+    _check_pair(PromptLookup.name, pair, options, ("causal",))  # the answer copies nothing from an encoder
+    return PromptLookup(load_model(pair.target, dtype=pair.dtype, device=device))
 
 
-def _check_pair(name: str, pair: ModelPair, options: Mapping[str, str]) -> None:
+def _check_pair(
+    name: str, pair: ModelPair, options: Mapping[str, str], families: Sequence[str] = ("causal", "encoder-decoder")
+) -> None:
     """Raises: ValueError: an option was given; BackendUnavailable: the pair is of another family."""
     if options:
         raise ValueError(f"backend {name} takes no options, got {', '.join(sorted(options))}")
-    if pair.family != "causal":
-        raise BackendUnavailable(f"backend {name} decodes causal pairs; {pair.name} is {pair.family}")
+    if pair.family not in families:
+        raise BackendUnavailable(f"backend {name} decodes {' and '.join(families)} pairs; {pair.name} is {pair.family}")

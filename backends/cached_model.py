@@ -1,4 +1,7 @@
-"""One causal language model and its key-value cache: feed tokens, read logits, rewind exactly.
+"""One language model and its key-value cache: feed tokens, read logits, rewind exactly.
+
+Of an encoder-decoder model the first tokens fed are the encoder's; what they give is the logits behind the decoder's start
+token, so that both kinds are used alike: the prompt first, then what is generated.
 
 Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, V vocabulary.
 """
@@ -6,7 +9,7 @@ Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, V vocab
 from __future__ import annotations
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 
 class CachedModel:
@@ -33,3 +36,46 @@ class CachedModel:
         if length < self.length:
             self.cache.crop(length - self.length)
             self.length = length
+
+
+class CachedEncoderDecoder:
+    """The same of an encoder-decoder model, whose encoder runs once a text. `length` counts the prompt."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.device = model.device
+        self.start_BT = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.length = 0
+
+    def feed(self, tokens_BT: torch.Tensor, *, num_logits: int) -> torch.Tensor:
+        """Append tokens and return the logits behind the last `num_logits` of them, (N, V) in the model's dtype.
+
+        Raises: ValueError: more than one row of logits behind the prompt, of which the decoder sees none
+        """
+        fed = tokens_BT
+        if self.length == 0:
+            if num_logits != 1:
+                raise ValueError(f"expected num_logits = 1 behind the prompt of an encoder, got {num_logits}")
+            self.encoded = self.model.get_encoder()(tokens_BT)
+            fed = self.start_BT
+        outputs = self.model(
+            encoder_outputs=self.encoded, decoder_input_ids=fed, past_key_values=self.cache, use_cache=True
+        )
+        self.length += tokens_BT.shape[1]
+        return outputs.logits[0, -num_logits:]
+
+    def rewind(self, length: int) -> None:
+        """Drop everything behind the first `length` tokens, which may not be less than the prompt's. Nothing is copied."""
+        if length < self.length:
+            self.cache.self_attention_cache.crop(length - self.length)
+            self.length = length
+
+
+def cached(model: PreTrainedModel) -> CachedModel | CachedEncoderDecoder:
+    """The model with its cache."""
+    return CachedEncoderDecoder(model) if model.config.is_encoder_decoder else CachedModel(model)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 SPREAD = 0.02  # standard deviation of random weights, as of freshly initialised models
 
@@ -90,8 +90,9 @@ def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForC
     Returns: an ordinary LlamaForCausalLM with an output head of its own
     Raises:  ValueError: another architecture, or a shape that the model does not fit into
     """
-    check_inflatable(model)
     config = model.config
+    if reason := obstacle(config):
+        raise ValueError(f"expected a Llama-type target to inflate, got {reason}")
     check_fits(config, shape)
     widths = config.hidden_size, shape.hidden
     with torch.device("meta"):
@@ -117,13 +118,22 @@ def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForC
     return large.eval()
 
 
-def check_inflatable(model: PreTrainedModel) -> None:
-    """Raises: ValueError: not a model that `inflate` knows"""
-    config = model.config
-    if type(model) is not LlamaForCausalLM or config.attention_bias or config.mlp_bias:
-        raise ValueError(f"expected a Llama-type target without biases to inflate, got {type(model).__name__}")
+def obstacle(config: PretrainedConfig) -> str | None:
+    """Why a model with this configuration cannot be inflated; None where it can."""
+    if type(config) is not LlamaConfig:
+        return str(config.model_type)
+    if config.attention_bias or config.mlp_bias:
+        return "one with biases"
     if config.rope_parameters["rope_type"] != "default":
-        raise ValueError(f"expected plain rotary positions to inflate, got {config.rope_parameters['rope_type']}")
+        return f"one with {config.rope_parameters['rope_type']} rotary positions"
+    return None
+
+
+def num_parameters(config: LlamaConfig, shape: Shape) -> int:
+    """Of a target inflated to this shape."""
+    attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.key_heads)
+    a_layer = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
+    return shape.layers * a_layer + 2 * config.vocab_size * shape.hidden + shape.hidden
 
 
 def check_fits(config: LlamaConfig, shape: Shape) -> None:
@@ -182,7 +192,8 @@ class _Random:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(seed)
-        self.block = torch.randn(self.BLOCK, generator=generator, device=device) * SPREAD
+        block = torch.randn(self.BLOCK, generator=generator, device=device) * SPREAD
+        self.block = block.bfloat16().float()  # so that bfloat16 holds all of them
         self.shift = 0
 
     def fill(self, weight: Tensor) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 
-def load_causal_lm(folder: str, *, dtype: str, device: str) -> PreTrainedModel:
-    """A causal language model from a checkpoint folder.
+def load_model(folder: str, *, dtype: str, device: str) -> PreTrainedModel:
+    """A language model from a checkpoint folder, causal or encoder-decoder, as its configuration says.
 
     Args:    dtype: "bfloat16" or "float32"; device: as torch writes it
     Raises:  ValueError: the device is absent
     """
     place = checked_device(device)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
+    of_two_parts = AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder
+    auto = AutoModelForSeq2SeqLM if of_two_parts else AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
     if place.type != "cpu":
         return model.to(place)
     # On CPU the weights are still the mapped file, whose pages the kernel may drop: a call would wait for the disk.

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backends import smollm2
+from backends import inflated_checkpoint, smollm2
 from bench.protocols import BackendUnavailable
 from bench.records import ModelPair, Scalar
-from bench.settings import DEFAULT_PAIR
+from bench.settings import DEFAULT_PAIR, INFLATED
 
 FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
@@ -60,6 +60,23 @@ def resolve(
         row = replace(row, dtype=_one_of("dtype", dtype, DTYPES))
     pair = replace(row, target=str(_folder(row.name, row.target)), draft=str(_folder(row.name, row.draft)))
     return pair if pair.family else replace(pair, family=_family(_config(pair.target)))
+
+
+def check_inflatable(pair: ModelPair, shape: str) -> None:
+    """Raise BackendUnavailable unless the target of a resolved pair can be inflated, ValueError unless to this shape."""
+    inflated_checkpoint.check_inflatable(_config(pair.target), shape)
+
+
+def inflated(pair: ModelPair, shape: str) -> ModelPair:
+    """A resolved pair with the target inflated to a shape (`backends.inflation`), a checkpoint that is made once.
+
+    Raises:  as `check_inflatable`, and ValueError where memory or disk cannot hold it
+    """
+    target = Path(pair.target)
+    folder, label = inflated_checkpoint.checkpoint(
+        target, shape, config=_config(pair.target), name=_public_name(target), sha256=_model_hash(target)
+    )
+    return replace(pair, name=f"{pair.name}{INFLATED}{label}", target=str(folder))
 
 
 def ready(
@@ -130,8 +147,13 @@ def check_compatible(pair: ModelPair) -> None:
 
 
 def model_hashes(pair: ModelPair) -> dict[str, str]:
-    """sha256 of configuration and weights, or the commit of a hub's snapshot, of a resolved target and draft."""
-    return {"target": _model_hash(Path(pair.target)), "draft": _model_hash(Path(pair.draft))}
+    """sha256 of configuration and weights, or the commit of a hub's snapshot, of a resolved target and draft.
+
+    Of an inflated target also that of the one it was made from.
+    """
+    hashes = {"target": _model_hash(Path(pair.target)), "draft": _model_hash(Path(pair.draft))}
+    made_from = inflated_checkpoint.card(Path(pair.target))
+    return hashes | ({"uninflated target": made_from["sha256"]} if made_from else {})
 
 
 def context_length(pair: ModelPair) -> int:
@@ -197,6 +219,8 @@ def _snapshot(model: str) -> Path | None:
 
 
 def _public_name(folder: Path) -> str:
+    if made_from := inflated_checkpoint.card(folder):
+        return f"{made_from['target']}{INFLATED}{made_from['shape']}"
     embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
     if embedded and f"embedded:smollm2/{embedded[1]}" in EMBEDDED:
         return f"embedded:smollm2/{embedded[1]}"

@@ -1,4 +1,4 @@
-"""The reference backend: speculative decoding for any pair of transformers causal language models, batch 1.
+"""The reference backend: speculative decoding for any pair of transformers language models, batch 1.
 
 One round, with the sequence so far ending in a token that neither model has been fed:
 
@@ -24,9 +24,9 @@ import transformers
 from transformers import GenerationConfig, PreTrainedModel
 
 from backends.acceptance import RULES, Rule
-from backends.cached_model import CachedModel
+from backends.cached_model import CachedEncoderDecoder, CachedModel, cached
 from backends.fused_llama import FusedLlama, supports
-from backends.loading import load_causal_lm
+from backends.loading import load_model
 from backends.sampling import sample, warp
 from bench.protocols import Capabilities
 from bench.records import (
@@ -42,13 +42,13 @@ from bench.records import (
     schedule_text,
 )
 
-Remembering = CachedModel | FusedLlama
+Remembering = CachedModel | CachedEncoderDecoder | FusedLlama
 Forward = Literal["fused", "transformers"]
 
 
 def remembering(model: PreTrainedModel, forward: Forward) -> Remembering:
     """The model with its cache; fused where it is asked for and can be had."""
-    return FusedLlama(model) if forward == "fused" and supports(model) else CachedModel(model)
+    return FusedLlama(model) if forward == "fused" and supports(model) else cached(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,12 @@ class ReferenceBackend:
     """Both arms of the measurement on two loaded models: `num_draft_tokens = 0` is the autoregressive baseline."""
 
     name = "reference"
-    capabilities = Capabilities(rules=frozenset(RULES), schedules=True, adaptive_draft_length=True)
+    capabilities = Capabilities(
+        rules=frozenset(RULES),
+        families=frozenset({"causal", "encoder-decoder"}),
+        schedules=True,
+        adaptive_draft_length=True,
+    )
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, *, forward: Forward = "fused") -> None:
         self.target = remembering(target, forward)
@@ -302,6 +307,7 @@ class ReferenceBackend:
             eos_token_id=list(request.eos_token_ids) or None,
             pad_token_id=request.eos_token_ids[0] if request.eos_token_ids else 0,
             do_sample=not greedy,
+            decoder_start_token_id=getattr(self.target.model.config, "decoder_start_token_id", None),
             **({} if greedy else sampling),
         )
         prompt = torch.tensor([request.prompt_ids], device=self.device)
@@ -316,7 +322,8 @@ class ReferenceBackend:
                 output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
         finally:
             model.generation_config = checkpoints_own
-        token_ids = tuple(output[0, prompt.shape[1] :].tolist())
+        num_before = 1 if model.config.is_encoder_decoder else prompt.shape[1]  # the decoder's start, or the prompt
+        token_ids = tuple(output[0, num_before:].tolist())
         finished: FinishReason = "stop" if token_ids[-1] in request.eos_token_ids else "length"
         return Generation(token_ids, finished, (), None)
 
@@ -356,5 +363,5 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
     forward = options.get("forward", "fused")
     if forward not in ("fused", "transformers"):
         raise ValueError(f"backend reference: expected fused or transformers for forward, got {forward!r}")
-    target, draft = (load_causal_lm(model, dtype=pair.dtype, device=device) for model in (pair.target, pair.draft))
+    target, draft = (load_model(model, dtype=pair.dtype, device=device) for model in (pair.target, pair.draft))
     return ReferenceBackend(target, draft, forward=forward)  # type: ignore[arg-type]

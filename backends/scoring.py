@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backends.cached_model import CachedModel
-from backends.loading import load_causal_lm
+from backends.cached_model import cached
+from backends.loading import load_model
 from backends.sampling import SMALLEST_TEMPERATURE, warp
 from bench.measure import derive_seed
 from bench.records import Cell, Evidence, ModelPair, Round, Schedule, TextEvidence, TimedPair, schedule_text
@@ -109,12 +109,8 @@ class TargetScorer:
             raise ValueError(f"expected a schedule of temperatures above 0, got {schedule_text(schedule)}")
         scored: dict[int, TextEvidence] = {}
         for batch in self._batches(texts):
-            logits_BTV, first = self._logits([texts[i] for i in batch])
-            for logits_TV, i in zip(logits_BTV, batch, strict=True):
+            for logits_NV, i in zip(self.logits([texts[i] for i in batch]), batch, strict=True):
                 text = texts[i]
-                # The logits behind a token judge the next one.
-                start = len(text.prompt_ids) - 1 - first
-                logits_NV = logits_TV[start : start + len(text.token_ids)]
                 tokens_N = torch.tensor(text.token_ids, device=logits_NV.device)
                 if temperature == 0 and not schedule:
                     gap = tuple(_logit_gap(logits_NV, tokens_N).tolist())
@@ -146,14 +142,37 @@ class TargetScorer:
         if batch:
             yield batch
 
-    def _logits(self, texts: Sequence[Text]) -> tuple[Tensor, int]:
-        """Logits from the end of the shortest prompt on, and the position of the first of them."""
-        # The last token judges nothing and is not fed.
-        fed = [(*text.prompt_ids, *text.token_ids[:-1]) for text in texts]
-        longest = max(map(len, fed))
-        tokens_BT = torch.tensor([(*ids, *[0] * (longest - len(ids))) for ids in fed], device=self.model.device)
-        first = min(len(text.prompt_ids) for text in texts) - 1
-        return self.model(tokens_BT, use_cache=False, logits_to_keep=longest - first).logits, first
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[Text]) -> list[Tensor]:
+        """Of each text the rows that judge its tokens, (N, V) in the model's dtype."""
+        return self._behind_encoder(texts) if self.model.config.is_encoder_decoder else self._behind_prompt(texts)
+
+    def _behind_prompt(self, texts: Sequence[Text]) -> list[Tensor]:
+        # The logits behind a token judge the next one, so the last token judges nothing and is not fed.
+        tokens_BT, _ = self._padded([(*text.prompt_ids, *text.token_ids[:-1]) for text in texts])
+        first = min(len(text.prompt_ids) for text in texts) - 1  # no row before it is needed
+        logits_BTV = self.model(tokens_BT, use_cache=False, logits_to_keep=tokens_BT.shape[1] - first).logits
+        starts = [len(text.prompt_ids) - 1 - first for text in texts]
+        return [
+            logits_TV[start : start + len(text.token_ids)]
+            for logits_TV, start, text in zip(logits_BTV, starts, texts, strict=True)
+        ]
+
+    def _behind_encoder(self, texts: Sequence[Text]) -> list[Tensor]:
+        prompts_BT, mask_BT = self._padded([text.prompt_ids for text in texts])
+        start = self.model.config.decoder_start_token_id
+        decoded_BT, _ = self._padded([(start, *text.token_ids[:-1]) for text in texts])
+        logits_BTV = self.model(
+            prompts_BT, attention_mask=mask_BT, decoder_input_ids=decoded_BT, use_cache=False
+        ).logits
+        return [logits_TV[: len(text.token_ids)] for logits_TV, text in zip(logits_BTV, texts, strict=True)]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows filled up to the longest, and 1 where they are not."""
+        longest = max(map(len, rows))
+        tokens = [(*row, *[0] * (longest - len(row))) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return torch.tensor(tokens, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
 
 def slots_of(rounds: Sequence[Round] | None, num_tokens: int) -> tuple[int, ...]:
@@ -181,26 +200,26 @@ def near_tie_tolerance(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
     does, each with its own cache, so that what the cache adds to the noise is part of it. The larger of the two
     percentiles counts. Gaps are compared, not logits: a shift of all logits changes no distribution.
     """
-    cached = CachedModel(model)
+    fed_to, scorer = cached(model), TargetScorer(model)
     round_by_round, at_once = [], []
     for prompt in prompts[:NEAR_TIE_PROMPTS]:
         prompt_1T = torch.tensor([tuple(prompt)], device=model.device)
-        cached.reset()
-        token_11 = cached.feed(prompt_1T, num_logits=1).argmax(-1, keepdim=True)
+        fed_to.reset()
+        token_11 = fed_to.feed(prompt_1T, num_logits=1).argmax(-1, keepdim=True)
         fed, one_by_one = [], []
         for _ in range(NEAR_TIE_TOKENS):
             fed.append(token_11)
-            one_by_one.append(cached.feed(token_11, num_logits=1))
+            one_by_one.append(fed_to.feed(token_11, num_logits=1))
             token_11 = one_by_one[-1].argmax(-1, keepdim=True)
         reference_NV, fed_1T = torch.cat(one_by_one), torch.cat(fed, 1)
-        cached.reset()
-        cached.feed(prompt_1T, num_logits=1)
+        fed_to.reset()
+        fed_to.feed(prompt_1T, num_logits=1)
         chunks = fed_1T.split(num_draft_tokens + 1, 1)
-        chunked_NV = torch.cat([cached.feed(chunk, num_logits=chunk.shape[1]) for chunk in chunks])
-        whole_1T = torch.cat((prompt_1T, fed_1T), 1)
-        whole_NV = model(whole_1T, use_cache=False, logits_to_keep=NEAR_TIE_TOKENS).logits[0]
+        chunked_NV = torch.cat([fed_to.feed(chunk, num_logits=chunk.shape[1]) for chunk in chunks])
+        # The scorer's rows judge tokens: those behind the prompt, and behind each that was fed.
+        (whole_NV,) = scorer.logits([Text(tuple(prompt), (*fed_1T[0].tolist(), 0), ())])
         round_by_round.append(_gap_difference(reference_NV, chunked_NV))
-        at_once.append(_gap_difference(reference_NV, whole_NV))
+        at_once.append(_gap_difference(reference_NV, whole_NV[1:]))
     return max(float(np.quantile(np.concatenate(d), NEAR_TIE_QUANTILE)) for d in (round_by_round, at_once))
 
 
@@ -242,7 +261,7 @@ def evidence_for_cell(
 
 def load_target(pair: ModelPair, device: str) -> PreTrainedModel:
     """The target of a resolved pair, alone, in the pair's dtype."""
-    return load_causal_lm(pair.target, dtype=pair.dtype, device=device)
+    return load_model(pair.target, dtype=pair.dtype, device=device)
 
 
 def _stretches(num_tokens: int, schedule: Schedule) -> Iterator[tuple[slice, float]]:

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from bench.prompts import SPLITS
 from bench.records import RunRecord, Scalar
 from bench.rows import Row
-from bench.settings import DEFAULT_PAIR, add_options
+from bench.settings import DEFAULT_PAIR, INFLATED, add_options
 
 COMPARED = {"backends": "backend", "kd_grid": "draft"}  # suite that needs several values -> field of its cells
 _OLD_PYTEST = re.compile(r"^\S*__main__\.py(?= )")  # as a run by `python -m pytest` named itself once
@@ -54,10 +54,13 @@ def _models(row: Row, rows: Sequence[Row], given: argparse.Namespace) -> Iterato
         yield "backend-option", option
     if given.pairs_file is not None:
         yield "pairs-file", str(given.pairs_file)
+    pair, _, inflation = cell.pair.partition(INFLATED)
     if given.target is not None:
         yield "target", given.target
-    elif cell.pair != DEFAULT_PAIR:
-        yield "pair", cell.pair
+    elif pair != DEFAULT_PAIR:
+        yield "pair", pair
+    if inflation or cell.suite == "virtual_scale":
+        yield "inflate", inflation or "none"
     drafts = {record.cell.draft for record in run.cells}
     if given.draft or len(drafts) > 1:
         for name in _values("draft", row, rows):

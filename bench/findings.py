@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bench import draft_lengths, metrics, schedules, tables
+from bench import draft_lengths, metrics, schedules, tables, virtual_scale
 from bench.records import CellRecord, PhaseSeconds, TimedArm
 from bench.rendering import MISSING, Entry, Table
 from bench.rows import Row
@@ -171,6 +171,7 @@ _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "deployment": _deployment_table,
     "dynamic_temperature": schedules.halves_table,
     "draft_length": draft_lengths.retuning_table,
+    "virtual_scale": virtual_scale.scale_table,
 }
 
 

@@ -256,10 +256,10 @@ def cost_ratio(record: CellRecord) -> float | None:
     return float(np.median([theory.cost_ratio(draft_s=f.draft_s, ar_s=f.ar_s) for f in samples])) if samples else None
 
 
-def predicted_gamma(record: CellRecord) -> float | None:
-    """Gamma of a loop without overhead, at the measured block efficiency."""
+def predicted_gamma(record: CellRecord, *, cost: float | None = None) -> float | None:
+    """Gamma of a loop without overhead, at the measured block efficiency; cost: were c this, rather than as measured."""
     efficiency = block_efficiency(record)
-    return None if efficiency is None else _gamma_at(record, efficiency.estimate)
+    return None if efficiency is None else _gamma_at(record, efficiency.estimate, cost=cost)
 
 
 def iid_predicted_gamma(record: CellRecord) -> float | None:
@@ -430,7 +430,7 @@ def _forwards(record: CellRecord) -> list[ForwardSeconds]:
     return [forwards for pair in record.pairs for forwards in pair.forwards]
 
 
-def _gamma_at(record: CellRecord, efficiency: float) -> float | None:
+def _gamma_at(record: CellRecord, efficiency: float, *, cost: float | None = None) -> float | None:
     """Median over the bare-forward samples: each sample's three forwards ran together, so drift cancels within it.
 
     Where the draft length adapts, a round's drafts are the mean, and its verification that of the longest.
@@ -445,7 +445,7 @@ def _gamma_at(record: CellRecord, efficiency: float) -> float | None:
         theory.predicted_gamma(
             efficiency,
             ar_s=f.ar_s,
-            draft_s=f.draft_s,
+            draft_s=f.draft_s if cost is None else cost * f.ar_s,
             verify_s=f.verify_s,
             num_draft_tokens=drafts_a_round,
         )

@@ -46,7 +46,8 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
 def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, seconds_per_token: float) -> float:
     generation_s, num_prompts = settings.max_new_tokens * seconds_per_token, len(workload.prompt_ids)
     num_baselines = len({cell.partition("::")[0] for cell in cells}) * len(settings.backends)
-    arms = ARMS_PER_PAIR + INSTRUMENTS_PER_PAIR / settings.instrument_every
+    every = settings.instrument_every
+    arms = ARMS_PER_PAIR + (INSTRUMENTS_PER_PAIR / every if every else 0.0)
     cells_s = len(cells) * num_prompts * settings.repeats * arms * generation_s
     return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
 

@@ -21,6 +21,7 @@ RECORD_FILES = pytest.StashKey[list[Path]]()
 # Fixture name -> the settings field that lists its values, and the scope over which one value is kept.
 PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "backend_name": ("backends", "module"),  # one model pair in memory at a time
+    "inflation": ("inflations", "module"),
     "draft": ("drafts", "module"),
     "prompt_source": ("prompts", "module"),
     "temperature": ("temperatures", "function"),
@@ -29,7 +30,11 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "num_draft_tokens": ("num_draft_tokens", "function"),
     "concurrency": ("concurrency", "function"),
 }
-VARIANTS = ("draft", "prompt_source")  # fixtures below every suite; in test ids only where there are several
+VARIANTS = (
+    "inflation",
+    "draft",
+    "prompt_source",
+)  # fixtures below every suite; in test ids only where there are several
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +65,8 @@ def _test_id(fixture: str, value: object) -> str:
     prefix = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}.get(
         fixture, ""
     )
+    if fixture == "inflation":
+        return "as it is" if value is None else f"inflated {value}"
     if fixture in VARIANTS:
         return Path(str(value)).name
     if value is None:
@@ -85,6 +92,13 @@ def settings_of(config: pytest.Config, suite: object) -> Settings:
 def settings(request: pytest.FixtureRequest) -> Settings:
     """The suite's validated options."""
     return settings_of(request.config, request.module)
+
+
+@pytest.fixture(scope="module")
+def inflation(request: pytest.FixtureRequest, settings: Settings) -> str | None:
+    """The shape to which the target of the cells that run now is inflated; None: it is as it is."""
+    found: str | None = getattr(request, "param", settings.inflations[0])
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -42,12 +42,16 @@ def newest_rows(runs: Runs) -> tuple[Row, ...]:
 
 
 def row_groups(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
-    """Rows of the same models and the same amount of text, which belong in one table; the newest group first."""
+    """Rows of the same models and the same amount of text, which belong in one table; the newest group first.
+
+    An inflated target is the same model as the one that it was made from.
+    """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         cell, hashes = row.record.cell, row.run.model_hashes
         amount = (cell.num_prompts, cell.max_new_tokens, cell.repeats)
-        groups.setdefault((hashes.get("target"), hashes.get("draft"), *amount), []).append(row)
+        target = hashes.get("uninflated target", hashes.get("target"))
+        groups.setdefault((target, hashes.get("draft"), *amount), []).append(row)
     newest_first = sorted(groups.values(), key=lambda group: max(row.run.created for row in group), reverse=True)
     return tuple(map(tuple, newest_first))
 

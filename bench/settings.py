@@ -20,12 +20,14 @@ MAX_GRID_POINTS = 1000
 DEFAULT_PAIR = "smollm2"
 DRAFT_TOKENS = "2"
 PROMPTS = "instructions"
+INFLATED = " inflated "  # in names, between a model and the shape to which it was inflated
 INSTRUMENT_EVERY = 3
 # Fields that a suite may have defaults of its own for -> the option that decides them
 SUITE_FIELDS = {
     "temperatures": "temperatures",
     "draft_temperatures": "draft_temperature",
     "drafts": "draft",
+    "inflations": "inflate",
     "prompts": "prompts",
     "rules": "rule",
     "num_draft_tokens": "num_draft_tokens",
@@ -69,6 +71,7 @@ class Settings:
     pair: str | None
     target: str | None
     drafts: tuple[str | None, ...]  # None: the pair's own
+    inflations: tuple[str | None, ...]  # of the target, to the compute of a larger model; None: as it is
     pairs_file: Path | None
     device: str
     dtype: str | None
@@ -124,6 +127,13 @@ def add_options(add: object) -> None:
         action="append",
         metavar="ID|DIR",
         help="draft model; with --pair it replaces the pair's draft; repeat for several",
+    )
+    option(
+        "--inflate",
+        action="append",
+        metavar="SHAPE",
+        help="give the target the compute of a larger model with the same distribution: 0.5b, 1b, 7b, 13b, 70b, sizes such as "
+        "layers=40,hidden=5120, or none; repeat for several (default: none, or the suite's)",
     )
     option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
     option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
@@ -205,6 +215,7 @@ def from_options(options: argparse.Namespace) -> Settings:
         pair=options.pair,
         target=options.target,
         drafts=_unique("--draft", options.draft or [None]),
+        inflations=_unique("--inflate", [None if text == "none" else text for text in options.inflate or ["none"]]),
         pairs_file=options.pairs_file,
         device=options.device,
         dtype=options.dtype,

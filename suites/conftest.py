@@ -5,6 +5,7 @@ Everything that can be wrong with the input is found before the first model is l
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from bench.session_log import SessionLog
 from bench.settings import PRESETS, Settings
 from bench.suite_run import Baselines, NotMeasured, Recording, SuiteRun, Workload
 
-Variant = tuple[str | None, str]  # draft and prompt source
+Variant = tuple[str | None, str | None, str]  # inflation of the target, draft, prompt source
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     try:
         for name in settings.backends:
             backend_factory(name)
-        workloads = {each: prepare_workloads(each) for each in _with_their_drafts(suites)}
+        workloads = {each: prepare_workloads(each) for each in _with_their_models(suites)}
         if not settings.plan:
             store.check_writable(settings.results)
     except (ValueError, BackendUnavailable, OSError) as error:
@@ -103,25 +104,43 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     config.stash[PREPARED] = Prepared(workloads, Reporter(total, uncaptured=uncaptured), LoadedEngine(), {}, log)
 
 
-def _with_their_drafts(suites: Mapping[pytest.Function, Settings]) -> Iterator[Settings]:
-    """Settings whose drafts can be had. A suite whose own drafts cannot is skipped; those that were asked for must be there."""
+def _with_their_models(suites: Mapping[pytest.Function, Settings]) -> Iterator[Settings]:
+    """Settings whose models can be had; a suite whose own drafts or inflations cannot is skipped."""
     for settings in dict.fromkeys(suites.values()):
-        try:
-            for draft in settings.drafts:
-                pairs.resolve(settings.pair, target=settings.target, draft=draft, pairs_file=settings.pairs_file)
-        except BackendUnavailable as reason:
-            if settings.drafts == (None,) or "drafts" in settings.given:
-                raise
+        if reason := _lacking(settings):
             for item in (item for item, of_item in suites.items() if of_item == settings):
-                item.add_marker(pytest.mark.skip(reason=str(reason)))
+                item.add_marker(pytest.mark.skip(reason=reason))
         else:
             yield settings
 
 
+def _lacking(settings: Settings) -> str | None:
+    """Why models that a suite would rather have cannot be had."""
+    try:
+        for draft in settings.drafts:
+            pair = pairs.resolve(settings.pair, target=settings.target, draft=draft, pairs_file=settings.pairs_file)
+    except BackendUnavailable as reason:
+        if settings.drafts == (None,) or "drafts" in settings.given:
+            raise
+        return str(reason)
+    try:
+        for inflation in filter(None, settings.inflations):
+            pairs.check_inflatable(pair, inflation)
+    except (BackendUnavailable, ValueError) as reason:
+        if "inflations" in settings.given:
+            raise
+        return str(reason)
+    return None
+
+
 def _variant(item: pytest.Function, settings: Settings) -> Variant:
-    """Which draft and prompts a test measures."""
+    """Which target, draft and prompts a test measures."""
     chosen = item.callspec.params if hasattr(item, "callspec") else {}
-    return chosen.get("draft", settings.drafts[0]), chosen.get("prompt_source", settings.prompts[0])
+    return (
+        chosen.get("inflation", settings.inflations[0]),
+        chosen.get("draft", settings.drafts[0]),
+        chosen.get("prompt_source", settings.prompts[0]),
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -155,22 +174,22 @@ def _interrupted(session: pytest.Session) -> bool:
 
 
 def prepare_workloads(settings: Settings) -> dict[Variant, Workload]:
-    """One for each draft and prompt set. Raises ValueError where two of them go by one name."""
-    found = {
-        (draft, source): prepare_workload(settings, draft, source)
-        for draft in settings.drafts
-        for source in settings.prompts
+    """One for each target, draft and prompt set. Raises ValueError where two of them go by one name."""
+    variants = itertools.product(settings.inflations, settings.drafts, settings.prompts)
+    found = {variant: prepare_workload(settings, variant) for variant in variants}
+    names = {
+        (each.model_pair.name, each.recorded_pair.draft, each.prompt_set, each.prompts_hash) for each in found.values()
     }
-    names = {(each.recorded_pair.draft, each.prompt_set, each.prompts_hash) for each in found.values()}
     if len(names) < len(found):
-        known = ", ".join(sorted({f"{draft} on {prompt_set}" for draft, prompt_set, _ in names}))
+        known = ", ".join(sorted({f"{draft} on {prompt_set}" for _, draft, prompt_set, _ in names}))
         raise ValueError(f"expected drafts and prompt sets of different names, got only {known}; rename a folder")
     return found
 
 
-def prepare_workload(settings: Settings, draft: str | None, source: str) -> Workload:
+def prepare_workload(settings: Settings, variant: Variant) -> Workload:
     """Resolve and check the pair, load the prompts and turn them into ids."""
-    pair, hashes = _checked_pair(settings.pair, settings.target, draft, settings.dtype, settings.pairs_file)
+    inflation, draft, source = variant
+    pair, hashes = _checked_pair(settings.pair, settings.target, draft, settings.dtype, settings.pairs_file, inflation)
     demanded = "num_prompts" in settings.given
     prompt_set = prompts.load(source, limit=settings.num_prompts if demanded else None)
     if not demanded:
@@ -206,18 +225,27 @@ def prepare_workload(settings: Settings, draft: str | None, source: str) -> Work
 
 @cache
 def _checked_pair(
-    name: str | None, target: str | None, draft: str | None, dtype: str | None, pairs_file: Path | None
+    name: str | None,
+    target: str | None,
+    draft: str | None,
+    dtype: str | None,
+    pairs_file: Path | None,
+    inflation: str | None,
 ) -> tuple[ModelPair, dict[str, str]]:
     """The resolved pair and the hashes of its models, once for all suites."""
     pair = pairs.resolve(name, target=target, draft=draft, dtype=dtype, pairs_file=pairs_file)
+    if inflation is not None:
+        pair = pairs.inflated(pair, inflation)
     pairs.check_compatible(pair)
     return pair, pairs.model_hashes(pair)
 
 
 @pytest.fixture(scope="module")
-def workload(settings: Settings, draft: str | None, prompt_source: str, request: pytest.FixtureRequest) -> Workload:
+def workload(
+    settings: Settings, inflation: str | None, draft: str | None, prompt_source: str, request: pytest.FixtureRequest
+) -> Workload:
     """What the cells that run now decode."""
-    return request.config.stash[PREPARED].workloads[settings][draft, prompt_source]
+    return request.config.stash[PREPARED].workloads[settings][inflation, draft, prompt_source]
 
 
 @pytest.fixture(scope="module")
@@ -267,15 +295,19 @@ def _scoring_target(pair: ModelPair, device: str) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def recording(backend_name: str, settings: Settings, request: pytest.FixtureRequest) -> Iterator[Recording]:
-    """The record of this suite on this backend; written when the suite ends, resumable when it does not."""
+def recording(
+    backend_name: str, inflation: str | None, settings: Settings, request: pytest.FixtureRequest
+) -> Iterator[Recording]:
+    """The record of this suite on this backend and target; written when the suite ends, resumable when it does not."""
     prepared = request.config.stash[PREPARED]
     suite = request.module.__name__.rpartition(".")[2].removeprefix("test_")
     made = Recording(
         suite,
         backend_name,
         settings=settings,
-        workloads=tuple(prepared.workloads[settings].values()),
+        workloads=tuple(
+            workload for variant, workload in prepared.workloads[settings].items() if variant[0] == inflation
+        ),
         reporter=prepared.reporter,
     )
     yield made
@@ -286,10 +318,10 @@ def recording(backend_name: str, settings: Settings, request: pytest.FixtureRequ
         )
     elif (path := made.finish()) is not None:
         request.config.stash[RECORD_FILES].append(path)
-        prepared.log.add(_tests_of(request.session, request.module, backend_name))
+        prepared.log.add(_tests_of(request.session, request.module, backend_name, inflation))
 
 
-def _tests_of(session: pytest.Session, suite: object, backend_name: str) -> list[str]:
+def _tests_of(session: pytest.Session, suite: object, backend_name: str, inflation: str | None) -> list[str]:
     return [
         item.nodeid
         for item in session.items
@@ -297,6 +329,7 @@ def _tests_of(session: pytest.Session, suite: object, backend_name: str) -> list
         and item.module is suite
         and hasattr(item, "callspec")
         and item.callspec.params.get("backend_name") == backend_name
+        and item.callspec.params.get("inflation", inflation) == inflation
     ]
 
 

@@ -116,4 +116,5 @@ def test_suites_without_findings_have_no_further_table() -> None:
     assert further_tables(()) == ()
     assert set(findings._MAKERS) == {
         *("cost_of_temperature", "out_of_range", "deployment", "dynamic_temperature", "draft_length"),
+        "virtual_scale",
     }

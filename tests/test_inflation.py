@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from backends import inflated_checkpoint, pairs
 from backends.cached_model import CachedModel
 from backends.fused_llama import FusedLlama
 from backends.inflation import SHAPES, Shape, inflate, parse_shape
-from tests.tiny_models import VOCAB_SIZE, tiny_llama
+from bench.protocols import BackendUnavailable
+from tests.tiny_models import VOCAB_SIZE, save_checkpoint, tiny_llama
 
 # The tiny model: 2 layers, hidden 32, 4 heads of which 2 share a key head, each 8 wide, 48 neurons.
 LARGER = {
@@ -107,9 +110,47 @@ def test_sizes_that_are_not_given_stay_and_those_that_are_too_small_are_named() 
         inflate(tiny_llama(seed=1), Shape(2, 64, 5, 2, 8, 48))
 
 
-def test_another_architecture_is_refused() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_a_checkpoint_is_made_once_and_says_what_it_was_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path / "cache"))
+    small = tiny_llama(seed=1).to(torch.bfloat16)
+    pair = pairs.resolve(
+        target=save_checkpoint(small, tmp_path / "target"), draft=save_checkpoint(small, tmp_path / "draft")
+    )
+    large = pairs.inflated(pair, "layers=5,hidden=80")
+    assert large.name == f"{pair.name} inflated layers=5,hidden=80,heads=4,key_heads=2,head_width=8,neurons=48"
+    assert pairs.recorded(large).target == f"target inflated {large.name.partition(' inflated ')[2]}"
+    hashes = pairs.model_hashes(large)
+    assert hashes["uninflated target"] == pairs.model_hashes(pair)["target"] != hashes["target"]
+    pairs.check_compatible(large)
+    written = Path(large.target, "model.safetensors").stat().st_mtime_ns
+    assert pairs.inflated(pair, "layers=5,hidden=80") == large
+    assert Path(large.target, "model.safetensors").stat().st_mtime_ns == written
+    # Scaled norms are not rounded on the disk, so in float32 the functions are equal.
+    models = [AutoModelForCausalLM.from_pretrained(one.target, dtype=torch.float32) for one in (pair, large)]
+    assert difference(*models) < 1e-4
+    dtypes = {weight.dtype for weight in safetensors.torch.load_file(Path(large.target, "model.safetensors")).values()}
+    assert dtypes == {torch.bfloat16, torch.float32}
 
-    other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=VOCAB_SIZE))
-    with pytest.raises(ValueError, match="expected a Llama-type target without biases to inflate, got GPT2LMHeadModel"):
-        inflate(other, LARGER["all of it"])
+
+@pytest.mark.parametrize(
+    ("shape", "complaint"), [("13c", "expected --inflate 0.5b"), ("hidden=16", "hidden >= 32"), ("70b", "GiB of")]
+)
+def test_a_shape_that_cannot_be_made_is_refused(
+    shape: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(inflated_checkpoint, "available_memory_bytes", lambda: 2**36)
+    folder = save_checkpoint(tiny_llama(seed=1), tmp_path / "target")
+    with pytest.raises(ValueError, match=complaint):
+        pairs.inflated(pairs.resolve(target=folder, draft=folder), shape)
+
+
+def test_other_architectures_cannot_be_inflated(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    folder = save_checkpoint(GPT2LMHeadModel(config), tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="expected a Llama-type target to inflate, got gpt2"):
+        inflate(GPT2LMHeadModel(config), LARGER["all of it"])
+    with pytest.raises(BackendUnavailable, match="got gpt2"):
+        pairs.check_inflatable(pairs.resolve(target=folder, draft=folder), "0.5b")

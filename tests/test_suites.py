@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import metrics, store
+from bench import cell_command, metrics, store, virtual_scale
+from bench.findings import further_tables
+from bench.tables import newest_rows
 from tests.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_llama
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +65,7 @@ def measured(pair: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("measured")
     results, report, storage = folder / "results", folder / "benchmark.json", folder / "storage"
     done = run(
-        *("suites", *pair, *SMALL, "--results", str(results)),
+        *("suites", *pair, *SMALL, "--inflate", "none", "--results", str(results)),
         *(f"--benchmark-json={report}", "--benchmark-autosave", f"--benchmark-storage=file://{storage}"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,6 +77,7 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
     assert set(runs) == {
         *("acceptance_rules", "baseline_strength", "cost_of_temperature", "deployment", "draft_length"),
         *("draft_temperature", "dynamic_temperature", "out_of_domain", "out_of_range", "temperature_grid"),
+        "virtual_scale",
     }
     of_others = {path.parent.name for path in measured.results.rglob("*.jsonl")}
     assert of_others == {"composed", "paradigm", "token_length"}
@@ -202,6 +205,30 @@ def test_a_run_of_several_suites_goes_on_behind_those_that_were_finished(pair: t
     suites = [record.suite for record in store.load_runs(tmp_path)]
     assert sorted(suites) == ["out_of_range", "temperature_grid"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_inflated_target_has_a_record_of_its_own_and_the_same_acceptance(
+    pair: tuple[str, ...], tmp_path: Path
+) -> None:
+    shape = "layers=4,hidden=64"
+    asked = [*pair, *SMALL, "--temperatures", "1", "--ignore-end-token", "--dtype", "float32"]
+    done = run(
+        "suites/test_virtual_scale.py", *asked, "--inflate", "none", "--inflate", shape, "--results", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    small, large = sorted(store.load_runs(tmp_path), key=lambda record: len(record.model_pair.name))
+    assert large.model_pair.name.startswith(f"{small.model_pair.name} inflated layers=4,hidden=64")
+    assert large.model_pair.target.startswith("target inflated")
+    assert large.model_hashes["uninflated target"] == small.model_hashes["target"]
+    assert all(len(record.baseline) == 6 for record in (small, large))
+    # In float32 the same random numbers choose the same tokens.
+    texts = [[pair.sd.token_ids for pair in record.cells[0].pairs] for record in (small, large)]
+    assert texts[0] == texts[1]
+    (table,) = further_tables(newest_rows({str(i): record for i, record in enumerate((small, large))}))
+    assert [row[0].text for row in table.body[-1:]] == [virtual_scale.PAPER_PAIR]
+    assert {record.model_pair.name for record in (small, large)} == {row[0].text for row in table.body[:-1]}
+    again = cell_command.cell_command(newest_rows({"large": large})[0], ())
+    assert f"--inflate {large.model_pair.name.partition(' inflated ')[2]}" in again
 
 
 def test_drafts_and_prompt_sets_share_a_record_and_one_baseline(pair: tuple[str, ...], tmp_path: Path) -> None:

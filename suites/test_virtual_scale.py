@@ -1,0 +1,22 @@
+"""Virtual scale: the acceptance of the pair at the cost of a larger target. `--inflate` names the shapes, none among them.
+
+The inflated target gives the same distribution (docs/virtual-scale.md), so alpha stays and c falls: gamma against measured c.
+"""
+
+from bench.suite_run import SuiteRun
+
+DEFAULTS = {
+    "smoke": {"inflations": (None, "0.5b"), "temperatures": (1.0,), "instrument_every": 1},
+    "quick": {
+        "inflations": (None, "0.5b"),
+        "temperatures": (0.0, 1.0),
+        "num_prompts": 8,
+        "max_new_tokens": 24,
+        "instrument_every": 2,
+    },
+    "paper": {"inflations": (None, "0.5b", "1b"), "temperatures": (0.0, 0.5, 1.0), "num_prompts": 24, "repeats": 1},
+}
+
+
+def test_virtual_scale(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
+    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
