@@ -1,16 +1,26 @@
-"""Small random causal models, in memory or as checkpoints: real transformers code, milliseconds a call."""
+"""Small random models, in memory or as checkpoints: real transformers code, milliseconds a call."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 VOCAB_SIZE = 24
+Model = TypeVar("Model", bound=PreTrainedModel)
 HEED_CTRL_C = ("env", "--default-signal=INT")  # before a command: children of a background job would ignore it
 
 
@@ -34,10 +44,31 @@ def tiny_llama(
         return LlamaForCausalLM(config).eval()
 
 
-def nearby(model: LlamaForCausalLM, *, seed: int, noise: float = 0.05) -> LlamaForCausalLM:
+def tiny_t5(*, seed: int, vocab_size: int = VOCAB_SIZE) -> T5ForConditionalGeneration:
+    """An encoder-decoder, decided enough to have likely tokens. Token 0 starts the decoder, 2 ends a text."""
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        n_positions=256,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        initializer_factor=2.0,
+        decoder_start_token_id=0,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(config).eval()
+
+
+def nearby(model: Model, *, seed: int, noise: float = 0.05) -> Model:
     """A draft that mostly agrees with `model`: the same weights, disturbed."""
-    draft = LlamaForCausalLM(model.config).eval()
-    draft.load_state_dict(model.state_dict())
+    draft = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in draft.parameters():
@@ -45,7 +76,7 @@ def nearby(model: LlamaForCausalLM, *, seed: int, noise: float = 0.05) -> LlamaF
     return draft
 
 
-def save_checkpoint(model: LlamaForCausalLM, folder: Path) -> str:
+def save_checkpoint(model: PreTrainedModel, folder: Path) -> str:
     """A plain checkpoint folder with a word tokenizer: w0 .. wN, of which w0 is unknown, w1 begins and w2 ends a text."""
     words = {f"w{index}": index for index in range(model.config.vocab_size)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
