@@ -34,6 +34,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import is_sklearn_available
 
 from backends.acceptance import RULES
+from backends.cached_model import check_rewindable
 from backends.loading import load_model
 from backends.sampling import warp
 from bench.metrics import is_rejection
@@ -168,6 +169,8 @@ class GenerateBackend:
     capabilities: Capabilities
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel | None) -> None:
+        for model in filter(None, (target, draft)):
+            check_rewindable(model)
         self.target = target
         self.draft = draft
         self.device = target.device

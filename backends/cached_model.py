@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers
+
 
 class CachedModel:
     """A model that remembers what it has been fed. `length` is the number of tokens in the cache."""
@@ -22,7 +24,8 @@ class CachedModel:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.cache = DynamicCache(config=self.model.config)
+        # Made without the configuration, by which layers with a sliding window would keep too little to be rewound.
+        self.cache = DynamicCache()
         self.length = 0
 
     def feed(self, tokens_BT: torch.Tensor, *, num_logits: int) -> torch.Tensor:
@@ -76,6 +79,19 @@ class CachedEncoderDecoder:
             self.length = length
 
 
+def check_rewindable(model: PreTrainedModel) -> None:
+    """Raises: ValueError: what the model remembers is no cache of keys and values, so no rejected token can be taken back"""
+    config = model.config.get_text_config()
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION)
+    if model._is_stateful or others:
+        kind = f"which has {', '.join(others)} layers" if others else "which is recurrent"
+        raise ValueError(f"expected a model whose cache can be rewound, got {config.model_type}, {kind}")
+
+
 def cached(model: PreTrainedModel) -> CachedModel | CachedEncoderDecoder:
-    """The model with its cache."""
+    """The model with its cache.
+
+    Raises:  as `check_rewindable`
+    """
+    check_rewindable(model)
     return CachedEncoderDecoder(model) if model.config.is_encoder_decoder else CachedModel(model)
