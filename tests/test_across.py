@@ -45,12 +45,13 @@ LIGHT_SUITE = """
 import json, os, sys
 import backends
 from bench import environment
-from bench.turns import Round, pass_on
+from bench.turns import Round, pass_on, wait_for_others
 
 def test_rounds(benchmark):
     benchmark(lambda: None)
     versions = environment.LIBRARIES_VARIABLE in os.environ
     env = environment.capture("cpu") if versions else environment._foreign_backends()
+    wait_for_others()
     for index in range(4):
         with open("diary.jsonl", "a") as file:
             print(json.dumps({"round": index, "backends": backends.__file__, "env": env, "argv": sys.argv}), file=file)
