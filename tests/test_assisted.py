@@ -15,7 +15,7 @@ from backends import assisted
 from backends.assisted import Assisted, AssistedDefault, GenerateBackend, PromptLookup
 from backends.reference import ReferenceBackend
 from bench.metrics import count_rounds
-from bench.protocols import Backend, BackendUnavailable, NativeBaseline, Replayable
+from bench.protocols import Backend, NativeBaseline, Replayable
 from bench.records import DecodeRequest, Generation, ModelPair, Round
 from bench.statistics import martingale_z, two_sided_p
 from tests.tiny_models import nearby, save_checkpoint, tiny_llama
@@ -214,7 +214,7 @@ def test_what_they_offer_and_what_they_refuse(backend: GenerateBackend, tmp_path
 
 
 @pytest.mark.parametrize("load", [assisted.load, assisted.load_default, assisted.load_prompt_lookup])
-def test_loading_takes_a_causal_pair_and_no_options(load: Any, tmp_path: Path) -> None:
+def test_loading_takes_no_options(load: Any, tmp_path: Path) -> None:
     model = tiny_llama(seed=1)
     target, draft = (save_checkpoint(model, tmp_path / name) for name in ("target", "draft"))
     pair = ModelPair("tiny", target, draft, "causal", "float32")
@@ -224,5 +224,3 @@ def test_loading_takes_a_causal_pair_and_no_options(load: Any, tmp_path: Path) -
     backend.close()
     with pytest.raises(ValueError, match="takes no options, got speed"):
         load(pair, device="cpu", options={"speed": "high"})
-    with pytest.raises(BackendUnavailable, match="decodes causal pairs; tiny is encoder-decoder"):
-        load(ModelPair("tiny", target, draft, "encoder-decoder", "float32"), device="cpu", options={})

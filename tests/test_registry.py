@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -116,3 +117,15 @@ def test_commands_are_classes_or_objects_and_are_made_when_called() -> None:
 def test_a_version_is_known_only_of_what_is_installed() -> None:
     assert registry.installed_version("pytest") == pytest.__version__
     assert registry.installed_version("a-package-nobody-has") is None
+
+
+def test_every_entry_point_of_the_project_names_something() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    given = [
+        EntryPoint(name, value, group)
+        for group, named in project["entry-points"].items()
+        for name, value in named.items()
+    ]
+    assert {point.group for point in given} > {"specheat.backends", "specheat.commands", "specheat.pairs"}
+    for point in given:
+        assert callable(point.load()) or point.group == "pytest11"
