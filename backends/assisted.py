@@ -382,21 +382,24 @@ class PromptLookup(GenerateBackend):
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Assisted:
     """`assisted`: fixed k, draft at the decode temperature."""
     _check_pair(Assisted.name, pair, options)
-    return Assisted(*(load_model(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft)))
+    return Assisted(*_models(pair, device))
 
 
 def load_default(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> AssistedDefault:
     """`assisted-default`: as users run it."""
     _check_pair(AssistedDefault.name, pair, options)
-    return AssistedDefault(
-        *(load_model(folder, dtype=pair.dtype, device=device) for folder in (pair.target, pair.draft))
-    )
+    return AssistedDefault(*_models(pair, device))
 
 
 def load_prompt_lookup(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> PromptLookup:
     """`prompt-lookup`: the pair's target alone."""
     _check_pair(PromptLookup.name, pair, options, ("causal",))  # the answer copies nothing from an encoder
-    return PromptLookup(load_model(pair.target, dtype=pair.dtype, device=device))
+    return PromptLookup(load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map))
+
+
+def _models(pair: ModelPair, device: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
+    return target, load_model(pair.draft, dtype=pair.dtype, device=device)
 
 
 def _check_pair(

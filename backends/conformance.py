@@ -3,6 +3,8 @@
 A backend's test module inherits `BackendConformance` and says how a checkpoint is loaded. Engines are seen from outside:
 checkpoint folders in, token ids and rounds out. They are judged by forwards of the same checkpoints that keep no cache.
 
+The models are Llamas unless a class names another architecture of `backends.tiny_pairs`.
+
 A check that an engine cannot pass is named in its `Capabilities.gaps` (the test's name without `test_`, with or without
 `[rule]`) and becomes a strict xfail. An ability that it declares to lack skips what needs it. Sampled checks draw with
 fixed seeds; were seeds free, each would fail a sound engine at most 1 time in 50 (the certificate: 1 in 100 LOSSY and
@@ -21,36 +23,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel
 
 from backends.acceptance import RULES, residual_distribution
+from backends.loading import load_model
 from backends.sampling import warp
 from backends.scoring import TargetScorer, Text, near_tie_tolerance, slots_of
+from backends.tiny_pairs import END_TOKENS, RELATIONS, Relation, tiny_pair
 from bench.losslessness import Certificate, Sample, certify
 from bench.metrics import count_rounds, is_rejection
 from bench.protocols import Backend, Concurrent, Replayable
 from bench.records import AUTOREGRESSIVE, DecodeRequest, Evidence, Generation, ModelPair, Round
 from bench.statistics import martingale_z, self_normalised_z, two_sided_p
 
-Relation = Literal["near", "same", "disjoint"]
 Tested = tuple[list[bool], list[float]]  # of each event: whether it came, and how probable it was
 
-VOCAB_SIZE = 64
-END_TOKENS = (2, 19, 40)  # so many that sampled texts end on their own within 60 tokens
 NUM_DRAFT_TOKENS = 3
 PROMPTS = ((1, 17, 30, 4, 9), (1, 8, 44), (1, 60, 23, 23, 51, 12, 3), (1, 33, 5, 41, 41, 19))
 ALLOWED_P = 0.001  # false alarms of one comparison
@@ -62,96 +56,6 @@ CLOSED_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "one_hot": lambda probs_NV: probs_NV.amax(-1),
     "exact_match": lambda probs_NV: probs_NV.square().sum(-1),
 }
-
-
-# A tiny pair
-
-
-def tiny_models(relation: Relation) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
-    """Random target and draft, moderately decided: about 2 nats a token at T = 0.8.
-
-    near: the draft is the target, disturbed and overconfident, so that q differs from p in a direction that a test of
-    the output can see; about 6 of 10 tested tokens pass. same: equal weights. disjoint: no token has mass under both.
-    """
-    target = _tiny_llama(seed=1)
-    if relation == "same":
-        return target, _copy(target)
-    if relation == "near":
-        return target, _disturbed(target, seed=2, noise=0.015, confidence=2.0)
-    draft = _tiny_llama(seed=3)
-    half = VOCAB_SIZE // 2
-    return _confined(target, slice(0, half)), _confined(draft, slice(half, VOCAB_SIZE))
-
-
-def tiny_pair(folder: Path, relation: Relation, *, dtype: str = "float32") -> ModelPair:
-    """The tiny models as two checkpoints with tokenizers under `folder`, for engines that load nothing else."""
-    tokenizer = _tokenizer()
-    for name, model in zip(("target", "draft"), tiny_models(relation), strict=True):
-        model.to(getattr(torch, dtype)).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return ModelPair(
-        name=f"tiny-{relation}",
-        target=str(folder / "target"),
-        draft=str(folder / "draft"),
-        family="causal",
-        dtype=dtype,
-        licence="Apache-2.0",
-    )
-
-
-def _tiny_llama(*, seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,  # heads of 32, the smallest that every engine's attention kernels take
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.25,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=END_TOKENS[0],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
-
-
-def _copy(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    copy = _tiny_llama(seed=0)
-    copy.load_state_dict(model.state_dict())
-    return copy
-
-
-@torch.no_grad()
-def _disturbed(model: LlamaForCausalLM, *, seed: int, noise: float, confidence: float) -> LlamaForCausalLM:
-    draft = _copy(model)
-    generator = torch.Generator().manual_seed(seed)
-    for weight in draft.parameters():
-        weight.add_(noise * torch.randn(weight.shape, generator=generator))
-    draft.lm_head.weight.mul_(confidence)
-    return draft
-
-
-@torch.no_grad()
-def _confined(model: LlamaForCausalLM, allowed: slice) -> LlamaForCausalLM:
-    """The model with mass on the allowed ids only, by weights alone: Llama has no bias, so one channel is kept constant."""
-    model.model.embed_tokens.weight[:, 0] = 1.0
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight[0] = 0.0
-        layer.mlp.down_proj.weight[0] = 0.0
-    push = torch.full((VOCAB_SIZE,), -1e4)  # times a normalised channel of 0.05 at least: exp underflows to 0
-    push[allowed] = 0.0
-    model.lm_head.weight[:, 0] = push
-    return model
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = ("<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCAB_SIZE)))
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 # What a generation is judged by
@@ -167,8 +71,7 @@ class FreshForwards:
 
     @classmethod
     def of_pair(cls, pair: ModelPair) -> FreshForwards:
-        dtype = getattr(torch, pair.dtype)
-        return cls(*(AutoModelForCausalLM.from_pretrained(f, dtype=dtype).eval() for f in (pair.target, pair.draft)))
+        return cls(*(load_model(folder, dtype=pair.dtype, device="cpu") for folder in (pair.target, pair.draft)))
 
     def certificate(self, texts: Sequence[tuple[DecodeRequest, Generation]]) -> Certificate:
         """Whether the texts follow the target, those of all temperatures and truncations taken together."""
@@ -243,11 +146,11 @@ class FreshForwards:
     @torch.inference_mode()
     def probs(self, request: DecodeRequest, token_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """(T, V) each: the target's and the draft's distribution from which every emitted token came, after warping."""
-        text = torch.tensor([(*request.prompt_ids, *token_ids[:-1])])
+        text = Text(request.prompt_ids, token_ids, ())
         draft_temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
         target_probs_TV, draft_probs_TV = (
             warp(
-                model(text, logits_to_keep=len(token_ids)).logits[0],
+                TargetScorer(model).logits([text])[0],
                 temperature=temperature,
                 top_k=request.top_k,
                 top_p=request.top_p,
@@ -376,8 +279,9 @@ def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
 
 
 class BackendConformance:
-    """Inherit, and implement `load`. `dtype` and `num_tokens` may be overridden; docs/conformance.md has an example."""
+    """Inherit, and implement `load`. The attributes may be overridden; docs/conformance.md has an example."""
 
+    architecture = "llama"  # or another of `backends.tiny_pairs`
     dtype = "float32"
     num_tokens = 4500  # for one certificate; LOSSLESS takes a lossless engine 3,120, and some texts end early
 
@@ -390,8 +294,11 @@ class BackendConformance:
     @classmethod
     def pairs(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[Relation, ModelPair]:
         folder = tmp_path_factory.mktemp("tiny_pairs")
-        relations: tuple[Relation, ...] = ("near", "same", "disjoint")
-        return {relation: tiny_pair(folder / relation, relation, dtype=cls.dtype) for relation in relations}
+        return {
+            relation: tiny_pair(folder / relation, relation, architecture=cls.architecture, dtype=cls.dtype)
+            for relation in RELATIONS
+            if relation != "disjoint" or cls.architecture == "llama"
+        }
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -406,6 +313,8 @@ class BackendConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def disjoint(cls, pairs: dict[Relation, ModelPair]) -> Iterator[Backend]:
+        if "disjoint" not in pairs:
+            pytest.skip("disjoint models are made of Llamas only")
         yield from cls._opened(pairs["disjoint"])
 
     @pytest.fixture(scope="class")
@@ -609,12 +518,12 @@ class BackendConformance:
                     assert (generation.rounds is not None) == near.capabilities.reports_rounds
 
     @pytest.mark.parametrize(("end", "k"), [("accepted", 6), ("bonus", 1), ("recovered", 3)])
-    def test_end_token(self, end: str, k: int, same: Backend, disjoint: Backend) -> None:
+    def test_end_token(self, end: str, k: int, request: pytest.FixtureRequest) -> None:
         """A text ends right behind its end token, whichever way that token came."""
-        backend = disjoint if end == "recovered" else same
+        backend: Backend = request.getfixturevalue("disjoint" if end == "recovered" else "same")
         found = 0
-        for request in _requests(backend, 240, temperature=0.0, num_draft_tokens=k):
-            whole = backend.generate(request)
+        for asked in _requests(backend, 240, temperature=0.0, num_draft_tokens=k):
+            whole = backend.generate(asked)
             text = whole.token_ids
             before = len(text) - sum(r.emitted for r in whole.rounds or ())  # tokens that belong to no round
             # The last round may be cut short by the limit; before it all rounds are alike.
@@ -623,7 +532,7 @@ class BackendConformance:
                     end != "recovered" and ((place - before) % (k + 1) == k) != (end == "bonus")
                 ):
                     continue
-                ending = replace(request, eos_token_ids=(text[place],))
+                ending = replace(asked, eos_token_ids=(text[place],))
                 generation = backend.generate(ending)
                 assert generation.token_ids == text[: place + 1]
                 assert generation.finish_reason == "stop"
@@ -663,8 +572,9 @@ class BackendConformance:
         """Those of torch, numpy and random stay as they are."""
         assert not any(changes_random_state(near, request) for request in _requests(near, 60))
 
-    def test_cache_after_a_rejection(self, near: Backend) -> None:
+    def test_cache_after_a_rejection(self, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
         """Cut right behind a rejection and given as a prompt, a greedy text goes on the same."""
+        _need(pairs["near"].family == "causal", "a model that reads its prompt and its text alike")
         _need(near.capabilities.reports_rounds, "rounds")
         _need(self._exact, "float32, near-ties decide otherwise")
         found = 0

@@ -87,7 +87,7 @@ class FusedLlama:
         shape = (self.num_key_heads, room, self.head_width)
         for layer in self.layers:
             for name in ("keys_KLE", "values_KLE"):
-                buffer = self.embedding.new_empty(shape)
+                buffer = self.embedding.new_zeros(shape)  # a masked place must not hold a NaN
                 buffer[:, : self.length] = getattr(layer, name)[:, : self.length] if self.length else 0
                 setattr(layer, name, buffer)
         positions = torch.arange(room, device=self.device)[None]
@@ -117,11 +117,11 @@ class FusedLlama:
         stream_TD = F.embedding(tokens_BT[0], self.embedding)
         for layer in self.layers:
             stream_TD = stream_TD + self._attention(layer, stream_TD, cos_T1E, sin_T1E, mask_TL, start, end)
-            normed_TD = _normed(stream_TD, layer.mlp_norm, self.eps)
+            normed_TD = normed(stream_TD, layer.mlp_norm, self.eps)
             gate, up = F.linear(normed_TD, layer.gate_up).chunk(2, -1)
             stream_TD = stream_TD + F.linear(F.silu(gate).mul_(up), layer.down)
         self.length = end
-        return F.linear(_normed(stream_TD[-num_logits:], self.last_norm, self.eps), self.head)
+        return F.linear(normed(stream_TD[-num_logits:], self.last_norm, self.eps), self.head)
 
     def _attention(
         self,
@@ -134,7 +134,7 @@ class FusedLlama:
         end: int,
     ) -> Tensor:
         num_tokens, heads, key_heads = end - start, self.num_heads, self.num_key_heads
-        qkv = F.linear(_normed(stream_TD, layer.attention_norm, self.eps), layer.qkv)
+        qkv = F.linear(normed(stream_TD, layer.attention_norm, self.eps), layer.qkv)
         qkv = qkv.view(num_tokens, heads + 2 * key_heads, self.head_width)
         qk, v_TKE = qkv[:, : heads + key_heads], qkv[:, heads + key_heads :]
         swapped = qk.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
@@ -159,7 +159,7 @@ def _fused(*linears: nn.Module) -> Tensor:
     return fused
 
 
-def _normed(stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+def normed(stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm, in float32 up to the weight, as transformers does it."""
     wide_TD = stream_TD.float()
     scale_T1 = torch.rsqrt(wide_TD.square().mean(-1, keepdim=True) + eps)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from bench.protocols import BackendUnavailable
 
-def load_model(folder: str, *, dtype: str, device: str) -> PreTrainedModel:
+
+def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") -> PreTrainedModel:
     """A language model from a checkpoint folder, causal or encoder-decoder, as its configuration says.
 
     Args:    dtype: "bfloat16" or "float32"; device: as torch writes it
-    Raises:  ValueError: the device is absent
+             device_map: how transformers spreads it over all devices of that kind; empty: it lies on the one
+    Raises:  ValueError: the device is absent; BackendUnavailable: a device map, and accelerate is not installed
     """
+    if device_map and find_spec("accelerate") is None:
+        raise BackendUnavailable("a device_map needs accelerate; pip install 'specheat[distill]'")
     place = checked_device(device)
     of_two_parts = AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder
     auto = AutoModelForSeq2SeqLM if of_two_parts else AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
+    spread = {"device_map": device_map} if device_map else {}
+    model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True, **spread).eval()
+    if device_map and place.type != "cpu":
+        return model
     if place.type != "cpu":
         return model.to(place)
     # On CPU the weights are still the mapped file, whose pages the kernel may drop: a call would wait for the disk.

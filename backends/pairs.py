@@ -24,12 +24,15 @@ from bench.settings import DEFAULT_PAIR, INFLATED
 
 FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
+DEVICE_MAPS = ("", "auto", "balanced", "balanced_low_0", "sequential")
 EMBEDDED_PREFIX = "embedded:smollm2/"
 CARD = "card.json"
+MINI_T5 = Path(__file__).with_name("models") / "mini-t5"  # plain checkpoints, made by distill/mini_t5.py
 EMBEDDED: dict[str, Callable[[], Path]] = {
     "embedded:smollm2/target": smollm2.target_folder,
     "embedded:smollm2/draft": smollm2.draft_folder,
     **{f"embedded:smollm2/{name}": partial(smollm2.adapted_draft_folder, name) for name in smollm2.adapted_drafts()},
+    **{f"embedded:mini-t5/{role}": partial(Path, MINI_T5, role) for role in ("target", "draft")},
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -177,12 +180,18 @@ def _read_rows(path: Path) -> dict[str, ModelPair]:
 def _row(path: Path, name: str, table: Any) -> ModelPair:
     where = f"{path}, pair {name}"
     allowed = {field.name for field in fields(ModelPair)} - {"name"}
-    required = allowed - {"licence", "note"}
+    optional = {"licence", "note", "device_map", "tensor_parallel_size"}
+    required = allowed - optional
     if not isinstance(table, Mapping) or not required <= set(table) <= allowed:
         got = ", ".join(sorted(table)) if isinstance(table, Mapping) else repr(table)
-        raise ValueError(f"{where}: expected {', '.join(sorted(required))} and maybe licence, note; got {got}")
-    if not all(isinstance(value, str) for value in table.values()):
+        expected = f"{', '.join(sorted(required))} and maybe {', '.join(sorted(optional))}"
+        raise ValueError(f"{where}: expected {expected}; got {got}")
+    if not all(isinstance(value, str) for key, value in table.items() if key != "tensor_parallel_size"):
         raise ValueError(f"{where}: expected strings, got {dict(table)}")
+    size = table.get("tensor_parallel_size", 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"{where}: expected a tensor_parallel_size of 1 or more, got {size!r}")
+    _one_of(f"{where}: device_map", table.get("device_map", ""), DEVICE_MAPS)
     _one_of(f"{where}: family", table["family"], FAMILIES)
     _one_of(f"{where}: dtype", table["dtype"], DTYPES)
     return ModelPair(name=name, **table)
@@ -190,7 +199,7 @@ def _row(path: Path, name: str, table: Any) -> ModelPair:
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ValueError(f"{what}: expected {' or '.join(allowed)}, got {value}")
+        raise ValueError(f"{what}: expected {' or '.join(filter(None, allowed))}, got {value}")
     return value
 
 
@@ -224,6 +233,8 @@ def _public_name(folder: Path) -> str:
     embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
     if embedded and f"embedded:smollm2/{embedded[1]}" in EMBEDDED:
         return f"embedded:smollm2/{embedded[1]}"
+    if folder.parent == MINI_T5:
+        return f"embedded:mini-t5/{folder.name}"
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/")
     if folder.name == "draft" and (folder.parent / CARD).is_file():
@@ -266,7 +277,8 @@ def _found(model: str) -> Path | None:
 
 def _needs_hub(model: str) -> bool:
     if model in EMBEDDED:
-        smollm2.gguf_file()  # raises where the package is missing
+        if model.startswith(EMBEDDED_PREFIX):
+            smollm2.gguf_file()  # raises where the package is missing
         return False
     return _found(model) is None
 

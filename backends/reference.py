@@ -17,14 +17,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 from transformers import GenerationConfig, PreTrainedModel
 
+from backends import draft_head, floor
 from backends.acceptance import RULES, Rule
 from backends.cached_model import CachedEncoderDecoder, CachedModel, cached
+from backends.formatting import end_token_ids
 from backends.fused_llama import FusedLlama, supports
 from backends.loading import load_model
 from backends.sampling import sample, warp
@@ -130,11 +133,20 @@ class ReferenceBackend:
         adaptive_draft_length=True,
     )
 
-    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, *, forward: Forward = "fused") -> None:
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel,
+        *,
+        forward: Forward = "fused",
+        draft_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        """draft_token_ids: of the rows of the draft's head, where it has been restricted (`backends.draft_head`)."""
         self.target = remembering(target, forward)
         self.draft = remembering(draft, forward)
         self.device = target.device
         self.vocab_size = target.config.get_text_config().vocab_size
+        self.draft_token_ids_M = None if draft_token_ids is None else torch.tensor(draft_token_ids, device=self.device)
 
     def generate(self, request: DecodeRequest) -> Generation:
         trace = self._decode(request, probe=None)
@@ -243,15 +255,17 @@ class ReferenceBackend:
             nothing = torch.empty(0, self.vocab_size, device=self.device)
             return Drafts(torch.empty(0, dtype=torch.long, device=self.device), nothing)
         fed = torch.tensor([tokens[self.draft.length :]], device=self.device)
-        drafted, probs = [], []
+        drafted, probs, token_ids_M = [], [], self.draft_token_ids_M
         for uniform in uniforms_G.split(1):
             logits = self.draft.feed(fed, num_logits=1)
             temperature = request.draft_temperature_at(self.draft.length - len(request.prompt_ids))
             probs.append(warp(logits, temperature=temperature, top_k=request.top_k, top_p=request.top_p))
             token = probs[-1].argmax(-1) if rule.drafting == "argmax" else sample(probs[-1], uniform)
-            drafted.append(token)
-            fed = token[None]
-        return Drafts(torch.cat(drafted), torch.cat(probs))
+            drafted.append(token if token_ids_M is None else token_ids_M[token])
+            fed = drafted[-1][None]
+        probs_GM = torch.cat(probs)
+        probs_GV = probs_GM if token_ids_M is None else draft_head.spread(probs_GM, token_ids_M, self.vocab_size)
+        return Drafts(torch.cat(drafted), probs_GV)
 
     def _target_probs(self, logits_NV: torch.Tensor, request: DecodeRequest) -> torch.Tensor:
         """Rows behind the last tokens fed, each at the temperature of the new token that it judges."""
@@ -281,6 +295,9 @@ class ReferenceBackend:
                 ar_s=self._forward_seconds(self.target, one),
                 draft_s=self._forward_seconds(self.draft, one),
                 verify_s=self._forward_seconds(self.target, many),
+                ar_floor_s=self._floor_seconds(self.target, 1),
+                draft_floor_s=self._floor_seconds(self.draft, 1),
+                verify_floor_s=self._floor_seconds(self.target, many.shape[1]),
             )
             for _ in range(samples)
         )
@@ -294,6 +311,18 @@ class ReferenceBackend:
         seconds = time.perf_counter() - start
         model.rewind(length)
         return seconds
+
+    def _floor_seconds(self, model: Remembering, num_tokens: int) -> float | None:
+        """Of the linear layers alone (`backends.floor`)."""
+        weights = floor.linear_weights(model.model, model if isinstance(model, FusedLlama) else None)
+        if not weights or len({weight.device for weight in weights}) > 1:
+            return None
+        rows = floor.inputs_for(weights, num_tokens)
+        self.synchronize()
+        start = time.perf_counter()
+        floor.run(weights, rows)
+        self.synchronize()
+        return time.perf_counter() - start
 
     @torch.inference_mode()
     def generate_natively(self, request: DecodeRequest) -> Generation:
@@ -343,6 +372,7 @@ class ReferenceBackend:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "compiled": False,
+            **({} if self.draft_token_ids_M is None else {"draft_vocabulary": len(self.draft_token_ids_M)}),
         }
 
     def close(self) -> None:
@@ -352,16 +382,31 @@ class ReferenceBackend:
 
 
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> ReferenceBackend:
-    """Load both models of a pair on one device.
+    """Load both models of a pair on one device, or the target as the pair's device map spreads it.
 
-    The option `forward` is `fused` (where we have one for the architecture, the default) or `transformers`.
-
-    Raises: ValueError: the device is absent, or an option is none of these.
+    Options: `forward`: `fused` (where we have one for the architecture, and the target lies on one device: then it is the
+             default) or `transformers`
+             `draft_vocabulary`: the draft proposes only so many tokens, the most frequent ones (`backends.draft_head`)
+    Raises:  ValueError: the device is absent, or an option is none of these
     """
-    if unknown := sorted(set(options) - {"forward"}):
-        raise ValueError(f"backend reference takes the option forward, got {', '.join(unknown)}")
-    forward = options.get("forward", "fused")
+    if unknown := sorted(set(options) - {"forward", "draft_vocabulary"}):
+        raise ValueError(f"backend reference takes the options forward and draft_vocabulary, got {', '.join(unknown)}")
+    forward = options.get("forward", "transformers" if pair.device_map else "fused")
     if forward not in ("fused", "transformers"):
         raise ValueError(f"backend reference: expected fused or transformers for forward, got {forward!r}")
-    target, draft = (load_model(model, dtype=pair.dtype, device=device) for model in (pair.target, pair.draft))
-    return ReferenceBackend(target, draft, forward=forward)  # type: ignore[arg-type]
+    if pair.device_map and forward == "fused":
+        raise ValueError(f"backend reference: expected forward=transformers for a device_map, got {forward!r}")
+    token_ids = _draft_token_ids(pair, options.get("draft_vocabulary"))
+    target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
+    draft = load_model(pair.draft, dtype=pair.dtype, device=device)
+    if token_ids is not None:
+        draft_head.restrict(draft, token_ids)
+    return ReferenceBackend(target, draft, forward=forward, draft_token_ids=token_ids)  # type: ignore[arg-type]
+
+
+def _draft_token_ids(pair: ModelPair, asked: str | None) -> tuple[int, ...] | None:
+    if asked is None:
+        return None
+    if not asked.isdecimal():
+        raise ValueError(f"backend reference: expected a number of tokens for draft_vocabulary, got {asked!r}")
+    return draft_head.frequent_tokens(Path(pair.draft), int(asked), always=end_token_ids(pair))

@@ -261,7 +261,7 @@ def evidence_for_cell(
 
 def load_target(pair: ModelPair, device: str) -> PreTrainedModel:
     """The target of a resolved pair, alone, in the pair's dtype."""
-    return load_model(pair.target, dtype=pair.dtype, device=device)
+    return load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
 
 
 def _stretches(num_tokens: int, schedule: Schedule) -> Iterator[tuple[slice, float]]:

@@ -196,6 +196,8 @@ class VllmBackend:
             memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
         # Prompt lookup is scheduled step by step, which vLLM does not do by default without speculation.
         matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
+        size = self.pair.tensor_parallel_size
+        split = {"tensor_parallel_size": size} if size > 1 else {}
         return {
             "model": self.pair.target,
             "dtype": self.pair.dtype,
@@ -209,6 +211,7 @@ class VllmBackend:
             "seed": 0,
             **memory,
             **matched,
+            **split,
         }
 
     def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:

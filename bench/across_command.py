@@ -32,6 +32,10 @@ class Across:
         args, asked = _parted(args)
         if not args.margin > 0:
             raise ValueError(f"expected --margin > 0, got {args.margin:g}")
+        if early := [word for word in asked if word.partition("=")[0] in ("--precision", "--time-budget")]:
+            raise ValueError(
+                f"expected no {early[0]}: all sides measure the same pairs; use --launches and --num-prompts"
+            )
         resume = args.resume or "--resume" in asked
         reporter = Reporter(0)
         run = across.prepare(

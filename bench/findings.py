@@ -12,6 +12,7 @@ from bench.rows import Row
 
 REPEATED = 4  # tokens of a repeat
 ROUND_PHASES = tuple(name for name in PhaseSeconds.__slots__ if name != "prefill")
+FORWARDS: tuple[metrics.Forward, ...] = ("ar", "draft", "verify")
 COST_SECONDS = ("text_by_target_s", "text_by_draft_s", "trained_s")  # of a draft's card
 
 
@@ -162,6 +163,41 @@ def _payback_text(tokens: float | None) -> str:
     return "never" if math.isinf(tokens) else f"{tokens:,.0f}"
 
 
+# Floor
+
+
+def _floor_table(rows: Sequence[Row]) -> Table:
+    """How far each forward is from its linear layers alone, and each arm from its forwards."""
+    varying = tables.split_identity(rows)[0]
+    body = []
+    for row in rows:
+        record = row.record
+        if metrics.floor_seconds(record, "ar") is None:
+            continue
+        texts = [tables.scalar_text(name, tables.identity(row).get(name)) for name in varying]
+        for forward in FORWARDS:
+            seconds, over = metrics.floor_seconds(record, forward), metrics.over_floor(record, forward)
+            texts += [MISSING, MISSING] if seconds is None or over is None else [f"{1000 * seconds:.2f}", f"{over:.2f}"]
+        arm, floor_s = metrics.seconds_per_token(record, "ar"), metrics.floor_seconds(record, "ar")
+        texts.append(f"{arm.estimate / floor_s:.2f}" if arm and floor_s else MISSING)
+        measured, predicted = metrics.gamma(record), metrics.predicted_gamma(record)
+        texts.append(f"{measured.estimate / predicted:.2f}" if measured and predicted else MISSING)
+        body.append(tuple(map(Entry, texts)))
+    headers = (
+        *varying,
+        *(header for name in FORWARDS for header in (f"{name} floor\nms", f"{name} forward\n/ floor")),
+        "AR token\n/ floor",
+        "gamma measured\n/ predicted",
+    )
+    facts = {
+        "floor": "the linear layers of one forward alone, timed beside it: every weight is read once",
+        "forward / floor": "median over the samples of a bare forward and its floor",
+        "AR token / floor": "seconds per token of the timed AR arm, sampling and loop included",
+        "gamma measured / predicted": "what is left of the gamma that bare forwards and block efficiency would give",
+    }
+    return Table(f"{_title(rows)}: above the floor", headers, tuple(body), (), facts, {})
+
+
 # All
 
 
@@ -171,7 +207,8 @@ _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "deployment": _deployment_table,
     "dynamic_temperature": schedules.halves_table,
     "draft_length": draft_lengths.retuning_table,
-    "virtual_scale": virtual_scale.scale_table,
+    "floor": _floor_table,
+    virtual_scale.SUITE: virtual_scale.scale_table,
 }
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bench import figures, metrics, tables
+from bench import figures, metrics, tables, virtual_scale
 from bench.figures import FORMATS, Series
 from bench.findings import ROUND_PHASES, round_costs
 from bench.rows import Row, Runs
@@ -202,3 +202,10 @@ def _predicted_caption(points: Sequence[Point], device: str) -> str:
         "the same run. On the line a round costs nothing but its forwards; below it, what the loop adds. "
         f"Measured / predicted: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}."
     )
+
+
+# Of a suite, beside its main figure: part of the file's name -> whether there is one, and what draws it
+FURTHER: Mapping[str, tuple[Callable[[Runs], bool], Callable[[Runs], dict[str, bytes]]]] = {
+    "phases": (has_phases, render_phases),
+    "scale": (virtual_scale.has_scale, virtual_scale.render_scale),
+}

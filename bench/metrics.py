@@ -16,9 +16,20 @@ import numpy as np
 
 from bench import statistics, theory
 from bench.losslessness import LOSSY_RULES, Certificate, certificate_of
-from bench.records import CellRecord, ForwardSeconds, PhaseSeconds, Replay, Round, RunRecord, TimedArm, TimedPair
+from bench.records import (
+    SHARED_BY,
+    CellRecord,
+    ForwardSeconds,
+    PhaseSeconds,
+    Replay,
+    Round,
+    RunRecord,
+    TimedArm,
+    TimedPair,
+)
 from bench.statistics import RatioInterval
 
+Forward = Literal["ar", "draft", "verify"]
 ArmName = Literal["ar", "sd"]
 Times = Literal["decode", "end_to_end"]
 Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
@@ -256,6 +267,22 @@ def cost_ratio(record: CellRecord) -> float | None:
     return float(np.median([theory.cost_ratio(draft_s=f.draft_s, ar_s=f.ar_s) for f in samples])) if samples else None
 
 
+def over_floor(record: CellRecord, forward: Forward) -> float | None:
+    """Median over the bare-forward samples of a forward / its linear layers alone; None without floors."""
+    found = [
+        getattr(sample, f"{forward}_s") / floor_s
+        for sample in _forwards(record)
+        if (floor_s := getattr(sample, f"{forward}_floor_s"))
+    ]
+    return float(np.median(found)) if found else None
+
+
+def floor_seconds(record: CellRecord, forward: Forward) -> float | None:
+    """Median over the samples of the linear layers alone."""
+    found = [floor_s for sample in _forwards(record) if (floor_s := getattr(sample, f"{forward}_floor_s"))]
+    return float(np.median(found)) if found else None
+
+
 def predicted_gamma(record: CellRecord, *, cost: float | None = None) -> float | None:
     """Gamma of a loop without overhead, at the measured block efficiency; cost: were c this, rather than as measured."""
     efficiency = block_efficiency(record)
@@ -322,6 +349,8 @@ def _faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
     if record.error is not None:
         yield f"error: {record.error}"
         return
+    if sharing := run.environment.get(SHARED_BY):
+        yield f"timed on a machine that {sharing} runs shared"
     if not record.warmup_settled:
         yield "warm-up never settled"
     if record.throttle:

@@ -22,9 +22,17 @@ class Uncaptured(Protocol):
 
 
 class Reporter:
-    """Shows how far a run has come. `total` counts pairs over all cells of the run."""
+    """Shows how far a run has come. `total` counts pairs over all cells of the run, or another unit."""
 
-    def __init__(self, total: int, *, uncaptured: Uncaptured = nullcontext, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        unit: str = "pairs",
+        uncaptured: Uncaptured = nullcontext,
+        console: Console | None = None,
+    ) -> None:
+        self.unit = unit
         self.uncaptured = uncaptured
         self.console = console or Console(stderr=True)
         self.done = 0
@@ -42,7 +50,7 @@ class Reporter:
                 self._draw(label, so_far)
             elif time.monotonic() - self.last_line > LINE_EVERY_S or self.done == self.total:
                 self.last_line = time.monotonic()
-                self.note(f"{self.done}/{self.total} pairs  {label}  {so_far}  {self._left()}")
+                self.note(f"{self.done}/{self.total} {self.unit}  {label}  {so_far}  {self._left()}")
 
     def note(self, text: str) -> None:
         """One line for the reader, above the bar."""

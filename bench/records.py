@@ -18,6 +18,9 @@ Scalar = str | int | float | bool | None
 Schedule = tuple[tuple[int, float], ...]  # (index of the first new token, temperature) of each piece
 
 AUTOREGRESSIVE = 0  # num_draft_tokens of the baseline arm
+SHARED_BY = (
+    "machine_shared_by"  # in an environment: shards of a sweep on one CPU at the same time; absent: it was alone
+)
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -62,6 +65,8 @@ class ModelPair:
     dtype: str  # "bfloat16" or "float32"
     licence: str = ""
     note: str = ""
+    device_map: str = ""  # how transformers spreads the target over devices; empty: it lies on one
+    tensor_parallel_size: int = 1  # GPUs over which vLLM splits the models
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +166,18 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class ForwardSeconds:
-    """One bare forward of each kind at the same context length, model call only."""
+    """One bare forward of each kind at the same context length, model call only, and the floor of each beside it.
+
+    The floor is the linear layers alone, which stream every weight once; None where nobody measured it.
+    """
 
     context_length: int
     ar_s: float  # target, 1 token
     draft_s: float  # draft, 1 token
     verify_s: float  # target, k + 1 tokens
+    ar_floor_s: float | None = None
+    draft_floor_s: float | None = None
+    verify_floor_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +309,7 @@ class CellRecord:
     # Largest resident memory of this process and its children (an engine of its own), sampled behind every pair.
     peak_memory_bytes: int | None = None
     throttle: tuple[str, ...] = ()  # reasons seen between the first and the last arm; empty: none, or not readable
+    stopped: str = ""  # what ended it before its last pair (`bench.stopping`): precision or time; empty: nothing did
     error: str | None = None
 
 

@@ -225,7 +225,8 @@ def _suite(key: Key, experiments: Experiments, others: Others) -> Suite:
 def _suite_of_cells(key: Key, runs: Runs) -> Suite:
     cells = rows.newest_rows(runs)
     anchor = slug(" ".join(key))
-    images = {"": figures.render(runs), "phases": mechanism_figures.render_phases(runs)}
+    further = {what: render(runs) for what, (_, render) in mechanism_figures.FURTHER.items()}
+    images = {"": figures.render(runs), **further}
     newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
     return Suite(
         anchor=anchor,

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bench.stopping import Stopping
+
 T = TypeVar("T")
 MAX_GRID_POINTS = 1000
 DEFAULT_PAIR = "smollm2"
@@ -90,6 +92,7 @@ class Settings:
     end_token: str
     instrument_every: int  # pairs, of which one is replayed with instruments and has bare forwards timed; 0: of none
     pairs_only: bool  # neither a baseline nor a certificate
+    stopping: Stopping  # what ends a cell before its last pair
     chat_template: str
     system_prompt: str | None
     seed: int
@@ -181,6 +184,12 @@ def add_options(add: object) -> None:
         f"(default: {INSTRUMENT_EVERY}, or the suite's)",
     )
     option(
+        "--precision",
+        metavar="SHARE",
+        help="end a cell once gamma is known to within this share, such as 0.02 (default: all pairs are measured)",
+    )
+    option("--time-budget", metavar="MINUTES", help="end a cell after so many minutes (default: after all pairs)")
+    option(
         "--pairs-only",
         action="store_true",
         help="time the pairs and nothing else: no baseline, no instruments, no certificate; for runs beside a full one",
@@ -245,6 +254,10 @@ def from_options(options: argparse.Namespace) -> Settings:
             else _count("--instrument-every", options.instrument_every, least=0, default=INSTRUMENT_EVERY)
         ),
         pairs_only=options.pairs_only,
+        stopping=Stopping(
+            None if options.precision is None else _above_0("--precision", options.precision),
+            None if options.time_budget is None else 60 * _above_0("--time-budget", options.time_budget),
+        ),
         chat_template=options.chat_template,
         system_prompt=options.system_prompt,
         seed=_count("--seed", options.seed, least=0),
@@ -288,6 +301,13 @@ def _number(name: str, text: str) -> float:
         raise ValueError(f"expected a number for {name}, got {text!r}") from None
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number for {name}, got {text!r}")
+    return value
+
+
+def _above_0(name: str, text: str) -> float:
+    value = _number(name, text)
+    if not value > 0:
+        raise ValueError(f"expected {name} > 0, got {text!r}")
     return value
 
 

@@ -162,7 +162,7 @@ class Journal:
         )
         path = _record_of(self.path)
         with self._keeping():
-            write_atomically(path, _pretty(msgspec.to_builtins(record)) + "\n")
+            write_atomically(path, _as_text(record))
             self.path.unlink()
         self.close()
         return path
@@ -232,6 +232,15 @@ def write_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_run(results: Path, run: RunRecord, *, backend: str) -> Path:
+    """Store a whole record where a run of its own would have left it; returns the path."""
+    path = _record_path(results, run, backend=backend)
+    with _storage_errors(f"cannot write {path}", "what it was made of is kept"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _as_text(run))
+    return path
 
 
 def load_run(path: Path) -> RunRecord:
@@ -358,6 +367,10 @@ def _storage_errors(what: str, kept: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{what}: {error.strerror or error}; {kept}") from error
+
+
+def _as_text(run: RunRecord) -> str:
+    return _pretty(msgspec.to_builtins(run)) + "\n"
 
 
 def _pretty(value: Any, indent: int = 0) -> str:

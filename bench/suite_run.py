@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,10 @@ class Workload:
     prompt_ids: tuple[tuple[int, ...], ...]  # one row a prompt
     end_token_ids: tuple[int, ...]
     draft_card: Mapping[str, Scalar] = field(default_factory=dict)  # how the draft was made, where that is known
+
+
+class _Enough(BaseException):
+    """Ends pytest-benchmark's rounds of a cell; no Exception, which it would take for a failure of the cell."""
 
 
 class NotMeasured(Exception):
@@ -266,7 +271,7 @@ class SuiteRun:
             self._baseline_rounds(cell, pairs_each=0).run_all()
             warmup_s, settled = self._warm_up(cell)
             throttle = environment.throttle_reasons(cell.device)
-            self._measure_pairs(benchmark, cell, pairs)
+            stopped = self._measure_pairs(benchmark, cell, pairs)
         except (RuntimeError, ValueError, AssertionError) as error:
             self.journal.finish_cell(CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}"))
             raise
@@ -284,6 +289,7 @@ class SuiteRun:
             scoring_s,
             self.peak_memory_bytes or None,
             throttle,
+            stopped,
         )
         self.journal.finish_cell(record)
         measured = self.journal.measured
@@ -372,21 +378,28 @@ class SuiteRun:
         )
         return self.baselines.setdefault(conditions, {})
 
-    def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair]) -> None:
-        """Measure what is missing from `pairs`, and add it to them."""
+    def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair]) -> str:
+        """Measure what is missing from `pairs`, and add it to them. Returns what ended it early, if anything did."""
+        started = time.monotonic()
+        stopping = self.settings.stopping
+        stopped = stopping.reason(cell, pairs, elapsed_s=0.0)
         concurrency = concurrency_of(cell)
         self.reporter.step(cell.label, None, pairs=len(pairs) // concurrency)
         done = {(pair.prompt_index, pair.repeat) for pair in pairs}
         plans = measure.plan_pairs(cell.num_prompts, cell.repeats, seed=cell.seed, concurrency=concurrency)
-        plans = tuple(plan for plan in plans if plan.texts[0] not in done)
+        plans = () if stopped else tuple(plan for plan in plans if plan.texts[0] not in done)
 
         def on_pairs(together: tuple[TimedPair, ...]) -> None:
+            nonlocal stopped
             for pair in together:
                 self.journal.append_pair(cell, pair)
             pairs.extend(together)
             self.peak_memory_bytes = max(self.peak_memory_bytes, environment.resident_memory_bytes())
             self.reporter.step(cell.label, _gamma_so_far(pairs))
             self._pass_turn_on(cell.label)
+            stopped = stopping.reason(cell, pairs, elapsed_s=time.monotonic() - started)
+            if stopped:
+                raise _Enough
 
         rounds = measure.pair_rounds(
             self.backend,
@@ -399,13 +412,18 @@ class SuiteRun:
             backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
         )
         if plans:
-            _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
+            with suppress(_Enough):
+                _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
+        left = cell.num_prompts * cell.repeats - len(pairs) // concurrency
+        if stopped and left:
+            self.reporter.step(cell.label, None, pairs=left)
         # pytest-benchmark times whole texts; gamma is per token, so the counts it needs travel with its file.
         benchmark.extra_info.update(
             sd_tokens=sum(len(pair.sd.token_ids) for pair in pairs),
             ar_tokens=sum(len(pair.ar.token_ids) for pair in pairs),
             ar_seconds=sum(pair.ar.seconds for pair in pairs),
         )
+        return stopped if left else ""
 
     def _pass_turn_on(self, label: str) -> None:
         """Behind every round."""

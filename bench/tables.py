@@ -265,7 +265,7 @@ def run_facts(rows: Sequence[Row]) -> tuple[Facts, Facts]:
 def _run_facts(runs: Runs) -> tuple[Facts, Facts]:
     facts = {file: _facts(run) for file, run in sorted(runs.items())}
     first = next(iter(facts.values()))
-    common = {name: text for name, text in first.items() if all(own[name] == text for own in facts.values())}
+    common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
     records = {
         file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common)
         for file, own in facts.items()
@@ -288,7 +288,19 @@ def _facts(run: RunRecord) -> Facts:
         "date": run.created[:10],
         "A/A floor": percent_text(metrics.aa_floor(run)),
         "AR arm": _strength_text(run),
+        **_stopped(run),
     }
+
+
+def _stopped(run: RunRecord) -> Facts:
+    """Cells that ended before their last pair, with the pairs that they have."""
+    early = [record for record in run.cells if record.stopped]
+    if not early:
+        return {}
+    pairs = sum(len(record.pairs) for record in early)
+    planned = sum(record.cell.num_prompts * record.cell.repeats for record in early)
+    why = listing(Counter(record.stopped for record in early))
+    return {"ended early": f"{len(early)} of {len(run.cells)} cells, after {pairs} of {planned} pairs ({why})"}
 
 
 def machine_text(env: Mapping[str, Scalar]) -> str:

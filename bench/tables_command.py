@@ -20,7 +20,6 @@ from bench.tables import VERSIONS, Row, Runs
 
 PARTIAL = ".partial.jsonl"  # of a run under way
 CLAIMS = "claims"
-PHASES = "phases"
 PREDICTED = "predicted"
 PRINTED = ("markdown", "latex", "terminal")
 
@@ -108,7 +107,8 @@ def derived_files(
         yield results / "tables" / f"{name}.md", tables.markdown_table(runs, further=further, figure=figure).encode()
         yield results / "tables" / f"{name}.tex", tables.latex_table(runs, further=further).encode()
         yield from _images(results, name, images)
-        yield from _images(results, f"{name}-{PHASES}", mechanism_figures.render_phases(runs))
+        for what, (_, render) in mechanism_figures.FURTHER.items():
+            yield from _images(results, f"{name}-{what}", render(runs))
     for name in sorted({key[0] for key in asked}):
         if suite is None:
             predicted = mechanism_figures.render_predicted(_rows_on(name, experiments))
@@ -236,7 +236,7 @@ def _ledger_page(machine: str, page: Page) -> str:
 def _index(results: Path, experiments: Experiments, others: Others) -> str:
     """results/README.md: what was measured where, with links to tables, figures and raw records."""
     from bench.figures import FORMATS, has_figure
-    from bench.mechanism_figures import has_phases, predicted_points
+    from bench.mechanism_figures import FURTHER, predicted_points
 
     def image_links(name: str, what: str = "") -> list[str]:
         return [f"[{what}{file_format}](figures/{name}.{file_format})" for file_format in FORMATS]
@@ -260,8 +260,9 @@ def _index(results: Path, experiments: Experiments, others: Others) -> str:
         links = [f"[{file_format}](tables/{name}.{file_format})" for file_format in ("md", "tex")]
         if has_figure(runs):
             links += image_links(name)
-        if has_phases(runs):
-            links += image_links(f"{name}-{PHASES}", f"{PHASES} ")
+        for what, (has, _) in FURTHER.items():
+            if has(runs):
+                links += image_links(f"{name}-{what}", f"{what} ")
         lines += ["", f"### {key[1]}", "", f"Tables and figures: {', '.join(links)}. Raw records, newest first:", ""]
         newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
         lines += [_record_line(file, run) for file, run in newest_first]

@@ -1,6 +1,7 @@
 """Rows of text as padded batches: rows of similar length together, padding behind the text, where no token can see it.
 
-Shape letters: B rows, T tokens of the longest, N answer tokens of the whole batch (row after row), D hidden size.
+Shape letters: B rows, T tokens of the longest, A answer tokens of the longest, N answer tokens of the whole batch (row after
+row), D hidden size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from distill.decoding import behind_encoder, padded
 from distill.text import Row
 
 WINDOW_BATCHES = 32  # batches whose rows are sorted by length together: little padding, and still mixed
@@ -47,7 +49,16 @@ class Batch:
         return sum(self.answer_lengths)
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:
-        """Final hidden states of `model` from which each answer token would be predicted."""
+        """Final hidden states of `model` from which each answer token would be predicted, as its head takes them."""
+        return self._behind_encoder(model) if model.config.is_encoder_decoder else self._behind_prompts(model)
+
+    def _behind_encoder(self, model: PreTrainedModel) -> Tensor:
+        prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
+        start_1 = torch.tensor([model.config.decoder_start_token_id])
+        decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
+        return behind_encoder(model, prompts_BT, mask_BT, decoded_BA)[answered_BA.bool()]
+
+    def _behind_prompts(self, model: PreTrainedModel) -> Tensor:
         token_ids_BT = self.token_ids_BT().to(model.device)
         hidden_BTD = model.base_model(token_ids_BT, use_cache=False).last_hidden_state
         places = torch.cat(

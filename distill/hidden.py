@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.batches import in_order
+from distill.decoding import behind_encoder
 from distill.text import TextTable, write_hidden
 from distill.workers import ALONE, Workers
 
@@ -23,8 +24,12 @@ def check_head(model: PreTrainedModel) -> None:
     probe = torch.tensor([PROBE_IDS], device=model.device)
     if head is None or getattr(head, "bias", None) is not None:
         raise ValueError(f"expected an output head without bias, got {head}")
-    expected = model(probe).logits
-    got = head(model.base_model(probe).last_hidden_state)
+    if model.config.is_encoder_decoder:
+        expected = model(probe, decoder_input_ids=probe).logits
+        got = head(behind_encoder(model, probe, torch.ones_like(probe), probe))
+    else:
+        expected = model(probe).logits
+        got = head(model.base_model(probe).last_hidden_state)
     if not torch.allclose(got, expected, rtol=1e-2, atol=1e-2):  # bf16; a scale or a soft cap moves logits by far more
         raise ValueError(f"the logits of {type(model).__name__} are not its head on its hidden states")
 

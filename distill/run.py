@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
@@ -27,7 +27,7 @@ from distill.progress import Meter
 from distill.prompts import Prompts, encoded, self_written, user_turn
 from distill.recipes import Recipe
 from distill.sampling import sample_answers
-from distill.teacher import load_teacher, through_backend
+from distill.teacher import Teacher, load_teacher, through_backend
 from distill.text import (
     Row,
     Shard,
@@ -35,6 +35,7 @@ from distill.text import (
     TextTable,
     batches,
     extend,
+    frequent_tokens,
     is_there,
     prompts_hash,
     sampled_shard,
@@ -56,6 +57,10 @@ from distill.vocabulary import check_size, vocabulary_of
 from distill.workers import ALONE, Workers
 
 JOB, CARD, LOG, DRAFT = "job.json", "card.json", "log.jsonl", "draft"
+FREQUENT = (
+    "frequent_tokens.json"  # beside the draft's weights: tokens of the text it learnt from, the most frequent first
+)
+RANKED_TOKENS = 16384
 EVALUATE_EVERY_S = 300.0
 EVALUATED_PROMPTS = 16  # of each held-out set, while training
 SELF_WRITTEN_TEMPERATURE = 0.9
@@ -152,6 +157,40 @@ def _as_text(job: Job) -> str:
     return json.dumps(asdict(job), indent=1)
 
 
+def prompts_by(
+    teacher: Teacher,
+    texts: Path,
+    num_prompts: int,
+    *,
+    batch_rows: int,
+    on_progress: Callable[[int], None] = lambda num_prompts: None,
+    workers: Workers = ALONE,
+) -> Prompts:
+    """Prompts that a chat target writes itself, kept in a folder of `texts`: as many batches as it takes.
+
+    Raises:  ValueError: it has no chat template, or one that changes what the user says
+    """
+    before, after = user_turn(teacher.tokenizer)
+    plan = TextPlan(
+        model=teacher.sha256,
+        prompts=prompts_hash((before,)),
+        temperatures=((SELF_WRITTEN_TEMPERATURE, 1.0),),
+        max_new_tokens=SELF_WRITTEN_TOKENS,
+        end_token_ids=teacher.end_token_ids,
+        batch_rows=batch_rows,
+        seed=0,  # as sets are fixed
+    )
+    sampler = teacher.sampler(SELF_WRITTEN_TOKENS)
+    own: Prompts = ()
+    num_tokens = 0
+    while len(own) < num_prompts:
+        on_progress(len(own))
+        table = extend(texts / plan.sha256[:16], plan, (before,), sampler, num_tokens=num_tokens + 1, workers=workers)
+        num_tokens, own = table.num_tokens, self_written(table.rows, after, teacher.end_token_ids)
+    on_progress(num_prompts)
+    return own[:num_prompts]
+
+
 class _Run:
     """The stages of a job. What they share is loaded once."""
 
@@ -204,6 +243,8 @@ class _Run:
             written = (table, TextTable(by_draft, ()))
             if recipe.fresh:
                 written = _fresh_tables(by_target, by_draft, position.num_tokens)
+            ranked = json.dumps(frequent_tokens(written)[:RANKED_TOKENS])
+            write_atomically(self.out / DRAFT / FREQUENT, ranked.encode())
             self._write_card(position, *written, prompts, held_out)
 
     def _draft(self, device: str) -> Draft:
@@ -230,23 +271,16 @@ class _Run:
         given = [ids for source in job.prompts for ids in encoded(prompt_sets.load(source), self.teacher.tokenizer)]
         if job.self_written == 0:
             return tuple(given)
-        before, after = user_turn(self.teacher.tokenizer)
-        shares = ((SELF_WRITTEN_TEMPERATURE, 1.0),)
-        plan = replace(
-            self._text_plan((before,), shares, max_new_tokens=SELF_WRITTEN_TOKENS), seed=0
-        )  # as sets are fixed
-        sampler = self.teacher.sampler(SELF_WRITTEN_TOKENS)
-        own: Prompts = ()
         with self._meter("self-written prompts", job.self_written, unit="prompts") as meter:
-            num_tokens = 0
-            while len(own) < job.self_written:
-                meter.show(len(own))
-                table = extend(
-                    self._folder(plan), plan, (before,), sampler, num_tokens=num_tokens + 1, workers=self.workers
-                )
-                num_tokens, own = table.num_tokens, self_written(table.rows, after, self.teacher.end_token_ids)
-            meter.show(len(own))
-        return (*given, *own[: job.self_written])
+            own = prompts_by(
+                self.teacher,
+                self.texts,
+                job.self_written,
+                batch_rows=job.batch_rows,
+                on_progress=meter.show,
+                workers=self.workers,
+            )
+        return (*given, *own)
 
     def _text_plan(
         self, prompts: Prompts, temperatures: tuple[tuple[float, float], ...], *, max_new_tokens: int

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -137,7 +138,7 @@ def sampled_shard(folder: Path, index: int, asks: Sequence[Ask], sample: Sampler
         answers = workers.spread(sample, asks)
         if workers.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_shard(folder, index, asks, answers, seconds=time.perf_counter() - started)
+            write_shard(folder, index, asks, answers, seconds=time.perf_counter() - started)
         workers.wait()
     return Shard(folder, index)
 
@@ -146,7 +147,8 @@ def is_there(folder: Path, index: int) -> bool:
     return (folder / TEXT.format(index)).is_file()
 
 
-def _write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequence[Answer], *, seconds: float) -> None:
+def write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequence[Answer], *, seconds: float) -> None:
+    """Store what was answered, and the hidden states that came with it."""
     hashes = [hashlib.sha256(np.array(ask.prompt_ids, dtype=np.int32).tobytes()).digest() for ask in asks]
     hidden = [answer.hidden_AD for answer in answers if answer.hidden_AD is not None]
     if hidden:
@@ -253,6 +255,14 @@ class TextTable:
     def seconds(self) -> float:
         """What sampling it took."""
         return sum(shard.seconds for shard in self.shards)
+
+
+def frequent_tokens(tables: Sequence[TextTable]) -> list[int]:
+    """Ids of the tokens of the answers, the most frequent first; of equally frequent ones the lowest."""
+    counts = Counter(
+        token for table in tables for shard in table.shards for row in shard.answers for token in row.tolist()
+    )
+    return sorted(counts, key=lambda token: (-counts[token], token))
 
 
 def open_table(folder: Path) -> TextTable:

@@ -52,6 +52,28 @@ def test_the_cost_of_a_round_is_that_of_its_phases() -> None:
     assert further_tables(newest_rows({"a": make_run((without,), suite="cost_of_temperature")})) == ()
 
 
+def test_forwards_stand_beside_their_linear_layers_alone() -> None:
+    record = make_record(gamma=1.2)
+    assert further_tables(newest_rows({"a": make_run((record,), suite="floor")})) == ()
+    pairs = tuple(
+        replace(
+            pair,
+            forwards=tuple(
+                replace(one, ar_floor_s=one.ar_s / 2, draft_floor_s=one.draft_s / 4, verify_floor_s=one.verify_s)
+                for one in pair.forwards
+            ),
+        )
+        for pair in record.pairs
+    )
+    table = table_of("floor", replace(record, pairs=pairs))
+    for name, expected in (("ar", "2.00"), ("draft", "4.00"), ("verify", "1.00")):
+        assert column(table, f"{name} forward\n/ floor") == [expected]
+    arm = metrics.seconds_per_token(record, "ar")
+    assert arm is not None
+    expected = arm.estimate / (record.pairs[0].forwards[0].ar_s / 2)
+    assert column(table, "AR token\n/ floor") == [f"{expected:.2f}"]
+
+
 def test_retuning_k_gives_back_a_share_of_what_heat_takes() -> None:
     def measured(temperature: float, k: int, gamma: float, **options: str) -> CellRecord:
         cell = make_cell(temperature=temperature, num_draft_tokens=k, options=tuple(options.items()))
@@ -116,5 +138,5 @@ def test_suites_without_findings_have_no_further_table() -> None:
     assert further_tables(()) == ()
     assert set(findings._MAKERS) == {
         *("cost_of_temperature", "out_of_range", "deployment", "dynamic_temperature", "draft_length"),
-        "virtual_scale",
+        *("floor", "virtual_scale"),
     }

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from backends import floor
+from backends.fused_llama import FusedLlama
 from backends.loading import checked_device
 from backends.reference import ReferenceBackend
 from bench.records import DecodeRequest, Generation, Round
-from tests.tiny_models import VOCAB_SIZE, nearby, tiny_llama
+from tests.tiny_models import VOCAB_SIZE, nearby, tiny_llama, tiny_t5
 
 PROMPT = (3, 1, 4, 1, 5)
 
@@ -163,6 +165,26 @@ def test_bare_forwards_are_timed_behind_the_context_asked_for(backend: Reference
     assert len(samples) == 2
     assert all(s.context_length == 50 and min(s.ar_s, s.draft_s, s.verify_s) > 0 for s in samples)
     assert backend.target.length == 50
+
+
+@pytest.mark.parametrize("forward", ["fused", "transformers"])
+def test_the_floor_is_every_linear_layer_once(forward: str) -> None:
+    target = tiny_llama(seed=1)
+    backend = ReferenceBackend(target, nearby(target, seed=2), forward=forward)  # type: ignore[arg-type]
+    (sample,) = backend.time_forwards(request(), context_length=20, samples=1)
+    for floor_s, seconds in ((sample.ar_floor_s, sample.ar_s), (sample.verify_floor_s, sample.verify_s)):
+        assert floor_s is not None
+        assert 0 < floor_s < seconds
+    fused = backend.target if isinstance(backend.target, FusedLlama) else None
+    weights = floor.linear_weights(target, fused)
+    expected = sum(module.weight.numel() for module in target.modules() if isinstance(module, torch.nn.Linear))
+    assert sum(weight.numel() for weight in weights) == expected
+
+
+def test_where_not_every_linear_layer_runs_there_is_no_floor() -> None:
+    target = tiny_t5(seed=1)
+    (sample,) = ReferenceBackend(target, nearby(target, seed=2)).time_forwards(request(), context_length=20, samples=1)
+    assert sample.ar_floor_s is None
 
 
 def test_top_k_and_top_p_hold_for_every_token() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cell_command, metrics, store, virtual_scale
+from bench import cell_command, metrics, stopping, store, virtual_scale
 from bench.findings import further_tables
 from bench.tables import newest_rows
 from tests.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_llama
@@ -77,7 +77,7 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
     assert set(runs) == {
         *("acceptance_rules", "baseline_strength", "cost_of_temperature", "deployment", "draft_length"),
         *("draft_temperature", "dynamic_temperature", "out_of_domain", "out_of_range", "temperature_grid"),
-        "virtual_scale",
+        *("floor", "virtual_scale"),
     }
     of_others = {path.parent.name for path in measured.results.rglob("*.jsonl")}
     assert of_others == {"composed", "paradigm", "token_length"}
@@ -95,6 +95,21 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
     assert metrics.native_ratio(runs["baseline_strength"]) is not None
     assert "gamma = autoregressive seconds per token / speculative seconds per token" in measured.said
     assert not journals(measured.results)
+
+
+def test_a_cell_ends_once_gamma_is_known_well_enough(pair: tuple[str, ...], tmp_path: Path) -> None:
+    report = tmp_path / "benchmark.json"
+    options = ("--temperatures", "1", "--num-prompts", "14", "--max-new-tokens", "8", "--chat-template", "none")
+    results = ("--results", str(tmp_path), f"--benchmark-json={report}")
+    done = run(GRID, *pair, *options, *results, "--precision", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = next(path for path in tmp_path.rglob("*.json") if path != report)
+    (record,) = store.load_run(path).cells
+    assert (len(record.pairs), record.stopped, record.cell.num_prompts) == (stopping.LEAST_PROMPTS, "precision", 14)
+    assert record.evidence is not None
+    (benchmark,) = json.loads(report.read_text())["benchmarks"]
+    assert benchmark["stats"]["rounds"] == stopping.LEAST_PROMPTS
+    assert "ended early 1 of 1 cells, after 10 of 14 pairs (precision 1)" in " ".join(done.stdout.split())
 
 
 def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: Measured) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import vllm_cpu_fix
-from backends.conformance import FreshForwards, tiny_pair
+from backends.conformance import FreshForwards
+from backends.tiny_pairs import tiny_pair
 from backends.vllm_cpu_fix import expand_batch_to_tokens, only_with_rows, takes_no_rows
 from backends.vllm_engine import load
 from bench.protocols import BackendUnavailable

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import vllm_engine
-from backends.conformance import END_TOKENS, BackendConformance, tiny_pair
+from backends.conformance import BackendConformance
+from backends.tiny_pairs import END_TOKENS, tiny_pair
 from backends.vllm_engine import (
     LOOKUP_TOKENS,
     Options,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from backends.acceptance import judge_by_rejection
-from backends.conformance import END_TOKENS, Relation
+from backends.tiny_pairs import END_TOKENS, Relation
 from tests.faults import decoders as d
 from tests.faults.checks import Changes
 

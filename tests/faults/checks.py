@@ -16,7 +16,6 @@ from backends.conformance import (
     NUM_DRAFT_TOKENS,
     PROMPTS,
     FreshForwards,
-    Relation,
     block_efficiency,
     chance_p,
     changes_random_state,
@@ -24,11 +23,11 @@ from backends.conformance import (
     pooled_transforms,
     rare_p,
     tested_places,
-    tiny_models,
     unbalanced,
     uniform_p,
 )
 from backends.reference import ReferenceBackend
+from backends.tiny_pairs import Relation, tiny_models
 from bench.records import DecodeRequest, Generation
 
 LOOKS = (120, 250, 500, 1000, 2000, 4000)  # tokens after which a check looks at everything so far

@@ -1,0 +1,197 @@
+"""Many texts decoded at once: a model fed one token a row, whose rows can be dropped when their texts end.
+
+A causal model gets prompts that all end in the last column. An encoder-decoder gets them in its encoder, once, and its decoder
+begins with its start token. Both give the hidden states that the output head multiplies.
+Shape letters: B rows in the batch, T tokens, A tokens of an answer, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+GROUPED = "specheat_grouped"
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in a buffer with room for the whole answer: a step writes one column and copies nothing."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        length, added = self.get_seq_length(), key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], added + self.room, key_states.shape[3])
+            self.buffers = [key_states.new_empty(shape), value_states.new_empty((*shape[:3], value_states.shape[3]))]
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, length : length + added] = new
+        self.keys, self.values = (buffer[:, :, : length + added] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        length = self.get_seq_length()
+        self.buffers = [buffer[rows] for buffer in self.buffers]
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+
+def _grouped_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention in which the query heads of one key head are its queries, so that keys are not repeated in memory."""
+    rows, heads, length, width = query.shape
+    if length > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    grouped = query.view(rows, key.shape[1], heads // key.shape[1], width)
+    mixed = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=options.get("scaling"))
+    return mixed.view(rows, 1, heads, width), None
+
+
+AttentionInterface.register(GROUPED, _grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
+
+
+@contextmanager
+def _grouped(model: PreTrainedModel) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(GROUPED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+class CausalTexts:
+    """Texts of a causal model."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
+        self.model = model
+        self.fed_BT, mask_BT = _left_padded(prompts, model.device)
+        self.mask_BT = F.pad(mask_BT, (0, room), value=1)
+        self.positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_(min=0)
+        self.cache = _roomy_cache(room)
+        self.length = 0
+
+    def running(self) -> AbstractContextManager[None]:
+        """Within it, the model may be fed."""
+        return _grouped(self.model)
+
+    def hidden_BD(self) -> Tensor:
+        """Behind the tokens that were fed last, or behind the prompts."""
+        upto = self.length + self.fed_BT.shape[1]
+        outputs = self.model.base_model(
+            self.fed_BT,
+            attention_mask=self.mask_BT[:, :upto],
+            position_ids=self.positions_BT[:, self.length : upto],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.length = upto
+        return outputs.last_hidden_state[:, -1]
+
+    def feed(self, tokens_B: Tensor) -> None:
+        """What each row goes on with."""
+        self.fed_BT = tokens_B[:, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows, before the next tokens are fed."""
+        for layer in self.cache.layers:
+            layer.keep(rows)
+        self.mask_BT, self.positions_BT = self.mask_BT[rows], self.positions_BT[rows]
+
+
+class EncoderDecoderTexts:
+    """Texts of an encoder-decoder model."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
+        self.model = model
+        prompts_BT, self.mask_BT = padded(prompts, model.device)
+        self.encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=self.mask_BT).last_hidden_state
+        self.fed_BT = torch.full((len(prompts), 1), model.config.decoder_start_token_id, device=model.device)
+        self.cache = EncoderDecoderCache(_roomy_cache(room), DynamicCache())
+
+    def running(self) -> AbstractContextManager[None]:
+        """Within it, the model may be fed."""
+        return nullcontext()
+
+    def hidden_BD(self) -> Tensor:
+        """Behind the tokens that were fed last."""
+        outputs = self.model.get_decoder()(
+            self.fed_BT,
+            encoder_hidden_states=self.encoded_BTD,
+            encoder_attention_mask=self.mask_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return head_input(self.model, outputs.last_hidden_state[:, -1])
+
+    def feed(self, tokens_B: Tensor) -> None:
+        """What each row goes on with."""
+        self.fed_BT = tokens_B[:, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows, before the next tokens are fed."""
+        for layer in self.cache.self_attention_cache.layers:
+            layer.keep(rows)
+        for layer in self.cache.cross_attention_cache.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        self.mask_BT, self.encoded_BTD = self.mask_BT[rows], self.encoded_BTD[rows]
+
+
+def texts_of(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, room: int
+) -> CausalTexts | EncoderDecoderTexts:
+    """Texts behind these prompts, each with room for so many tokens."""
+    kind = EncoderDecoderTexts if model.config.is_encoder_decoder else CausalTexts
+    return kind(model, prompts, room)
+
+
+def head_input(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Last hidden states (..., D), of the decoder where there are two parts, as the model's output head multiplies them.
+
+    A T5 with one matrix for embedding and head scales them first.
+    """
+    if getattr(model.config, "scale_decoder_outputs", False):
+        return hidden * model.config.d_model**-0.5
+    return hidden
+
+
+def behind_encoder(model: PreTrainedModel, prompts_BT: Tensor, mask_BT: Tensor, decoded_BA: Tensor) -> Tensor:
+    """What the head of an encoder-decoder multiplies behind each token of its decoder, (B, A, D)."""
+    encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
+    hidden_BAD = model.get_decoder()(
+        decoded_BA, encoder_hidden_states=encoded_BTD, encoder_attention_mask=mask_BT, use_cache=False
+    ).last_hidden_state
+    return head_input(model, hidden_BAD)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows filled up behind their ends to the longest, (B, T), and a mask of what is not filling."""
+    texts = [torch.as_tensor(row) for row in rows]
+    masks = [torch.ones(len(row), dtype=torch.long) for row in texts]
+    return tuple(pad_sequence(each, batch_first=True).to(device) for each in (texts, masks))  # type: ignore[return-value]
+
+
+def _roomy_cache(room: int) -> Cache:
+    return Cache(layer_class_to_replicate=partial(RoomyLayer, room))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and mask of prompts that all end in the last column."""
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    return tokens, mask
