@@ -83,16 +83,19 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
         d_model=64,
         d_kv=32,
         d_ff=96,
-        num_layers=1,
+        num_layers=2,
         num_heads=2,
         n_positions=512,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
+        initializer_factor=2.0,
         decoder_start_token_id=0,
         eos_token_id=END_TOKENS[0],
     ),
 }
-SPREAD = {"t5": 2.0}  # what the head's weights are multiplied with, so that a target is decided enough
+# Of a T5, chosen so that greedy text does not run in a circle at once: its seed, what its embedding is multiplied with (it is
+# the head too, and else every token predicts itself), and its last norm.
+T5_SEED, T5_EMBEDDING, T5_NORM = 3, 0.3, 1.84
 
 
 def tiny_models(relation: Relation, architecture: str = "llama") -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -131,10 +134,19 @@ def _tiny(architecture: str, *, seed: int) -> PreTrainedModel:
     config = ARCHITECTURES[architecture]()
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(T5_SEED if architecture == "t5" else seed)
         model: PreTrainedModel = auto.from_config(config).eval()
-        model.get_output_embeddings().weight.mul_(SPREAD.get(architecture, 1.0))
+        if architecture == "t5":
+            model.shared.weight.mul_(T5_EMBEDDING)
+            _sharpen(model, T5_NORM)
     return model
+
+
+@torch.no_grad()
+def _sharpen(model: PreTrainedModel, factor: float) -> None:
+    """Multiply all logits."""
+    last = model.decoder.final_layer_norm if model.config.is_encoder_decoder else model.get_output_embeddings()
+    last.weight.mul_(factor)
 
 
 @torch.no_grad()
@@ -143,7 +155,7 @@ def _disturbed(model: PreTrainedModel, *, seed: int, noise: float, confidence: f
     generator = torch.Generator().manual_seed(seed)
     for weight in draft.parameters():
         weight.add_(noise * torch.randn(weight.shape, generator=generator))
-    draft.get_output_embeddings().weight.mul_(confidence)
+    _sharpen(draft, confidence)
     return draft
 
 

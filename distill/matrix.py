@@ -170,7 +170,7 @@ def run(
     text = cache(lambda: _texts(plan, teacher, texts))
 
     def measure(name: str, folder: Path, made: dict[str, Any]) -> None:
-        model = drafts.load(folder, dtype=torch.bfloat16).to(teacher.model.device)
+        model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
         measured = cells(model, teacher, text())
         if name == START:
             sums = rescaled(model, teacher, text())

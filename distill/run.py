@@ -335,7 +335,7 @@ class _Run:
                 share = [ask for ask, by in zip(asks, drafted, strict=True) if by]
                 sampler = partial(
                     sample_answers,
-                    drafts.snapshot(self.draft),
+                    drafts.measurable(self.draft),
                     max_new_tokens=self.job.max_new_tokens,
                     end_token_ids=self.teacher.end_token_ids,
                 )
@@ -353,7 +353,7 @@ class _Run:
                 if not self.workers.is_main:
                     return
                 if time.monotonic() - evaluated_at > EVALUATE_EVERY_S:
-                    found = measure(drafts.snapshot(self.draft), self.teacher, part)
+                    found = measure(drafts.measurable(self.draft), self.teacher, part)
                     acceptance = " ".join(f"{text.alpha_text:.3f}" for text in found)
                     state = {"tokens": position.num_tokens, "seconds": position.seconds, "loss": position.losses[-1]}
                     log.write(json.dumps({**state, "held_out": [asdict(text) for text in found]}) + "\n")
@@ -373,7 +373,7 @@ class _Run:
         held_out: Sequence[HeldOut],
     ) -> None:
         job = self.job
-        found = measure(drafts.snapshot(self.draft), self.teacher, held_out)
+        found = measure(drafts.measurable(self.draft), self.teacher, held_out)
         card = {
             **asdict(job),
             "target": Path(job.target).name,

@@ -16,6 +16,7 @@ from bench import registry
 from bench.protocols import Backend
 from bench.records import DecodeRequest
 from distill import hidden
+from distill.decoding import product_dtype
 from distill.sampling import Answer, Ask, sample_answers
 from distill.text import Sampler
 
@@ -38,11 +39,12 @@ class Teacher:
 
 
 def load_teacher(folder: Path, *, device: str) -> Teacher:
-    """The target in bf16.
+    """The target, in bf16 where that is fast (`product_dtype`).
 
     Raises:  ValueError: its logits are not head(hidden state), it has no end token, or the device is absent
     """
-    model = registry.load_model(str(folder), dtype="bfloat16", device=device)
+    dtype = str(product_dtype(torch.device(device))).removeprefix("torch.")
+    model = registry.load_model(str(folder), dtype=dtype, device=device)
     hidden.check_head(model)
     end = model.generation_config.eos_token_id
     if end is None:

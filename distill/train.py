@@ -2,7 +2,7 @@
 
 The stream is a function of seeds and of how many batches were used, and the optimiser's state is stored with the weights, so a
 run that was killed ends in the same bits as one that was not (same machine, same number of threads). Weights and optimiser are
-float32; matrix products run in bf16. The schedule counts answer tokens, which is also what budgets are made of.
+float32; matrix products run in bf16 where that is fast. The schedule counts answer tokens; budgets are made of these too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from distill.batches import Batch, shuffled
+from distill.decoding import product_dtype
 from distill.drafts import Draft
 from distill.losses import ChunkLoss, Loss, hard_labels, head_loss, soft_labels
 from distill.text import Row
@@ -240,13 +241,14 @@ def step(
     """One step of the optimiser on some batches; returns the mean loss over their answer tokens."""
     num_tokens = sum(batch.num_tokens for batch in batches)
     head_VD = draft.model.get_output_embeddings().weight
+    dtype = product_dtype(draft.model.device)
     total = 0.0
     for batch in batches[workers.index :: workers.count]:
         asked = labels(batch)
-        with torch.autocast(draft.model.device.type, torch.bfloat16):
+        with torch.autocast(draft.model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden_ND = batch.hidden_ND(draft.model)
         part_VD = head_VD if asked.part is None else head_VD[asked.part.token_ids_M]
-        loss = head_loss(hidden_ND, part_VD.bfloat16(), asked.on_chunk) / num_tokens
+        loss = head_loss(hidden_ND, part_VD.to(dtype), asked.on_chunk) / num_tokens
         loss.backward()
         total += loss.item()
     if workers.count > 1:

@@ -15,7 +15,7 @@ class OnReference(BackendConformance):
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
         backend = reference.load(pair, device="cpu", options={})
-        if pair.family == "causal":
+        if pair.family == "causal" or pair.dtype == "bfloat16":
             backend.capabilities = Capabilities(rules=frozenset({"rejection"}))
         return backend
 
