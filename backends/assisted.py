@@ -327,6 +327,8 @@ class Assisted(AssistedDefault):
         draft.generation_config = GenerationConfig(
             num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
         )
+        if draft.config.is_encoder_decoder:
+            draft.register_forward_pre_hook(_without_what_it_knows, with_kwargs=True)
 
     def sampling(self, request: DecodeRequest) -> dict[str, Any]:
         return {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -348,6 +350,15 @@ class Assisted(AssistedDefault):
         self, drafts_G: torch.Tensor, logits_G1V: list[torch.Tensor], request: DecodeRequest
     ) -> torch.Tensor:
         return warped(torch.cat(logits_G1V), request)
+
+
+def _without_what_it_knows(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A draft with an encoder is fed its whole text each round, behind what its cache holds of it already.
+
+    docs/upstream/transformers-encoder-decoder-draft.md
+    """
+    fed, known = kwargs["decoder_input_ids"], kwargs["past_key_values"].get_seq_length()
+    return args, kwargs | {"decoder_input_ids": fed[:, known:]} if fed.shape[1] > 1 else kwargs
 
 
 class PromptLookup(GenerateBackend):
