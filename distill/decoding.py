@@ -188,7 +188,7 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     """Rows filled up behind their ends to the longest, (B, T), and a mask of what is not filling."""
     texts = [torch.as_tensor(row) for row in rows]
     masks = [torch.ones(len(row), dtype=torch.long) for row in texts]
-    return tuple(pad_sequence(each, batch_first=True).to(device) for each in (texts, masks))  # type: ignore[return-value]
+    return tuple(pad_sequence(each, batch_first=True).to(device) for each in (texts, masks))
 
 
 def _roomy_cache(room: int) -> Cache:
