@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from bench.protocols import BackendUnavailable
+from bench.registry import installed_version
 
 
 def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") -> PreTrainedModel:
@@ -17,7 +16,7 @@ def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") ->
              device_map: how transformers spreads it over all devices of that kind; empty: it lies on the one
     Raises:  ValueError: the device is absent; BackendUnavailable: a device map, and accelerate is not installed
     """
-    if device_map and find_spec("accelerate") is None:
+    if device_map and installed_version("accelerate") is None:
         raise BackendUnavailable("a device_map needs accelerate; pip install 'specheat[distill]'")
     place = checked_device(device)
     of_two_parts = AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder

@@ -62,10 +62,10 @@ def test_greedy_text_is_the_targets_own_and_only_kept_tokens_are_accepted(backen
         place += round_.emitted
 
 
-@pytest.mark.parametrize("rule", ["rejection", "block", "one_hot"])
+@pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_sampled_text_follows_the_target_and_is_accepted_as_q_says(rule: str, backend: ReferenceBackend) -> None:
     texts, outcomes = [], []
-    for seed in range(130):
+    for seed in range(40):
         request = replace(REQUEST, prompt_ids=(3 + seed % 20, 9, 3 + seed % 7), seed=seed, rule=rule)
         found, replay = backend.generate(request), backend.replay(request)
         assert replay.token_ids == found.token_ids
