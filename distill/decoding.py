@@ -159,9 +159,9 @@ def texts_of(
     return kind(model, prompts, room)
 
 
-def product_dtype(device: torch.device) -> torch.dtype:
+def product_dtype(device_type: str) -> torch.dtype:
     """In which type large matrix products are fast: bfloat16, or float32 on a CPU that computes bfloat16 by detours."""
-    by_detours = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    by_detours = device_type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.float32 if by_detours else torch.bfloat16
 
 

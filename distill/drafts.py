@@ -136,7 +136,7 @@ def snapshot(draft: Draft) -> PreTrainedModel:
 
 def measurable(draft: Draft) -> PreTrainedModel:
     """The snapshot in the type in which it is measured fastest: the same weights."""
-    return cast(snapshot(draft), product_dtype(draft.model.device))
+    return cast(snapshot(draft), product_dtype(draft.model.device.type))
 
 
 def _rounded(adapters: Any) -> Any:

@@ -43,7 +43,7 @@ def load_teacher(folder: Path, *, device: str) -> Teacher:
 
     Raises:  ValueError: its logits are not head(hidden state), it has no end token, or the device is absent
     """
-    dtype = str(product_dtype(torch.device(device))).removeprefix("torch.")
+    dtype = str(product_dtype(device.partition(":")[0])).removeprefix("torch.")
     model = registry.load_model(str(folder), dtype=dtype, device=device)
     hidden.check_head(model)
     end = model.generation_config.eos_token_id

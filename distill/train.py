@@ -241,7 +241,7 @@ def step(
     """One step of the optimiser on some batches; returns the mean loss over their answer tokens."""
     num_tokens = sum(batch.num_tokens for batch in batches)
     head_VD = draft.model.get_output_embeddings().weight
-    dtype = product_dtype(draft.model.device)
+    dtype = product_dtype(draft.model.device.type)
     total = 0.0
     for batch in batches[workers.index :: workers.count]:
         asked = labels(batch)

@@ -210,7 +210,7 @@ def test_the_change_of_alpha_is_split_into_rescaling_and_context_shift(made: tup
         assert step.alpha_text.estimate == pytest.approx(steps[0].alpha_text.estimate + parts)
     teacher = load_teacher(Path(plan.job.target), device="cpu")
     texts = held_out_text(teacher, (plan.domain,), folder / "texts", temperatures=plan.decode_temperatures)
-    draft = drafts.load(Path(plan.job.start), dtype=torch.bfloat16)
+    draft = drafts.cast(drafts.load(Path(plan.job.start), dtype=torch.bfloat16), teacher.model.dtype)
     whole = alpha_split(
         draft, {text.temperature: text.rows for text in texts}, teacher.head_VD, frozen_at=plan.decode_temperatures[0]
     )

@@ -91,7 +91,8 @@ def test_the_card_says_what_measuring_the_saved_draft_says(tmp_path: Path) -> No
     card = distill(job, tmp_path / "out", tmp_path / "texts")
     teacher = load_teacher(Path(job.target), device="cpu")
     held_out = held_out_text(teacher, job.held_out, tmp_path / "texts")
-    found = measure(drafts.load(tmp_path / "out" / DRAFT, dtype=torch.bfloat16), teacher, held_out)
+    saved = drafts.cast(drafts.load(tmp_path / "out" / DRAFT, dtype=torch.bfloat16), teacher.model.dtype)
+    found = measure(saved, teacher, held_out)
     for of_card, text in zip(card["held_out_acceptance"], found, strict=True):
         assert of_card["alpha_text"] == pytest.approx(text.alpha_text, abs=1e-6)
         assert (of_card["temperature"], of_card["num_prompts"]) == (text.temperature, 8)
