@@ -401,6 +401,7 @@ def terminal_table(run: RunRecord) -> str:
         "A/A floor": own["A/A floor"],
         "AR arm": own["AR arm"],
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
+        **_stopped(run),
         **_crossings(rows),
     }
     headers = tuple(column.narrow or column.header for column in columns)

@@ -109,7 +109,7 @@ def test_a_cell_ends_once_gamma_is_known_well_enough(pair: tuple[str, ...], tmp_
     assert record.evidence is not None
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
     assert benchmark["stats"]["rounds"] == stopping.LEAST_PROMPTS
-    assert "ended early 1 of 1 cells, after 10 of 14 pairs (precision 1)" in " ".join(done.stdout.split())
+    assert "1 of 1 cells, after 10 of 14 pairs (precision 1)" in " ".join(done.stdout.split())
 
 
 def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: Measured) -> None:
