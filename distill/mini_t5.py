@@ -1,6 +1,6 @@
-"""Makes the embedded encoder-decoder pair from what the project ships: two small T5s, of one tokenizer of their own.
+"""Makes an encoder-decoder pair from what the project ships: two small T5s, of one tokenizer of their own.
 
-    python -m distill.mini_t5 --out backends/models/mini-t5 --work FOLDER
+    python -m distill.mini_t5 --out FOLDER --work FOLDER
 
 The embedded SmolLM2 answers word problems, the project's instructions and prompts that it writes itself. A byte-level BPE
 tokenizer is trained on that text, the target learns the answers' tokens, and the draft learns the target's distributions on
