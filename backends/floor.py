@@ -8,37 +8,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backends.fused_llama import FusedLlama
+from backends import products as of_weights
+from backends.products import Product
 
 
-def linear_weights(model: PreTrainedModel, fused: FusedLlama | None) -> tuple[Tensor, ...]:
-    """The weights that one forward of a decoder multiplies, in its order; fused ones as they are multiplied.
+def products_of(model: PreTrainedModel, fused: FusedLlama | None) -> tuple[Product, ...]:
+    """The products that one forward of a decoder computes, in its order and as it computes them.
 
-    Empty where that depends on the tokens (a mixture of experts), or not every layer runs (an encoder's).
+    Empty where that depends on the tokens (a mixture of experts), or not every layer runs (an encoder's), or where they lie on
+    several devices.
     """
     if fused is not None:
-        layers = [weight for layer in fused.layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return (*layers, fused.head)
+        return tuple(fused.products)
     config = model.config.get_text_config()
-    if model.config.is_encoder_decoder or getattr(config, "num_local_experts", None):
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    of_several_devices = len({linear.weight.device for linear in linears}) > 1
+    if model.config.is_encoder_decoder or getattr(config, "num_local_experts", None) or of_several_devices:
         return ()
-    return tuple(module.weight for module in model.modules() if isinstance(module, nn.Linear))
+    return tuple(of_weights.product(linear.weight, "plain") for linear in linears)
 
 
-def inputs_for(weights: Sequence[Tensor], num_tokens: int) -> dict[int, Tensor]:
-    """Random rows for each width that the weights take."""
-    generator = torch.Generator(weights[0].device).manual_seed(0)
+def inputs_for(products: Sequence[Product], num_tokens: int, like: Tensor) -> dict[int, Tensor]:
+    """Random rows for each width that is taken, of the device and type of `like`."""
+    generator = torch.Generator(like.device).manual_seed(0)
     return {
-        width: torch.randn(num_tokens, width, generator=generator, device=weights[0].device, dtype=weights[0].dtype)
-        for width in {weight.shape[1] for weight in weights}
+        width: torch.randn(num_tokens, width, generator=generator, device=like.device, dtype=like.dtype)
+        for width in {product.shape[1] for product in products}
     }
 
 
-def run(weights: Sequence[Tensor], rows: dict[int, Tensor]) -> None:
-    """All products, one behind the other."""
-    for weight in weights:
-        F.linear(rows[weight.shape[1]], weight)
+def run(products: Sequence[Product], rows: dict[int, Tensor]) -> None:
+    """All of them, one behind the other."""
+    for product in products:
+        product(rows[product.shape[1]])

@@ -2,10 +2,10 @@
 
 On a CPU much of transformers' time for one token of a small model goes into small operations, one behind the other; records of
 the suite `backends` have both forwards side by side, as AR arm and as the engine's own plain decode. Here the products that
-share an input are one, keys and values are written into a buffer that is there already, and no module is called.
-Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
+share an input are one, weights are laid out beforehand (`backends.products`), keys and values are written into a buffer that is
+there already, and no module is called. Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
 Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, L tokens known, V vocabulary, D hidden size,
-H query heads, K key heads, G query heads of one key head, E width of a head.
+H query heads, K key heads, G query heads of one key head, R = G T rows of one key head, E width of a head.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from backends.products import Layout, Product, can_pack, product
+
 FIRST_ROOM = 512  # tokens for which keys and values have room at first
 STATIC_ROPES = frozenset({"default", "linear", "llama3"})  # angles that depend on the position alone
 
 
 @dataclass(slots=True)
 class Layer:
-    """One decoder layer: weights, and keys and values of the tokens so far."""
+    """One decoder layer: products, and keys and values of the tokens so far."""
 
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
     attention_norm: Tensor
     mlp_norm: Tensor
-    keys_KLE: Tensor
-    values_KLE: Tensor
+    cache_KLE: Tensor  # keys of all key heads, then values
 
 
 def supports(model: PreTrainedModel) -> bool:
@@ -53,7 +54,7 @@ def supports(model: PreTrainedModel) -> bool:
 class FusedLlama:
     """A model that remembers what it has been fed, as `CachedModel`. `length` is the number of tokens in the cache."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
         config = model.config
         self.model = model
         self.device = model.device
@@ -61,35 +62,39 @@ class FusedLlama:
         self.num_heads, self.num_key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_width = model.model.layers[0].self_attn.head_dim
         self.embedding = model.model.embed_tokens.weight
-        self.head = model.lm_head.weight
+        self.layout: Layout = layout if can_pack(self.embedding) else "plain"
+        self.products: list[Product] = []  # of one forward, in their order
         self.last_norm = model.model.norm.weight
         self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.head = self._product(model.lm_head.weight)
         self.room = 0
         self.length = 0
         self._make_room(FIRST_ROOM)
 
     def _layer(self, layer: nn.Module) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        nothing = torch.empty(0)
         return Layer(
-            qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
-            out=attention.o_proj.weight,
-            gate_up=_fused(mlp.gate_proj, mlp.up_proj),
-            down=mlp.down_proj.weight,
+            qkv=self._product(_fused(attention.q_proj, attention.k_proj, attention.v_proj)),
+            out=self._product(attention.o_proj.weight),
+            gate_up=self._product(_fused(mlp.gate_proj, mlp.up_proj)),
+            down=self._product(mlp.down_proj.weight),
             attention_norm=layer.input_layernorm.weight,
             mlp_norm=layer.post_attention_layernorm.weight,
-            keys_KLE=nothing,
-            values_KLE=nothing,
+            cache_KLE=torch.empty(0),
         )
+
+    def _product(self, weight: Tensor) -> Product:
+        self.products.append(product(weight, self.layout))
+        return self.products[-1]
 
     def _make_room(self, room: int) -> None:
         """Buffers and angles for so many tokens; what is in the cache stays."""
-        shape = (self.num_key_heads, room, self.head_width)
         for layer in self.layers:
-            for name in ("keys_KLE", "values_KLE"):
-                buffer = self.embedding.new_zeros(shape)  # a masked place must not hold a NaN
-                buffer[:, : self.length] = getattr(layer, name)[:, : self.length] if self.length else 0
-                setattr(layer, name, buffer)
+            # A masked place must not hold a NaN.
+            buffer_KLE = self.embedding.new_zeros((2 * self.num_key_heads, room, self.head_width))
+            if self.length:
+                buffer_KLE[:, : self.length] = layer.cache_KLE[:, : self.length]
+            layer.cache_KLE = buffer_KLE
         positions = torch.arange(room, device=self.device)[None]
         cos_BLE, sin_BLE = self.model.model.rotary_emb(self.embedding, positions)
         self.cos_L1E = cos_BLE[0, :, None].clone()
@@ -113,15 +118,15 @@ class FusedLlama:
         if end > self.room:
             self._make_room(max(end, 2 * self.room))
         cos_T1E, sin_T1E = self.cos_L1E[start:end], self.sin_L1E[start:end]
-        mask_TL = _causal_mask(start, num_tokens, self.embedding)
+        mask_RL = _causal_mask(start, num_tokens, self.num_heads // self.num_key_heads, self.embedding)
         stream_TD = F.embedding(tokens_BT[0], self.embedding)
         for layer in self.layers:
-            stream_TD = stream_TD + self._attention(layer, stream_TD, cos_T1E, sin_T1E, mask_TL, start, end)
-            normed_TD = normed(stream_TD, layer.mlp_norm, self.eps)
-            gate, up = F.linear(normed_TD, layer.gate_up).chunk(2, -1)
-            stream_TD = stream_TD + F.linear(F.silu(gate).mul_(up), layer.down)
+            mixed_TD = self._attention(layer, stream_TD, cos_T1E, sin_T1E, mask_RL, start, end)
+            stream_TD = layer.out.add(mixed_TD, stream_TD)
+            gate, up = layer.gate_up(normed(stream_TD, layer.mlp_norm, self.eps)).chunk(2, -1)
+            stream_TD = layer.down.add(F.silu(gate).mul_(up), stream_TD)
         self.length = end
-        return F.linear(normed(stream_TD[-num_logits:], self.last_norm, self.eps), self.head)
+        return self.head(normed(stream_TD[-num_logits:], self.last_norm, self.eps))
 
     def _attention(
         self,
@@ -129,26 +134,27 @@ class FusedLlama:
         stream_TD: Tensor,
         cos_T1E: Tensor,
         sin_T1E: Tensor,
-        mask_TL: Tensor | None,
+        mask_RL: Tensor | None,
         start: int,
         end: int,
     ) -> Tensor:
+        """What the heads found (T, D), before it is projected out; keys and values go into the cache."""
         num_tokens, heads, key_heads = end - start, self.num_heads, self.num_key_heads
-        qkv = F.linear(normed(stream_TD, layer.attention_norm, self.eps), layer.qkv)
+        qkv = layer.qkv(normed(stream_TD, layer.attention_norm, self.eps))
         qkv = qkv.view(num_tokens, heads + 2 * key_heads, self.head_width)
-        qk, v_TKE = qkv[:, : heads + key_heads], qkv[:, heads + key_heads :]
-        swapped = qk.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-        turned = torch.addcmul(qk * cos_T1E, swapped, sin_T1E)
-        layer.keys_KLE[:, start:end] = turned[:, heads:].transpose(0, 1)
-        layer.values_KLE[:, start:end] = v_TKE.transpose(0, 1)
+        qk = qkv[:, : heads + key_heads]
+        torch.addcmul(qk * cos_T1E, qk.roll(self.head_width // 2, -1), sin_T1E, out=qk)
+        layer.cache_KLE[:, start:end] = qkv[:, heads:].transpose(0, 1)
+        # Query heads of one key head are rows of one product, so that no key is read twice.
+        grouped = qkv[:, :heads].view(num_tokens, key_heads, -1, self.head_width).permute(1, 2, 0, 3)
         mixed = F.scaled_dot_product_attention(
-            turned[:, :heads].transpose(0, 1)[None],
-            layer.keys_KLE[None, :, :end],
-            layer.values_KLE[None, :, :end],
-            attn_mask=mask_TL,
-            enable_gqa=heads > key_heads,
+            grouped.reshape(1, key_heads, -1, self.head_width),
+            layer.cache_KLE[None, :key_heads, :end],
+            layer.cache_KLE[None, key_heads:, :end],
+            attn_mask=mask_RL,
         )
-        return F.linear(mixed[0].transpose(0, 1).reshape(num_tokens, -1), layer.out)
+        mixed = mixed.view(key_heads, -1, num_tokens, self.head_width).permute(2, 0, 1, 3)
+        return mixed.reshape(num_tokens, -1)
 
 
 def _fused(*linears: nn.Module) -> Tensor:
@@ -161,14 +167,14 @@ def _fused(*linears: nn.Module) -> Tensor:
 
 def normed(stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm, in float32 up to the weight, as transformers does it."""
-    wide_TD = stream_TD.float()
-    scale_T1 = torch.rsqrt(wide_TD.square().mean(-1, keepdim=True) + eps)
-    return (wide_TD * scale_T1).to(stream_TD.dtype) * weight_D
+    if stream_TD.dtype == torch.float32:
+        return F.rms_norm(stream_TD, weight_D.shape, weight_D, eps)
+    return F.rms_norm(stream_TD.float(), weight_D.shape, None, eps).to(stream_TD.dtype) * weight_D
 
 
-def _causal_mask(start: int, num_tokens: int, like: Tensor) -> Tensor | None:
-    """0 where a token may look, minus infinity behind it; None where there is one token, which may look everywhere."""
+def _causal_mask(start: int, num_tokens: int, num_groups: int, like: Tensor) -> Tensor | None:
+    """0 where a token may look, minus infinity behind it, for all tokens once a group; None where there is one token."""
     if num_tokens == 1:
         return None
     mask_TL = like.new_full((num_tokens, start + num_tokens), float("-inf"))
-    return mask_TL.triu_(start + 1)
+    return mask_TL.triu_(start + 1).repeat(num_groups, 1)

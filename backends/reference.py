@@ -30,6 +30,7 @@ from backends.cached_model import CachedEncoderDecoder, CachedModel, cached
 from backends.formatting import end_token_ids
 from backends.fused_llama import FusedLlama, supports
 from backends.loading import load_model
+from backends.products import Layout
 from backends.sampling import sample, warp
 from bench.protocols import Capabilities
 from bench.records import (
@@ -47,11 +48,12 @@ from bench.records import (
 
 Remembering = CachedModel | CachedEncoderDecoder | FusedLlama
 Forward = Literal["fused", "transformers"]
+OPTIONS = frozenset({"forward", "weights", "draft_vocabulary"})
 
 
-def remembering(model: PreTrainedModel, forward: Forward) -> Remembering:
+def remembering(model: PreTrainedModel, forward: Forward, layout: Layout = "packed") -> Remembering:
     """The model with its cache; fused where it is asked for and can be had."""
-    return FusedLlama(model) if forward == "fused" and supports(model) else cached(model)
+    return FusedLlama(model, layout) if forward == "fused" and supports(model) else cached(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +141,12 @@ class ReferenceBackend:
         draft: PreTrainedModel,
         *,
         forward: Forward = "fused",
+        weights: Layout = "packed",
         draft_token_ids: Sequence[int] | None = None,
     ) -> None:
         """draft_token_ids: of the rows of the draft's head, where it has been restricted (`backends.draft_head`)."""
-        self.target = remembering(target, forward)
-        self.draft = remembering(draft, forward)
+        self.target = remembering(target, forward, weights)
+        self.draft = remembering(draft, forward, weights)
         self.device = target.device
         self.vocab_size = target.config.get_text_config().vocab_size
         self.draft_token_ids_M = None if draft_token_ids is None else torch.tensor(draft_token_ids, device=self.device)
@@ -314,13 +317,13 @@ class ReferenceBackend:
 
     def _floor_seconds(self, model: Remembering, num_tokens: int) -> float | None:
         """Of the linear layers alone (`backends.floor`)."""
-        weights = floor.linear_weights(model.model, model if isinstance(model, FusedLlama) else None)
-        if not weights or len({weight.device for weight in weights}) > 1:
+        products = floor.products_of(model.model, model if isinstance(model, FusedLlama) else None)
+        if not products:
             return None
-        rows = floor.inputs_for(weights, num_tokens)
+        rows = floor.inputs_for(products, num_tokens, model.model.get_input_embeddings().weight)
         self.synchronize()
         start = time.perf_counter()
-        floor.run(weights, rows)
+        floor.run(products, rows)
         self.synchronize()
         return time.perf_counter() - start
 
@@ -371,6 +374,7 @@ class ReferenceBackend:
             "dtype": str(self.target.model.dtype).removeprefix("torch."),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "weights": self.target.layout if isinstance(self.target, FusedLlama) else "plain",
             "compiled": False,
             **({} if self.draft_token_ids_M is None else {"draft_vocabulary": len(self.draft_token_ids_M)}),
         }
@@ -386,22 +390,27 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
 
     Options: `forward`: `fused` (where we have one for the architecture, and the target lies on one device: then it is the
              default) or `transformers`
+             `weights`: `packed` (of a fused forward, laid out anew where the processor gains by it, which takes their memory
+             a second time) or `plain`
              `draft_vocabulary`: the draft proposes only so many tokens, the most frequent ones (`backends.draft_head`)
     Raises:  ValueError: the device is absent, or an option is none of these
     """
-    if unknown := sorted(set(options) - {"forward", "draft_vocabulary"}):
-        raise ValueError(f"backend reference takes the options forward and draft_vocabulary, got {', '.join(unknown)}")
+    if unknown := sorted(set(options) - OPTIONS):
+        raise ValueError(f"backend reference takes the options {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}")
     forward = options.get("forward", "transformers" if pair.device_map else "fused")
     if forward not in ("fused", "transformers"):
         raise ValueError(f"backend reference: expected fused or transformers for forward, got {forward!r}")
     if pair.device_map and forward == "fused":
         raise ValueError(f"backend reference: expected forward=transformers for a device_map, got {forward!r}")
+    weights = options.get("weights", "packed")
+    if weights not in ("packed", "plain"):
+        raise ValueError(f"backend reference: expected packed or plain for weights, got {weights!r}")
     token_ids = _draft_token_ids(pair, options.get("draft_vocabulary"))
     target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
     draft = load_model(pair.draft, dtype=pair.dtype, device=device)
     if token_ids is not None:
         draft_head.restrict(draft, token_ids)
-    return ReferenceBackend(target, draft, forward=forward, draft_token_ids=token_ids)  # type: ignore[arg-type]
+    return ReferenceBackend(target, draft, forward=forward, weights=weights, draft_token_ids=token_ids)  # type: ignore[arg-type]
 
 
 def _draft_token_ids(pair: ModelPair, asked: str | None) -> tuple[int, ...] | None:

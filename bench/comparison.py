@@ -309,18 +309,17 @@ def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Out
 def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effect:
     """The mean over launches with an error that covers other prompts and other launches.
 
-    What is left of a single text in a single launch is part of the spread over prompts and of that over launches, so it is
-    taken out of the smaller one of them; an error below the larger one is never claimed.
+    What is left of a single text in a single launch is part of the spread over prompts and of that over launches. It is taken
+    out of the former alone: a few launches may lie close together by chance, and their t must cover just that.
 
     Source:  Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering
     """
     num = len(of_launches)
     between = statistics.stdev(one.estimate for one in of_launches) / math.sqrt(num)
     of_both = sum(one.standard_error**2 for one in of_launches) / num**2
-    parts = ((over_prompts.standard_error, over_prompts.freedom), (between, num - 1.0))
-    (less, its_freedom), larger = sorted(parts)
-    rest = math.sqrt(max(0.0, less**2 - of_both))
-    return Effect(over_prompts.estimate, *larger, (*over_prompts.further, (rest, its_freedom)))
+    rest = math.sqrt(max(0.0, over_prompts.standard_error**2 - of_both))
+    parts = (rest, over_prompts.freedom), *over_prompts.further, (between, num - 1.0)
+    return Effect(over_prompts.estimate, *parts[0], parts[1:])
 
 
 def _difference(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | None:

@@ -50,13 +50,13 @@ class Sizes:
     """How much is written and learnt."""
 
     word_problems: int = 3000  # made by our templates, none of the held-out ones
-    self_written: int = 2000  # prompts
-    text_tokens: int = 300_000  # of SmolLM2's answers
+    self_written: int = 600  # prompts
+    text_tokens: int = 100_000  # of SmolLM2's answers
     max_new_tokens: int = 96  # an answer, in SmolLM2's tokens and in ours
     vocabulary: int = 2048
-    target_tokens: int = 6_000_000  # trained on, repetitions counted
-    draft_text_tokens: int = 600_000
-    draft_tokens: int = 4_000_000
+    target_tokens: int = 3_000_000  # trained on, repetitions counted
+    draft_text_tokens: int = 400_000
+    draft_tokens: int = 3_000_000
     batch_tokens: int = 8192
     batch_rows: int = 256
 

@@ -408,22 +408,19 @@ def test_numbers_are_means_over_launches_and_intervals_cover_others() -> None:
         assert by_number[name].effect is not None
         assert by_number[name].effect.estimate == pytest.approx(sum(effects) / 2)
         spread = abs(effects[0] - effects[1]) / 2  # standard error of a mean of two
-        assert by_number[name].effect.parts[0] == (pytest.approx(spread), 1.0)
+        assert by_number[name].effect.parts[1] == (pytest.approx(spread), 1.0)
         assert by_number[name].verdict == "INCONCLUSIVE"
 
 
-def test_what_single_texts_add_counts_once_and_no_error_is_below_the_larger_one() -> None:
+def test_what_single_texts_add_counts_once_and_launches_count_whole() -> None:
     prompts = Effect(0.05, 0.03, 5.0)
     launches = [Effect(estimate, 0.02, 5.0) for estimate in (0.03, 0.05, 0.05, 0.07)]
     over_launches = statistics.stdev([0.03, 0.05, 0.05, 0.07]) / 2
+    rest = math.sqrt(0.03**2 - 4 * 0.02**2 / 16)
     found = clustered_twice(prompts, launches)
-    assert found.parts[0] == (0.03, 5.0)
-    assert found.parts[1] == (0.0, 3.0)  # they are no further apart than single texts make them
-    apart = [replace(each, standard_error=0.01) for each in launches]
-    rest = math.sqrt(over_launches**2 - 4 * 0.01**2 / 16)
-    assert clustered_twice(prompts, apart).parts == ((0.03, 5.0), (pytest.approx(rest), 3.0))
-    steady = replace(prompts, standard_error=0.001)
-    assert clustered_twice(steady, apart).parts == ((pytest.approx(over_launches), 3.0), (0.0, 5.0))
+    assert found.parts == ((pytest.approx(rest), 5.0), (pytest.approx(over_launches), 3.0))
+    steady = replace(prompts, standard_error=0.001)  # no more than single texts make it
+    assert clustered_twice(steady, launches).parts == ((0.0, 5.0), (pytest.approx(over_launches), 3.0))
 
 
 def one(found: Comparison) -> dict[str, Outcome]:

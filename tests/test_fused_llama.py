@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from backends import fused_llama
 from backends.cached_model import CachedModel
 from backends.fused_llama import FusedLlama, supports
+from backends.products import Layout, product
 from backends.reference import load, remembering
 from bench.records import ModelPair
 from tests.tiny_models import tiny_llama
 
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)[::-1]  # plain first
 TOKENS = torch.randint(0, 64, (1, 40), generator=torch.Generator().manual_seed(3))
 LLAMA3 = {
     "rope_type": "llama3",
@@ -54,13 +57,16 @@ def llama(**changes: Any) -> LlamaForCausalLM:
         {"rope_parameters": LLAMA3},
     ],
 )
+@pytest.mark.parametrize("layout", LAYOUTS)
 @torch.inference_mode()
-def test_logits_are_those_of_transformers(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_those_of_transformers(
+    changes: dict[str, Any], layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused_llama, "FIRST_ROOM", 8)  # so that the buffers grow on the way
     model = llama(**changes)
     assert supports(model)
     theirs = CachedModel(llama(**changes))
-    ours = FusedLlama(model)
+    ours = FusedLlama(model, layout)
     for _ in range(2):
         place = 0
         for fed, kept in ((5, 5), (1, 6), (4, 8), (1, 9), (3, 9), (20, 20), (2, 22)):
@@ -77,14 +83,36 @@ def test_logits_are_those_of_transformers(changes: dict[str, Any], monkeypatch: 
 
 
 @torch.inference_mode()
-def test_the_models_own_forward_is_what_it_was_and_takes_no_more_memory() -> None:
+def test_the_models_own_forward_is_what_it_was() -> None:
     model = llama()
     before = model(TOKENS).logits
-    fused = FusedLlama(model)
-    assert torch.equal(model(TOKENS).logits, before)
+    for layout in LAYOUTS:
+        FusedLlama(model, layout)
+        assert torch.equal(model(TOKENS).logits, before)
+
+
+def test_plain_weights_take_no_more_memory() -> None:
+    model = llama()
+    multiply = FusedLlama(model, "plain").layers[1].qkv.multiply
+    assert isinstance(multiply, partial)
     attention = model.model.layers[1].self_attn
     storages = {linear.weight.untyped_storage().data_ptr() for linear in (attention.q_proj, attention.v_proj)}
-    assert storages == {fused.layers[1].qkv.untyped_storage().data_ptr()}
+    assert storages == {multiply.keywords["weight"].untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, 5, 70])
+def test_packed_products_are_the_plain_ones(dtype: torch.dtype, num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    rows, weight, others = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((num_rows, 40), (24, 40), (num_rows, 24))
+    )
+    plain, packed = (product(weight, layout) for layout in LAYOUTS)
+    close = {"atol": 1e-4} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.01}
+    assert torch.allclose(packed(rows), plain(rows), **close)  # type: ignore[arg-type]
+    kept = others.clone()
+    assert torch.allclose(packed.add(rows, others), plain.add(rows, others), **close)  # type: ignore[arg-type]
+    assert torch.equal(others, kept)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +133,10 @@ def test_other_models_go_through_transformers(model: Any) -> None:
 def test_transformers_forward_is_used_where_it_is_asked_for() -> None:
     assert isinstance(remembering(tiny_llama(seed=1), "transformers"), CachedModel)
     pair = ModelPair("some", "target", "draft", "causal", "float32")
-    for options, message in (({"forward": "fast"}, "expected fused or transformers"), ({"speed": "1"}, "got speed")):
+    for options, message in (
+        ({"forward": "fast"}, "expected fused or transformers"),
+        ({"weights": "heavy"}, "expected packed or plain"),
+        ({"speed": "1"}, "got speed"),
+    ):
         with pytest.raises(ValueError, match=message):
             load(pair, device="cpu", options=options)

@@ -176,9 +176,9 @@ def test_the_floor_is_every_linear_layer_once(forward: str) -> None:
         assert floor_s is not None
         assert 0 < floor_s < seconds
     fused = backend.target if isinstance(backend.target, FusedLlama) else None
-    weights = floor.linear_weights(target, fused)
+    products = floor.products_of(target, fused)
     expected = sum(module.weight.numel() for module in target.modules() if isinstance(module, torch.nn.Linear))
-    assert sum(weight.numel() for weight in weights) == expected
+    assert sum(rows * width for rows, width in (product.shape for product in products)) == expected
 
 
 def test_where_not_every_linear_layer_runs_there_is_no_floor() -> None:

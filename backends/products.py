@@ -1,0 +1,55 @@
+"""Products with weights that stay: laid out once as oneDNN reads them, where that is possible, which is on CPUs.
+
+A CPU's general product lays the weight out anew at each call, or reads it once for every row, so that a verification of five
+tokens takes several times one token. Laid out beforehand, a weight is read once, whatever the number of rows. It is the layout
+that `torch.compile` chooses for frozen weights; results differ by rounding. It takes the memory of the weights a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Layout = Literal["packed", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Rows (T, D) times a weight (N, D): rows (T, N)."""
+
+    shape: tuple[int, int]  # N, D
+    multiply: Callable[[Tensor], Tensor]
+    add: Callable[[Tensor, Tensor], Tensor]  # what it gives is added to the second, (T, N); neither is changed
+
+    def __call__(self, rows_TD: Tensor) -> Tensor:
+        return self.multiply(rows_TD)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN computes with such weights on this machine: float32, and bfloat16 if the processor has it."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def product(weight_ND: Tensor, layout: Layout) -> Product:
+    """With a weight; plain where it cannot be packed."""
+    shape = (weight_ND.shape[0], weight_ND.shape[1])
+    if layout == "plain" or not can_pack(weight_ND):
+        multiply = partial(F.linear, weight=weight_ND)
+        return Product(shape, multiply, lambda rows_TD, others_TN: others_TN + multiply(rows_TD))
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach())
+    alone, added = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
+    return Product(
+        shape,
+        lambda rows_TD: alone(rows_TD, packed, None, "none", [], ""),
+        lambda rows_TD, others_TN: added(rows_TD, others_TN, packed, None, "add"),
+    )
