@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import losslessness, settings
-from bench.losslessness import Certificate
+from bench import settings
 from bench.records import DecodeRequest, ModelPair, Round
 from bench.settings import Settings
 
 if TYPE_CHECKING:
     from backends.scoring import Text
+    from bench.losslessness import Certificate
 
 EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
 GREEDY_TOKENS = 500  # at T = 0; a share of wrong tokens of 1 % is then found 99 times in 100
@@ -172,7 +172,7 @@ def _whole_number(name: str, text: str) -> int:
 
 def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
     from backends import formatting, pairs
-    from bench import prompts
+    from bench import losslessness, prompts
     from bench.registry import backend_factory
 
     factory = backend_factory(asked.backends[0])
@@ -346,6 +346,7 @@ def _round(row: Any) -> Round:
 def _judge(made: _Made, asked: Settings, pair: ModelPair) -> tuple[Certificate, float, float]:
     """Certificate, tau, and the seconds that scoring took. The target is loaded once the engine's memory is free."""
     from backends.scoring import TargetScorer, load_target, near_tie_tolerance
+    from bench import losslessness
     from bench.records import Evidence
 
     temperature = asked.temperatures[0]

@@ -130,6 +130,7 @@ def _look(args: Namespace, asked: ModelPair) -> Iterator[Finding]:
         engines = tuple(_backends())
     yield from doctor.machine(env, activity)
     yield doctor.memory(_free_memory(found), _needed_bytes(asked), asked.name)
+    yield doctor.precision(dtype=asked.dtype, device=args.device, has_bfloat16=_has_bfloat16())
     yield from doctor.clocks(env, boost=_boost(), on_battery=_on_battery())
     yield from doctor.gpu(env, found)
     yield from doctor.threads(env, _openmp_variables(), absent_preloads=_absent_preloads())
@@ -201,6 +202,16 @@ def _gpu(device: str) -> Gpu:
         total_bytes=total_bytes,
         throttle=environment.throttle_reasons(name),
     )
+
+
+def _has_bfloat16() -> bool:
+    try:
+        import torch
+
+        from backends.products import can_pack
+    except (ImportError, OSError):
+        return True  # the topic of packages says what is missing
+    return can_pack(torch.empty(0, dtype=torch.bfloat16))
 
 
 def _free_memory(gpu: Gpu) -> int:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backends.fused_llama import FusedLlama
 from backends import products as of_weights
+from backends.fused_llama import FusedLlama
 from backends.products import Product
 
 

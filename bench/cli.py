@@ -16,7 +16,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Expected failures end in one line on stderr, not in a traceback."""
     try:
-        parser, made = _parser()
+        argv = sys.argv[1:] if argv is None else argv
+        parser, made = _parser(argv)
         args = parser.parse_args(argv)
         return made[args.command].run(args)
     except (ValueError, BackendUnavailable, IncomparableResults, OSError) as error:
@@ -27,12 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+    """With all commands, or the one that the arguments name: no other is imported then."""
     parser = argparse.ArgumentParser(
         prog="specheat", description="Measures how decoding temperature changes speculative decoding."
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    made = {name: make() for name, make in sorted(commands().items())}
+    known = commands()
+    asked = [argv[0]] if argv and argv[0] in known else sorted(known)
+    made = {name: known[name]() for name in asked}
     for name, command in made.items():
         command.configure(subparsers.add_parser(name, help=command.help, description=command.help))
     return parser, made

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.comparison import Side
 from bench.records import SCHEMA, RunRecord
 from bench.selection import with_bar
 from bench.store import load_run
+
+if TYPE_CHECKING:
+    from bench.comparison import Side
 
 EXTRA_INFO = "specheat"  # under which a cell's record lies in a file of pytest-benchmark
 _MIN_COMMIT = 7  # digits
@@ -61,6 +64,8 @@ def find_side(text: str, *, results: Path) -> Side:
     Args:    results: where the records of a commit are looked for
     Raises:  ValueError: it is none of them, or has no records; or a broken record
     """
+    from bench.comparison import Side
+
     path = Path(text)
     if path.is_dir():
         return Side(text, _loaded(path))

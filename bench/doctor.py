@@ -188,6 +188,18 @@ def memory(free_bytes: int, needed_bytes: float | None, pair: str) -> Finding:
     return Finding("memory", "ok", text)
 
 
+def precision(*, dtype: str, device: str, has_bfloat16: bool) -> Finding:
+    """Args:    dtype: of the pair; has_bfloat16: the processor multiplies in it, as oneDNN finds"""
+    if dtype != "bfloat16" or device != "cpu" or has_bfloat16:
+        return Finding("precision", "ok", f"{dtype} on {device}")
+    return Finding(
+        "precision",
+        "note",
+        "this processor does not multiply in bfloat16: a verification costs nearly as much as its tokens one by one",
+        "Measure with --dtype float32, and say so.",
+    )
+
+
 def clocks(env: Facts, *, boost: bool | None, on_battery: bool) -> Iterator[Finding]:
     """Whether the processor keeps one speed.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,7 +26,10 @@ from bench.claims import LedgerRow
 from bench.records import RunRecord, Scalar
 from bench.rendering import Entry, Table
 from bench.rows import Row, Runs
-from bench.tables_command import Experiments, Others, find_others, load_experiments
+from bench.tables_command import Others, find_others, load_experiments
+
+if TYPE_CHECKING:
+    from bench.tables_command import Experiments
 
 TEMPLATE = Path(__file__).with_name("report_page")
 Key = tuple[str, str]  # machine, suite

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from bench.stopping import Stopping
 
 T = TypeVar("T")
@@ -291,7 +289,7 @@ def parse_temperatures(text: str, option: str = "--temperatures") -> tuple[float
         raise ValueError(f"expected at most {MAX_GRID_POINTS} temperatures, got {text!r}")
     if not math.isclose(steps, round(steps), abs_tol=1e-6):
         raise ValueError(f"expected a step that reaches the last temperature, got {text!r}")
-    return tuple(round(float(value), 10) for value in first + step * np.arange(round(steps) + 1))
+    return tuple(round(first + step * place, 10) for place in range(round(steps) + 1))
 
 
 def _number(name: str, text: str) -> float:

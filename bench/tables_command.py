@@ -13,17 +13,20 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.records import RunRecord
 from bench.rendering import DERIVED, Page, Table
-from bench.tables import VERSIONS, Row, Runs
 
 PARTIAL = ".partial.jsonl"  # of a run under way
 CLAIMS = "claims"
 PREDICTED = "predicted"
 PRINTED = ("markdown", "latex", "terminal")
 
-Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
+if TYPE_CHECKING:
+    from bench.records import RunRecord
+    from bench.tables import Row, Runs
+
+    Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
 Others = Mapping[
     tuple[str, str], tuple[Callable[[Sequence[Path]], Page], list[Path]]
 ]  # what makes their table; records
@@ -208,7 +211,7 @@ def find_others(results: Path) -> Others:
 
 def _other_page(key: tuple[str, str], page: Page, records: Sequence[Path]) -> str:
     """What another package made, with what the first line of its newest record says of the run."""
-    from bench.tables import machine_text
+    from bench.tables import VERSIONS, machine_text
 
     machine, suite = key
     with records[-1].open(encoding="utf-8") as lines:

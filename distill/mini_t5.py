@@ -54,9 +54,9 @@ class Sizes:
     text_tokens: int = 100_000  # of SmolLM2's answers
     max_new_tokens: int = 96  # an answer, in SmolLM2's tokens and in ours
     vocabulary: int = 2048
-    target_tokens: int = 3_000_000  # trained on, repetitions counted
-    draft_text_tokens: int = 400_000
-    draft_tokens: int = 3_000_000
+    target_tokens: int = 2_000_000  # trained on, repetitions counted
+    draft_text_tokens: int = 250_000
+    draft_tokens: int = 2_000_000
     batch_tokens: int = 8192
     batch_rows: int = 256
 

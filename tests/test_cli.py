@@ -95,3 +95,17 @@ def test_preparing_the_embedded_pair_prints_two_checkpoint_folders(capsys: pytes
     assert cli.main(["pairs", "--prepare", "smollm2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert all((Path(printed[role]) / "model.safetensors").is_file() for role in ("target", "draft"))
+
+
+def test_a_command_that_is_named_imports_no_other_and_help_no_numpy() -> None:
+    script = (
+        "import sys; from bench.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(*sorted(name for name in sys.modules if name in ('numpy', 'torch') or name.endswith('_command')))"
+    )
+    for given, expected in ((["pairs", "--help"], "backends.pairs_command"), (["--help"], None)):
+        command = [sys.executable, "-c", script, *given]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
+        assert not {"numpy", "torch"} & set(found)
+        assert found == [expected] if expected else len(found) > 5

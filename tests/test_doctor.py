@@ -161,6 +161,14 @@ def test_memory_is_set_against_what_the_pair_needs() -> None:
     assert doctor.memory(4 * GIB, 5.0 * GIB, "tiny").state == "problem"
 
 
+def test_bfloat16_by_detours_is_noted() -> None:
+    found = doctor.precision(dtype="bfloat16", device="cpu", has_bfloat16=False)
+    assert (found.state, found.remedy) == ("note", "Measure with --dtype float32, and say so.")
+    assert doctor.precision(dtype="bfloat16", device="cpu", has_bfloat16=True).state == "ok"
+    assert doctor.precision(dtype="float32", device="cpu", has_bfloat16=False).state == "ok"
+    assert doctor.precision(dtype="bfloat16", device="cuda", has_bfloat16=False).state == "ok"
+
+
 def test_no_gpu_is_fine_unless_it_was_asked_for() -> None:
     nothing = Gpu(present=False, usable=False, asked=False)
     assert states(list(doctor.gpu(ENV, nothing))) == ["ok"]
@@ -443,7 +451,8 @@ def test_the_command_looks_at_this_machine(
     assert status == bool(problems(found))
     topics = list(dict.fromkeys(each.topic for each in found))
     assert topics == [
-        *("machine", "memory", "clocks and power", "GPU", "threads", "packages", "backends", "pairs", "results", "git")
+        *("machine", "memory", "precision", "clocks and power", "GPU", "threads", "packages", "backends", "pairs"),
+        *("results", "git"),
     ]
     texts = [each.text for each in found]
     assert any(each.startswith("reference, rules block, ") for each in texts)
