@@ -23,8 +23,9 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only suites/ $(ARGS)
 
+# A worker a core, each of one thread: two threads each would wait for one another.
 test: setup
-	$(BIN)/python -m pytest tests -m "not engine"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not engine" -n auto --maxprocesses 8 --dist worksteal
 
 # Conformance on real vLLM engines, each in a process of its own.
 test-engines: setup

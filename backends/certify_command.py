@@ -31,13 +31,24 @@ EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
 GREEDY_TOKENS = 500  # at T = 0; a share of wrong tokens of 1 % is then found 99 times in 100
 DEFAULT_NEW_TOKENS = "64"
 SHARED_OPTIONS = (
-    *("--backend", "--backend-option", "--pair", "--target", "--draft", "--pairs-file", "--device", "--dtype"),
+    *(
+        "--backend",
+        "--backend-option",
+        "--pair",
+        "--target",
+        "--draft",
+        "--inflate",
+        "--pairs-file",
+        "--device",
+        "--dtype",
+    ),
     *("--rule", "--draft-temperature", "--num-draft-tokens", "--top-k", "--top-p", "--prompts", "--max-new-tokens"),
     *("--max-prompt-tokens", "--chat-template", "--system-prompt", "--seed"),
 )
 ONE_OF_EACH = {
     "backends": "--backend",
     "drafts": "--draft",
+    "inflations": "--inflate",
     "rules": "--rule",
     "temperatures": "--temperature",
     "draft_temperatures": "--draft-temperature",
@@ -75,8 +86,8 @@ class Certify:
         pair = pairs.resolve(
             asked.pair, target=asked.target, draft=asked.drafts[0], dtype=asked.dtype, pairs_file=asked.pairs_file
         )
-        if pair.family != "causal":
-            raise ValueError(f"expected a pair of the family causal, got {pair.name}, which is {pair.family}")
+        if asked.inflations[0] is not None:
+            pair = pairs.inflated(pair, asked.inflations[0])
         made = _decode(asked, pair, num_tokens) if args.samples is None else _Made(read_samples(args.samples, pair))
         certificate, near_tie, score_s = _judge(made, asked, pair)
         facts = {

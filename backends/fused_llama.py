@@ -118,7 +118,7 @@ class FusedLlama:
         if end > self.room:
             self._make_room(max(end, 2 * self.room))
         cos_T1E, sin_T1E = self.cos_L1E[start:end], self.sin_L1E[start:end]
-        mask_RL = _causal_mask(start, num_tokens, self.num_heads // self.num_key_heads, self.embedding)
+        mask_RL = causal_mask(start, num_tokens, self.num_heads // self.num_key_heads, self.embedding)
         stream_TD = F.embedding(tokens_BT[0], self.embedding)
         for layer in self.layers:
             mixed_TD = self._attention(layer, stream_TD, cos_T1E, sin_T1E, mask_RL, start, end)
@@ -172,7 +172,7 @@ def normed(stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return F.rms_norm(stream_TD.float(), weight_D.shape, None, eps).to(stream_TD.dtype) * weight_D
 
 
-def _causal_mask(start: int, num_tokens: int, num_groups: int, like: Tensor) -> Tensor | None:
+def causal_mask(start: int, num_tokens: int, num_groups: int, like: Tensor) -> Tensor | None:
     """0 where a token may look, minus infinity behind it, for all tokens once a group; None where there is one token."""
     if num_tokens == 1:
         return None

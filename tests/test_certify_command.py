@@ -15,7 +15,7 @@ from backends.certify_command import Certify, read_samples
 from bench import cli
 from bench.protocols import Capabilities
 from bench.records import DecodeRequest, Generation, ModelPair
-from tests.tiny_models import VOCAB_SIZE, nearby, save_checkpoint, tiny_llama
+from tests.tiny_models import VOCAB_SIZE, nearby, save_checkpoint, tiny_llama, tiny_t5
 
 END = 2  # of the tiny tokenizer
 Run = Callable[..., tuple[int, str, str]]
@@ -71,6 +71,29 @@ def test_a_healthy_decoder_is_lossless_at_the_default_number_of_tokens(run: Run)
     assert said["slots"][0]["name"] == "all tokens"
     assert said["slots"][-1]["name"] == "bonus slot"
     assert said["decoder"] == "reference rejection"
+
+
+def test_an_inflated_target_is_one_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path))
+    status, out, _ = run("--temperature", 0.8, "--json", "--inflate", "layers=2,hidden=64")
+    said = json.loads(out)
+    assert (status, said["verdict"]) == (0, "LOSSLESS")
+    assert "inflated" in said["pair"]
+
+
+def test_encoder_decoder_pairs_are_judged_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tiny_t5(seed=1)
+    folders = [
+        save_checkpoint(model, tmp_path / name) for name, model in (("t", target), ("d", nearby(target, seed=2)))
+    ]
+    monkeypatch.setattr(cli, "commands", lambda: {"certify": Certify})
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w3 w9 w5\nw4 w6\n")
+    models = ("--target", folders[0], "--draft", folders[1], "--dtype", "float32", "--prompts", str(prompts))
+    status = cli.main(["certify", *models, "--chat-template", "none", "--temperature", "0.8", "--json"])
+    assert (status, json.loads(capsys.readouterr().out)["verdict"]) == (0, "LOSSLESS")
 
 
 def test_a_healthy_decoder_on_few_tokens_is_inconclusive_and_says_how_many_it_needs(run: Run) -> None:
