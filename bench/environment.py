@@ -33,6 +33,7 @@ SLICE_VARIABLE = "SPECHEAT_SLICE_MS"  # where sides measure in turns: millisecon
 MACHINE_KEYS = (
     "device_type",
     "cpu_model",
+    "cpu_vectors",
     "num_physical_cores",
     "num_logical_cores",
     "num_usable_cores",
@@ -61,6 +62,7 @@ _OPENMP_VARIABLES = (
     "KMP_BLOCKTIME",
     "VLLM_CPU_OMP_THREADS_BIND",
 )
+_VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first
 _PYPERF_KEYS = ("aslr", "cpu_config", "cpu_freq", "cpu_temp", "load_avg_1min", "python_compiler", "timer")
 # Bits of NVML's clock event reasons. Idle (0x1) and clocks locked by the user (0x2) do not slow an arm unexpectedly.
 _THROTTLE_BITS = {
@@ -103,14 +105,18 @@ def command_line() -> str:
 
 
 def machine_slug(env: Mapping[str, Scalar]) -> str:
-    """Short folder name of a machine: "nvidia-h200", "amd-epyc-2c"."""
+    """Short folder name of a machine: "nvidia-h200", "amd-epyc-2c", "amd-epyc-2c-avx2".
+
+    Processors of one model name can differ in what they multiply at once; those without AVX-512 say so.
+    """
     gpu = env.get("gpu_name")
     if gpu:
         return _slug(str(gpu))
     cores = env.get("num_physical_cores") or env.get("num_logical_cores")
     model = re.sub(r"\((r|tm)\)|\b\d+-core\b|\b(processor|cpu)\b|@.*", " ", str(env.get("cpu_model", "cpu")).lower())
     accelerator = "" if env.get("device_type") == "cpu" else f"-{env.get('device_type')}"
-    return _slug(f"{model}-{cores}c{accelerator}")
+    vectors = "-avx2" if env.get("cpu_vectors") == "avx2" else ""
+    return _slug(f"{model}-{cores}c{vectors}{accelerator}")
 
 
 def check_comparable(
@@ -167,7 +173,8 @@ def _slug(text: str) -> str:
 def _processor() -> dict[str, Scalar]:
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     found: dict[str, Scalar] = {
-        "cpu_model": _cpu_model(),
+        "cpu_model": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        **_cpu_vectors(),
         "num_physical_cores": psutil.cpu_count(logical=False),
         "num_logical_cores": psutil.cpu_count(),
         "num_usable_cores": len(usable),
@@ -183,13 +190,19 @@ def _processor() -> dict[str, Scalar]:
     return found
 
 
-def _cpu_model() -> str:
+def _cpuinfo(name: str) -> str | None:
+    """Of the first core."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+
+
+def _cpu_vectors() -> dict[str, Scalar]:
+    """The widest of the vector instructions that matter to matrix products; empty where the system does not list them."""
+    flags = (_cpuinfo("flags") or "").split()
+    return next(({"cpu_vectors": name} for name in _VECTORS if name in flags), {})
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[str]:

@@ -309,6 +309,7 @@ def machine_text(env: Mapping[str, Scalar]) -> str:
         ("gpu_name", "{}"),
         ("gpu_driver", "driver {}"),
         ("cpu_model", "{}"),
+        ("cpu_vectors", "{}"),
         ("num_usable_cores", "{} usable cores"),
         ("ram_gib", "{} GiB"),
         ("torch_num_threads", "{} threads"),

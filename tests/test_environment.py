@@ -184,6 +184,14 @@ def test_our_own_backends_have_no_commit_beside_that_of_the_harness(monkeypatch:
             | {"device_type": "cpu"},
             "amd-epyc-9b14-8c",
         ),
+        (
+            {"cpu_model": "AMD EPYC", "num_physical_cores": 2, "device_type": "cpu", "cpu_vectors": "avx512_bf16"},
+            "amd-epyc-2c",
+        ),
+        (
+            {"cpu_model": "AMD EPYC", "num_physical_cores": 2, "device_type": "cpu", "cpu_vectors": "avx2"},
+            "amd-epyc-2c-avx2",
+        ),
         ({"gpu_name": "NVIDIA H200", "cpu_model": "AMD EPYC", "device_type": "cuda"}, "nvidia-h200"),
         ({"cpu_model": "AMD EPYC", "num_physical_cores": 2, "device_type": "cuda"}, "amd-epyc-2c-cuda"),
     ],
