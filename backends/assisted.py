@@ -34,7 +34,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import is_sklearn_available
 
 from backends.acceptance import RULES
-from backends.cached_model import check_rewindable
+from backends.cached_model import cache_for_generate, check_rewindable, has_deeper_decoder
 from backends.loading import load_model
 from backends.sampling import warp
 from bench.metrics import is_rejection
@@ -171,6 +171,11 @@ class GenerateBackend:
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel | None) -> None:
         for model in filter(None, (target, draft)):
             check_rewindable(model)
+        if draft is not None and has_deeper_decoder(draft):
+            raise BackendUnavailable(
+                "transformers drafts with no decoder that is deeper than its encoder "
+                "(docs/upstream/transformers-deeper-decoder.md); backend reference does"
+            )
         self.target = target
         self.draft = draft
         self.device = target.device
@@ -217,6 +222,7 @@ class GenerateBackend:
                 logits_processor=LogitsProcessorList(self.processors(request) if sampled else ()),
                 assistant_model=self.draft if speculative else None,
                 streamer=watch,
+                **cache_for_generate(self.target),
             )
 
     def _check(self, request: DecodeRequest) -> None:

@@ -79,6 +79,23 @@ class CachedEncoderDecoder:
             self.length = length
 
 
+def cache_for_generate(model: PreTrainedModel) -> dict[str, EncoderDecoderCache]:
+    """What transformers' `generate` must be given for a decoder deeper than its encoder, by whose depth it makes the cache.
+
+    Source:  docs/upstream/transformers-deeper-decoder.md
+    """
+    if not has_deeper_decoder(model):
+        return {}
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+
+
+def has_deeper_decoder(model: PreTrainedModel) -> bool:
+    """Than its encoder, as a T5 may have."""
+    config = model.config
+    decoder_layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+    return bool(config.is_encoder_decoder and decoder_layers > config.num_hidden_layers)
+
+
 def check_rewindable(model: PreTrainedModel) -> None:
     """Raises: ValueError: what the model remembers is no cache of keys and values, so no rejected token can be taken back"""
     config = model.config.get_text_config()

@@ -27,10 +27,12 @@ DTYPES = ("bfloat16", "float32")
 DEVICE_MAPS = ("", "auto", "balanced", "balanced_low_0", "sequential")
 EMBEDDED_PREFIX = "embedded:smollm2/"
 CARD = "card.json"
+MINI_T5 = Path(__file__).with_name("models") / "mini-t5"  # plain checkpoints, made by distill/mini_t5.py
 EMBEDDED: dict[str, Callable[[], Path]] = {
     "embedded:smollm2/target": smollm2.target_folder,
     "embedded:smollm2/draft": smollm2.draft_folder,
     **{f"embedded:smollm2/{name}": partial(smollm2.adapted_draft_folder, name) for name in smollm2.adapted_drafts()},
+    **{f"embedded:mini-t5/{role}": partial(Path, MINI_T5, role) for role in ("target", "draft")},
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -231,6 +233,8 @@ def _public_name(folder: Path) -> str:
     embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
     if embedded and f"embedded:smollm2/{embedded[1]}" in EMBEDDED:
         return f"embedded:smollm2/{embedded[1]}"
+    if folder.parent == MINI_T5:
+        return f"embedded:mini-t5/{folder.name}"
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/")
     if folder.name == "draft" and (folder.parent / CARD).is_file():
@@ -273,7 +277,8 @@ def _found(model: str) -> Path | None:
 
 def _needs_hub(model: str) -> bool:
     if model in EMBEDDED:
-        smollm2.gguf_file()  # raises where the package is missing
+        if model.startswith(EMBEDDED_PREFIX):
+            smollm2.gguf_file()  # raises where the package is missing
         return False
     return _found(model) is None
 

@@ -26,7 +26,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from backends import draft_head, floor
 from backends.acceptance import RULES, Rule
-from backends.cached_model import CachedEncoderDecoder, CachedModel, cached
+from backends.cached_model import CachedEncoderDecoder, CachedModel, cache_for_generate, cached
 from backends.formatting import end_token_ids
 from backends.fused_llama import FusedLlama, supports
 from backends.loading import load_model
@@ -351,7 +351,12 @@ class ReferenceBackend:
             # generate draws from the global random state: keep the caller's untouched.
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(request.seed)
-                output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+                output = model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    generation_config=config,
+                    **cache_for_generate(model),
+                )
         finally:
             model.generation_config = checkpoints_own
         num_before = 1 if model.config.is_encoder_decoder else prompt.shape[1]  # the decoder's start, or the prompt

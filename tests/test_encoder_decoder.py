@@ -77,6 +77,17 @@ def test_transformers_own_speculation_decodes_the_same_greedy_text(
     assert theirs.replay(sampled).token_ids == theirs.generate(sampled).token_ids
 
 
+def test_a_decoder_may_be_deeper_than_its_encoder() -> None:
+    target, draft = tiny_t5(seed=1, decoder_layers=3), tiny_t5(seed=2)
+    request = replace(REQUEST, temperature=0.0)
+    ours = ReferenceBackend(target, nearby(target, seed=2))
+    expected = ours.generate(request).token_ids
+    assert ours.generate_natively(replace(request, num_draft_tokens=0)).token_ids == expected
+    assert assisted.Assisted(nearby(target, seed=3, noise=0.0), draft).generate(request).token_ids == expected
+    with pytest.raises(BackendUnavailable, match="deeper than its encoder"):
+        assisted.Assisted(draft, target)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_sampled_texts_follow_the_target(backend: ReferenceBackend, temperature: float) -> None:
     model = backend.target.model

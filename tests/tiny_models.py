@@ -44,7 +44,7 @@ def tiny_llama(
         return LlamaForCausalLM(config).eval()
 
 
-def tiny_t5(*, seed: int, vocab_size: int = VOCAB_SIZE) -> T5ForConditionalGeneration:
+def tiny_t5(*, seed: int, vocab_size: int = VOCAB_SIZE, decoder_layers: int = 2) -> T5ForConditionalGeneration:
     """An encoder-decoder, decided enough to have likely tokens. Token 0 starts the decoder, 2 ends a text."""
     config = T5Config(
         vocab_size=vocab_size,
@@ -52,6 +52,7 @@ def tiny_t5(*, seed: int, vocab_size: int = VOCAB_SIZE) -> T5ForConditionalGener
         d_kv=8,
         d_ff=48,
         num_layers=2,
+        num_decoder_layers=decoder_layers,
         num_heads=4,
         n_positions=256,
         dropout_rate=0.0,
