@@ -173,8 +173,10 @@ def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
         else:
             draft = args.start
     pair = registry.ready_pair(args.pair, target=args.target, draft=draft, pairs_file=args.pairs_file)
-    if pair.family != "causal":
-        raise ValueError(f"expected a pair of the family causal, got {pair.name}, which is {pair.family}")
+    if layers and pair.family != "causal":
+        raise ValueError(
+            f"--start {LAYERS}...: expected a target that is a decoder alone, got {pair.name}; give a draft"
+        )
     num_layers = json.loads((Path(pair.target) / "config.json").read_text()).get("num_hidden_layers", 0)
     if layers and max(layers) >= num_layers:
         raise ValueError(f"--start: expected layers of 0..{num_layers - 1}, got {max(layers)}")

@@ -16,7 +16,7 @@ import pytest
 from bench import cli, registry
 from distill.recipes import offline
 from tests.tiny_distillation import one_thread, tiny_job
-from tests.tiny_models import HEED_CTRL_C
+from tests.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_t5
 
 pytestmark = pytest.mark.usefixtures(one_thread.__name__)
 
@@ -66,6 +66,21 @@ def test_a_run_ends_in_a_draft_a_card_and_a_summary(run: Run, tmp_path: Path) ->
         assert f"T = {found['temperature']}  alpha_text {found['alpha_text']:.3f}" in said
     assert (out.parent / "texts").is_dir()
     assert run("offline", "--data-temperature", 0.7, *given)[:2] == (0, said)
+
+
+def test_targets_with_an_encoder_are_distilled_by_the_same_command(run: Run, tmp_path: Path) -> None:
+    target = tiny_t5(seed=1)
+    models = [save_checkpoint(model, tmp_path / name) for name, model in (("t", target), ("d", nearby(target, seed=2)))]
+    texts = arguments(tmp_path)[4:]  # prompts, those held out, and sizes
+    given = ("--target", models[0], "--draft", models[1], *texts)
+    status, said, errors = run("online", "--data-temperature", 0.5, *given, "--out", tmp_path / "out")
+    assert (status, errors) == (0, "")
+    assert "alpha_text" in said
+    status, _, errors = run(
+        "offline", "--data-temperature", 0, "--target", models[0], "--start", "layers:0", "--out", "x"
+    )
+    assert status == 2
+    assert "expected a target that is a decoder alone" in errors
 
 
 def test_options_reach_the_job(run: Run, tmp_path: Path) -> None:
