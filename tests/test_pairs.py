@@ -358,3 +358,16 @@ def test_the_embedded_pair_answers_and_shares_embedding_and_tokenizer() -> None:
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
     answer = target.generate(**ids, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
+
+
+def test_the_embedded_encoder_decoder_pair_needs_neither_hub_nor_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path))
+    pair = pairs.ready("mini-t5")
+    assert pair.family == "encoder-decoder"
+    assert pairs.readiness(pairs.load_table()["mini-t5"]) == (True, "ready")
+    public = pairs.recorded(pair)
+    assert (public.target, public.draft) == ("embedded:mini-t5/target", "embedded:mini-t5/draft")
+    assert pairs.draft_card(pair)["recipe"] == "base"
+    assert not list(tmp_path.iterdir())
