@@ -26,6 +26,7 @@ from bench.protocols import BackendUnavailable, IncomparableResults
 from bench.records import SHARED_BY, RunRecord
 
 FOLDER = ".sweep"
+THREADS = "OMP_NUM_THREADS"
 PYTEST = ("-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider")
 NOTHING_FAILED = (0, 5)  # 5: pytest ran no test, as where an engine is missing
 
@@ -86,14 +87,22 @@ def _split(cells: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:
         yield tuple(cells[start:end])
 
 
-def run_shard(cells: Sequence[str], options: Sequence[str], name: str) -> tuple[Done, dict[str, bytes]]:
-    """Run by a worker: measure these cells, and give back what was written. A shard that was stopped here goes on."""
+def run_shard(
+    cells: Sequence[str], options: Sequence[str], name: str, threads: str | None
+) -> tuple[Done, dict[str, bytes]]:
+    """Run by a worker: measure these cells, and give back what was written. A shard that was stopped here goes on.
+
+    Args:    threads: OMP_NUM_THREADS where the sweep was asked for. Ray sets another, the CPUs of a task
+    """
     scratch = Path(tempfile.gettempdir()) / f"specheat-{name}"
     scratch.mkdir(parents=True, exist_ok=True)
     started = time.time()
     with (scratch / "log.txt").open("wb") as log:
         command = [sys.executable, *PYTEST, *cells, *options, "--results", str(scratch), "--resume"]
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=_own_environment())
+        environment = {key: value for key, value in os.environ.items() if key != THREADS}
+        if threads is not None:
+            environment[THREADS] = threads
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment)
     files = {
         str(path.relative_to(scratch)): path.read_bytes()
         for path in sorted(scratch.rglob("*"))
@@ -106,11 +115,6 @@ def run_shard(cells: Sequence[str], options: Sequence[str], name: str) -> tuple[
     return done, files
 
 
-def _own_environment() -> dict[str, str]:
-    """Ray sets the number of threads to the CPUs of a task; a run that nobody shares has none set."""
-    return {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-
-
 def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Callable[[int], None]) -> list[Done]:
     """Run what is left of the plan; finished shards are in its folder.
 
@@ -120,22 +124,33 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     left = [index for index in range(len(plan.shards)) if not _marker(plan, index).is_file()]
+    threads = os.environ.get(THREADS)  # before Ray sees it
     on_shard(len(plan.shards) - len(left))
     if left:
         ray = _started(address, workers=workers)
         try:
-            _run_all(ray, plan, left, address, workers=workers, gpus=gpus, on_shard=on_shard)
+            _run_all(ray, plan, left, address, threads, workers=workers, gpus=gpus, on_shard=on_shard)
         finally:
             ray.shutdown()
     return [Done(**json.loads(_marker(plan, index).read_text())) for index in range(len(plan.shards))]
 
 
 def _run_all(
-    ray: Any, plan: Plan, left: Sequence[int], address: str, *, workers: int, gpus: int, on_shard: Callable[[int], None]
+    ray: Any,
+    plan: Plan,
+    left: Sequence[int],
+    address: str,
+    threads: str | None,
+    *,
+    workers: int,
+    gpus: int,
+    on_shard: Callable[[int], None],
 ) -> None:
     cpus = 1 if gpus else _cpus_of_a_worker(ray, address, workers)
     remote = ray.remote(run_shard).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-    waiting = {remote.remote(plan.shards[index], plan.options, f"{plan.folder.name}-{index}"): index for index in left}
+    waiting = {
+        remote.remote(plan.shards[index], plan.options, f"{plan.folder.name}-{index}", threads): index for index in left
+    }
     while waiting:
         (ready, *_), _ = ray.wait([*waiting], num_returns=1)
         index = waiting.pop(ready)

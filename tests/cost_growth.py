@@ -5,6 +5,7 @@ Prints the tables of docs/performance.md. On the embedded pair, where not said o
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 import tracemalloc
@@ -95,7 +96,9 @@ def show(title: str, headers: Sequence[str], rows: Iterator[tuple[object, ...]])
 
 
 def main() -> None:
-    pair = pairs.ready()
+    parser = argparse.ArgumentParser(prog="python -m tests.cost_growth", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dtype", default="float32", choices=pairs.DTYPES)
+    pair = replace(pairs.ready(), dtype=parser.parse_args().dtype)
     backend = reference.load(pair, device="cpu", options={})
     phases = ("draft", "verify", "accept", "other")
     show("Length of the prompt", ("tokens", "prefill ms", "then SD ms/token"), prompts(backend))
