@@ -31,17 +31,8 @@ EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
 GREEDY_TOKENS = 500  # at T = 0; a share of wrong tokens of 1 % is then found 99 times in 100
 DEFAULT_NEW_TOKENS = "64"
 SHARED_OPTIONS = (
-    *(
-        "--backend",
-        "--backend-option",
-        "--pair",
-        "--target",
-        "--draft",
-        "--inflate",
-        "--pairs-file",
-        "--device",
-        "--dtype",
-    ),
+    *("--backend", "--backend-option", "--pair", "--target", "--draft", "--pairs-file", "--inflate"),
+    *("--device", "--dtype"),
     *("--rule", "--draft-temperature", "--num-draft-tokens", "--top-k", "--top-p", "--prompts", "--max-new-tokens"),
     *("--max-prompt-tokens", "--chat-template", "--system-prompt", "--seed"),
 )

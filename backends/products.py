@@ -1,8 +1,8 @@
 """Products with weights that stay: laid out once as oneDNN reads them, where that is possible, which is on CPUs.
 
-A CPU's general product lays the weight out anew at each call, or reads it once for every row, so that a verification of five
-tokens takes several times one token. Laid out beforehand, a weight is read once, whatever the number of rows. It is the layout
-that `torch.compile` chooses for frozen weights; results differ by rounding. It takes the memory of the weights a second time.
+A CPU's general product lays the weight out anew at each call, or reads it once for every row, so that a verification of four
+tokens can take twice as long as one token (docs/performance.md). Laid out beforehand, it is read once for all rows.
+Results differ by rounding, and the weights take their memory a second time.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def precision(*, dtype: str, device: str, has_bfloat16: bool) -> Finding:
     return Finding(
         "precision",
         "note",
-        "this processor does not multiply in bfloat16: a verification costs nearly as much as its tokens one by one",
+        "this processor does not multiply in bfloat16: a verification costs more the more tokens it has",
         "Measure with --dtype float32, and say so.",
     )
 
