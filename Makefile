@@ -35,7 +35,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests -q -m "not slow and not engine"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow and not engine" -n auto --maxprocesses 8 --dist worksteal
 
 # Markdown, LaTeX and figures, derived from the raw records in results/.
 tables: setup

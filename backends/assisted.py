@@ -14,6 +14,7 @@ Shape letters: F tokens fed, G draft positions of a round, N rows, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -258,7 +259,7 @@ class GenerateBackend:
 
     def synchronize(self) -> None:
         if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self.device)
 
     def settings(self) -> Mapping[str, Scalar]:
         return {
@@ -272,6 +273,7 @@ class GenerateBackend:
 
     def close(self) -> None:
         del self.target, self.draft
+        gc.collect()  # hooks of a device map hold their model in a circle
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

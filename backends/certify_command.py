@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import settings
+from bench.protocols import BackendUnavailable
 from bench.records import DecodeRequest, ModelPair, Round
 from bench.settings import Settings
 
@@ -209,8 +210,12 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
     with _Progress(num_tokens) as progress:
         for index, repeat, request in requests:
             started = time.perf_counter()
-            made = backend.generate(request)
-            backend.synchronize()
+            try:
+                made = backend.generate(request)
+                backend.synchronize()
+            except RuntimeError as error:
+                backend.close()
+                raise BackendUnavailable(f"{backend.name}: {str(error).splitlines()[0]}") from error
             decode_s += time.perf_counter() - started
             stopped = made.finish_reason == "stop"
             decoded = _Decoded(index, repeat, request.prompt_ids, made.token_ids, stopped, made.rounds)

@@ -38,7 +38,6 @@ HINDERING = ("memory", "pairs")  # topics without which the A/A run cannot be
 _OPENMP_VARIABLE = re.compile(r"(OMP|KMP|GOMP|MKL)_\w+|VLLM_CPU_OMP_THREADS_BIND")
 _CPUFREQ_BOOST = Path("/sys/devices/system/cpu/cpufreq/boost")
 _PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-_JOURNALS = "*.partial.jsonl"
 
 
 class Doctor:
@@ -356,10 +355,10 @@ def _results(folder: Path) -> ResultsFacts:
     elif not os.access(existing, os.W_OK):
         error = f"cannot make {folder}: {existing} is not writable"
     interrupted = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        words = json.loads((folder / session_log.FILE).read_text())["command"]
-        interrupted = " ".join(("pytest", *words))
-    journals = tuple(_journal(path, folder) for path in sorted(folder.rglob(_JOURNALS)))
+    for log in folder.glob(f"{session_log.FILE}*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            interrupted = " ".join(("pytest", *json.loads(log.read_text())["command"]))
+    journals = tuple(_journal(path, folder) for path in sorted(folder.rglob(f"*{store.UNFINISHED}")))
     return ResultsFacts(str(folder), error, shutil.disk_usage(existing).free, interrupted, journals)
 
 

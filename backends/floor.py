@@ -19,12 +19,15 @@ from backends.products import Product
 def products_of(model: PreTrainedModel, fused: FusedLlama | None) -> tuple[Product, ...]:
     """The products that one forward of a decoder computes, in its order and as it computes them.
 
-    Empty where that depends on the tokens (a mixture of experts), or not every layer runs (an encoder's), or where they lie on
-    several devices.
+    Empty where that depends on the tokens (a mixture of experts), or not every layer runs (an encoder's), where they lie on
+    several devices, or are no linear layers.
     """
     if fused is not None:
         return tuple(fused.products)
     config = model.config.get_text_config()
+    known = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)}
+    if any(weight.dim() > 1 and id(weight) not in known for weight in model.parameters()):
+        return ()  # products of another kind, as GPT-2's, or of experts
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     of_several_devices = len({linear.weight.device for linear in linears}) > 1
     if model.config.is_encoder_decoder or getattr(config, "num_local_experts", None) or of_several_devices:

@@ -14,6 +14,7 @@ Shape letters: G draft positions, N rows, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from backends import draft_head, floor
 from backends.acceptance import RULES, Rule
 from backends.cached_model import CachedEncoderDecoder, CachedModel, cache_for_generate, cached
+from backends.compiled_llama import CompiledLlama, compilable
 from backends.formatting import end_token_ids
 from backends.fused_llama import FusedLlama, supports
 from backends.loading import load_model
@@ -48,11 +50,18 @@ from bench.records import (
 
 Remembering = CachedModel | CachedEncoderDecoder | FusedLlama
 Forward = Literal["fused", "transformers"]
-OPTIONS = frozenset({"forward", "weights", "draft_vocabulary"})
+OPTIONS = frozenset({"forward", "weights", "compile", "draft_vocabulary"})
 
 
-def remembering(model: PreTrainedModel, forward: Forward, layout: Layout = "packed") -> Remembering:
-    """The model with its cache; fused where it is asked for and can be had."""
+def remembering(
+    model: PreTrainedModel, forward: Forward, layout: Layout = "packed", *, compiled: bool = False
+) -> Remembering:
+    """The model with its cache; fused where it is asked for and can be had.
+
+    Raises:  ValueError: it is to be compiled, and its architecture or its device cannot be; and as `cached`
+    """
+    if compiled:
+        return CompiledLlama(compilable(model), layout)
     return FusedLlama(model, layout) if forward == "fused" and supports(model) else cached(model)
 
 
@@ -142,11 +151,12 @@ class ReferenceBackend:
         *,
         forward: Forward = "fused",
         weights: Layout = "packed",
+        compiled: bool = False,
         draft_token_ids: Sequence[int] | None = None,
     ) -> None:
         """draft_token_ids: of the rows of the draft's head, where it has been restricted (`backends.draft_head`)."""
-        self.target = remembering(target, forward, weights)
-        self.draft = remembering(draft, forward, weights)
+        self.target = remembering(target, forward, weights, compiled=compiled)
+        self.draft = remembering(draft, forward, weights, compiled=compiled)
         self.device = target.device
         self.vocab_size = target.config.get_text_config().vocab_size
         self.draft_token_ids_M = None if draft_token_ids is None else torch.tensor(draft_token_ids, device=self.device)
@@ -366,7 +376,7 @@ class ReferenceBackend:
 
     def synchronize(self) -> None:
         if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self.device)
 
     def settings(self) -> Mapping[str, Scalar]:
         config = self.target.model.config
@@ -380,12 +390,13 @@ class ReferenceBackend:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "weights": self.target.layout if isinstance(self.target, FusedLlama) else "plain",
-            "compiled": False,
+            "compiled": isinstance(self.target, CompiledLlama),
             **({} if self.draft_token_ids_M is None else {"draft_vocabulary": len(self.draft_token_ids_M)}),
         }
 
     def close(self) -> None:
         del self.target, self.draft
+        gc.collect()  # hooks of a device map hold their model in a circle
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -397,6 +408,8 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
              default) or `transformers`
              `weights`: `packed` (of a fused forward, laid out anew where the processor gains by it, which takes their memory
              a second time) or `plain`
+             `compile`: `true`: the fused forwards of both models as graphs of `torch.compile` (`backends.compiled_llama`),
+             in both arms; or `false`
              `draft_vocabulary`: the draft proposes only so many tokens, the most frequent ones (`backends.draft_head`)
     Raises:  ValueError: the device is absent, or an option is none of these
     """
@@ -410,12 +423,24 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
     weights = options.get("weights", "packed")
     if weights not in ("packed", "plain"):
         raise ValueError(f"backend reference: expected packed or plain for weights, got {weights!r}")
+    compiled = options.get("compile", "false")
+    if compiled not in ("true", "false"):
+        raise ValueError(f"backend reference: expected true or false for compile, got {compiled!r}")
+    if compiled == "true" and (forward, weights) != ("fused", "packed"):
+        raise ValueError("backend reference: expected forward=fused and weights=packed with compile=true")
     token_ids = _draft_token_ids(pair, options.get("draft_vocabulary"))
     target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
-    draft = load_model(pair.draft, dtype=pair.dtype, device=device)
+    draft = load_model(pair.draft, dtype=pair.dtype, device=str(target.device))
     if token_ids is not None:
         draft_head.restrict(draft, token_ids)
-    return ReferenceBackend(target, draft, forward=forward, weights=weights, draft_token_ids=token_ids)  # type: ignore[arg-type]
+    return ReferenceBackend(
+        target,
+        draft,
+        forward=forward,  # type: ignore[arg-type]
+        weights=weights,  # type: ignore[arg-type]
+        compiled=compiled == "true",
+        draft_token_ids=token_ids,
+    )
 
 
 def _draft_token_ids(pair: ModelPair, asked: str | None) -> tuple[int, ...] | None:

@@ -24,6 +24,7 @@ from backends.cached_model import cached
 from backends.loading import load_model
 from backends.sampling import SMALLEST_TEMPERATURE, warp
 from bench.measure import derive_seed
+from bench.protocols import Backend
 from bench.records import Cell, Evidence, ModelPair, Round, Schedule, TextEvidence, TimedPair, schedule_text
 
 ROWS_AT_A_TIME = 128
@@ -253,10 +254,18 @@ def evidence_for_cell(
         top_k=cell.top_k,
         top_p=cell.top_p,
         schedule=cell.schedule,
-        seed=derive_seed(cell.seed, "certificate", cell.temperature, cell.rule, cell.num_draft_tokens, *cell.schedule),
+        seed=derive_seed(cell.seed, "certificate", *cell.draws),
         near_tie=near_tie,
     )
     return Evidence(cell.dtype, near_tie, scored)
+
+
+def lent_target(backend: Backend) -> PreTrainedModel | None:
+    """The target that an engine of this process has loaded, so that it need not be loaded twice."""
+    target = getattr(backend, "target", None)
+    if not isinstance(target, PreTrainedModel):
+        target = getattr(target, "model", None)
+    return target if isinstance(target, PreTrainedModel) else None
 
 
 def load_target(pair: ModelPair, device: str) -> PreTrainedModel:

@@ -153,7 +153,7 @@ def _assemble(target: Path, folder: Path) -> None:
 
 def _merge(base: Path, adapters: Path, folder: Path) -> None:
     if find_spec("peft") is None:
-        raise BackendUnavailable(f"draft {adapters.name} needs peft; pip install 'specheat[distill]'")
+        raise BackendUnavailable(f"draft {adapters.name} needs peft; pip install -e '.[distill]'")
     import peft
     import torch
     import transformers

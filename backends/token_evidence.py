@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backends.scoring import ROWS_AT_A_TIME
+from backends.scoring import ROWS_AT_A_TIME, TargetScorer, Text
 
 SENTENCEPIECE_SPACE = "\u2581"
 BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
@@ -25,9 +25,7 @@ def entropies(model: PreTrainedModel, prompt_ids: Sequence[int], token_ids: Sequ
 
     A property of the context: it is the same at whatever temperature the text was decoded.
     """
-    # The last token is before nothing and is not fed.
-    fed_BT = torch.tensor([(*prompt_ids, *token_ids[:-1])], device=model.device)
-    logits_NV = model(fed_BT, use_cache=False, logits_to_keep=len(token_ids)).logits[0]
+    (logits_NV,) = TargetScorer(model).logits([Text(tuple(prompt_ids), tuple(token_ids), ())])
     return tuple(torch.cat([_entropy(rows_NV) for rows_NV in logits_NV.split(ROWS_AT_A_TIME)]).tolist())
 
 

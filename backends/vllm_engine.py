@@ -261,7 +261,11 @@ class VllmBackend:
                 self.speculative.pop(next(iter(self.speculative))).close()
             arguments = {**self._arguments(self.device), "speculative_config": self._speculation(*key)}
             engine = self.host.start(arguments, self.engine_environment)
-            check_alike(self.autoregressive.facts, engine.facts, baseline=self.options.baseline)
+            try:
+                check_alike(self.autoregressive.facts, engine.facts, baseline=self.options.baseline)
+            except RuntimeError:
+                engine.close()
+                raise
         self.speculative[key] = engine
         return engine
 
@@ -412,6 +416,9 @@ def host_environment(device: str) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+    if index := device.partition(":")[2]:
+        visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[int(index) :]) if visible else index
     if device == "cpu":
         import torch
 

@@ -157,6 +157,7 @@ def prepare(
         raise ValueError(
             f"expected --launches >= {FEWEST_LAUNCHES}, got {launches}: one does not show how far launches are apart"
         )
+    out = out.resolve()
     for word in asked:
         if word.partition("=")[0] in OWN_OPTIONS:
             raise ValueError(f"expected suites and their options behind --, got {word}, which `specheat across` sets")
@@ -173,7 +174,7 @@ def prepare(
                 if json.loads(state.read_text()) == wanted:
                     return Run(sides, tuple(asked), seed, launches, slice_s, state.parent)
         note(f"nothing to resume in {out}: starting anew")
-    folder = out.resolve() / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = out / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder.mkdir(parents=True)
     if (ignored := REPOSITORY / _DEFAULT_OUT) in folder.parents:
         store.write_atomically(ignored / ".gitignore", "*\n")
@@ -191,9 +192,9 @@ def measure(run: Run, *, resume: bool, reporter: Reporter) -> None:
         sides = tuple(zip(folders, packages, strict=True))
         for launch in range(run.launches):
             _launch(run, launch, sides, resume=resume, reporter=reporter)
+    (run.folder / _UNFINISHED).unlink()
     for index, launch in _all_launches(run):
         run.finished(index, launch).unlink()
-    (run.folder / _UNFINISHED).unlink()
 
 
 def _all_launches(run: Run) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,6 @@ be tested, and only then the side decides between SUPPORTED and REFUTED. The cla
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import textwrap
@@ -21,6 +20,7 @@ from typing import Literal
 from bench.rendering import MISSING, Entry, Page, Table, markdown_records, markdown_text, pipe_table
 from bench.settings import DEFAULT_PAIR
 from bench.statistics import RatioInterval
+from bench.store import line_header, record_files
 from bench.tables import Row, interval_text, newest_rows
 
 Ruling = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED"]
@@ -28,7 +28,6 @@ Ruling = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED"]
 LEVEL = 0.05  # chance of any false verdict in a ledger, at most
 NORMAL = 1e9  # degrees of freedom from which t is as good as normal
 SMALLEST_P = 1e-12
-UNFINISHED = ".partial.jsonl"
 _STATEMENT_COLUMNS = 46
 
 
@@ -208,8 +207,7 @@ def machines(results: Path) -> tuple[str, ...]:
     """
     if not results.is_dir():
         raise ValueError(f"expected a folder of results, got {results}")
-    records = (path for path in results.glob("*/*/*.json*") if not path.name.endswith(UNFINISHED))
-    found = tuple(sorted({path.parts[-3] for path in records}))
+    found = tuple(sorted({path.parts[-3] for path in record_files(results, "*/*/*.json*")}))
     if not found:
         raise ValueError(f"expected records in {results}, found none")
     return found
@@ -227,28 +225,22 @@ def load(results: Path, machine: str) -> dict[str, Records]:
     rows: dict[str, dict[str, tuple[Row, ...]]] = {}
     lines: dict[str, dict[str, tuple[LineRecord, ...]]] = {}
     for folder in sorted(path for path in (results / machine).iterdir() if path.is_dir()):
-        runs = {path.relative_to(results).as_posix(): load_run(path) for path in sorted(folder.glob("*.json"))}
+        runs = {path.relative_to(results).as_posix(): load_run(path) for path in record_files(folder, "*.json")}
         valid = [row for row in newest_rows(runs) if row.verdict.valid]
         for name in {row.record.cell.pair for row in valid}:
             rows.setdefault(name, {})[folder.name] = tuple(row for row in valid if row.record.cell.pair == name)
-        for path in sorted(folder.glob("*.jsonl")):  # oldest first
-            if not path.name.endswith(UNFINISHED):
-                name, command = _header(path)
-                record = LineRecord(path, path.relative_to(results).as_posix(), command)
-                of_pair = lines.setdefault(name, {})
-                of_pair[folder.name] = (*of_pair.get(folder.name, ()), record)
+        for path in record_files(folder, "*.jsonl"):  # oldest first
+            name, command = _pair_and_command(path)
+            record = LineRecord(path, path.relative_to(results).as_posix(), command)
+            of_pair = lines.setdefault(name, {})
+            of_pair[folder.name] = (*of_pair.get(folder.name, ()), record)
     return {name: Records(rows.get(name, {}), lines.get(name, {})) for name in {*rows, *lines}}
 
 
-def _header(path: Path) -> tuple[str, str]:
-    """Pair and command of a record of JSON lines."""
-    with path.open(encoding="utf-8") as content:
-        line = content.readline()
-    try:
-        header = json.loads(line)
-        command = str(header["command"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected a first line with the command, got {line[:40]!r}") from error
+def _pair_and_command(path: Path) -> tuple[str, str]:
+    """Of a record of JSON lines."""
+    header = line_header(path)
+    command = str(header["command"])
     named = re.search(r"--pair[ =](\S+)", command)
     pair = header.get("model_pair") or (named[1] if named else DEFAULT_PAIR)
     return str(pair["name"] if isinstance(pair, dict) else pair), command

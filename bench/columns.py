@@ -18,7 +18,7 @@ from bench.statistics import RatioInterval
 
 SHORT_NAMES = {"T": "temperature", "k": "num_draft_tokens"}
 _REFERENCE = "reference"  # the backend that others are held against
-_SHARED_OPTIONS = {"concurrency"}  # others are a backend's own
+_SHARED_OPTIONS = {"concurrency", "draft_length", "schedule"}  # others are a backend's own
 _MAX_DECIMALS = 3
 
 

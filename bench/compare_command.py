@@ -11,7 +11,7 @@ import msgspec
 
 from bench.records import SCHEMA, RunRecord
 from bench.selection import with_bar
-from bench.store import load_run
+from bench.store import load_run, record_files
 
 if TYPE_CHECKING:
     from bench.comparison import Side
@@ -119,7 +119,7 @@ class _BenchmarkFile(msgspec.Struct):
 def _loaded(folder: Path) -> dict[str, RunRecord]:
     """Every record below a folder."""
     found: dict[str, RunRecord] = {}
-    for path in with_bar(sorted(folder.rglob("*.json")), f"reading {folder}"):
+    for path in with_bar(record_files(folder), f"reading {folder}"):
         place = path.parent.relative_to(folder)
         found.update(((place / name).as_posix(), run) for name, run in load_file(path).items())
     if not found:

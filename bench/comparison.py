@@ -336,16 +336,20 @@ def _undecided(number: Number, reason: str) -> Outcome:
 
 @dataclass(slots=True)
 class _Drift:
-    """Of the machine between runs: how HEAD / BASE of the AR arm spreads over cells of several runs."""
+    """Of the machine between runs: how HEAD / BASE of the AR arm spreads over runs, and over the cells of one."""
 
-    log_shifts: list[float] = field(default_factory=list)
-    runs: set[tuple[str, str]] = field(default_factory=set)  # files of both sides
+    log_shifts: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # by the files of both sides
 
     def widened(self, effect: Effect) -> Effect | None:
-        """None: one run a side does not show how far runs are apart."""
-        if len(self.runs) < 2:
+        """None: one run of a side does not show how far its runs are apart."""
+        num_runs = min(len(set(files)) for files in zip(*self.log_shifts, strict=True)) if self.log_shifts else 0
+        if num_runs < 2:
             return None
-        return replace(effect, further=((statistics.stdev(self.log_shifts), float(len(self.runs) - 1)),))
+        runs = self.log_shifts.values()
+        squares = sum(sum((shift - statistics.mean(run)) ** 2 for shift in run) for run in runs)
+        within = math.sqrt(squares / max(1, sum(len(run) - 1 for run in runs)))
+        spread = math.hypot(statistics.stdev([statistics.mean(run) for run in runs]), within)
+        return replace(effect, further=((spread, float(num_runs - 1)),))
 
 
 def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[_Measured]]) -> list[list[_Measured]]:
@@ -358,8 +362,8 @@ def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[_Measur
         drift = drifts.setdefault(_engine(cell), _Drift())
         for number, effect in of_cell:
             if number is AR and isinstance(effect, Effect):
-                drift.log_shifts.append(effect.estimate)
-                drift.runs.add((_rows(cell)[0].file, _rows(cell)[1].file))
+                base, head = _rows(cell)
+                drift.log_shifts.setdefault((base.file, head.file), []).append(effect.estimate)
     return [
         [(number, _widened(number, effect, drifts[_engine(cell)])) for number, effect in of_cell]
         for cell, of_cell in zip(cells, measured, strict=True)

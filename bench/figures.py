@@ -94,7 +94,7 @@ def our_style() -> Iterator[None]:
     try:
         from matplotlib import style
     except ImportError:
-        raise BackendUnavailable("figures need matplotlib: pip install 'specheat[figures]'") from None
+        raise BackendUnavailable("figures need matplotlib: pip install -e '.[figures]'") from None
     with style.context(["default", _STYLE]):
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from bench import draft_lengths, metrics, schedules, tables, virtual_scale
 from bench.records import CellRecord, PhaseSeconds, TimedArm
@@ -17,12 +18,27 @@ COST_SECONDS = ("text_by_target_s", "text_by_draft_s", "trained_s")  # of a draf
 
 
 def further_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Of the newest group of one suite's rows; empty where the suite has none, or its records do not hold what it takes."""
+    """One for each group of a suite's rows; empty where the suite has none, or its records do not hold what it takes."""
     make = _MAKERS.get(rows[0].run.suite) if rows else None
     if make is None:
         return ()
-    newest = tables.row_groups(rows)[0]
-    return tuple(table for table in (make(newest),) if table.body)
+    groups = tables.row_groups(rows)
+    found = [(group, table) for group in groups if (table := make(group)).body]
+    if len(groups) == 1:
+        return tuple(table for _, table in found)
+    return tuple(replace(table, facts={"every cell": _what_is_alike(group), **table.facts}) for group, table in found)
+
+
+def _what_is_alike(rows: Sequence[Row]) -> str:
+    """Of one group of several."""
+    constant = tables.split_identity(rows)[1]
+    told_apart = ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens")
+    return tables.listing({name: constant[name] for name in told_apart if name in constant})
+
+
+def _valid(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Those whose seconds may be printed."""
+    return tuple(row for row in rows if row.verdict.valid)
 
 
 # Cost of temperature
@@ -41,7 +57,7 @@ def _cost_table(rows: Sequence[Row]) -> Table:
     """Seconds per token = seconds per round / tokens per round, so logs of the two parts add up to the slow-down."""
     varying = tables.split_identity(rows)[0]
     body = []
-    for group in _groups(rows, without="temperature"):
+    for group in _groups(_valid(rows), without="temperature"):
         measured = [(row, costs) for row in group if (costs := round_costs(row.record)) is not None]
         for row, costs in measured:
             own, coldest = _per_round(row, costs), _per_round(*measured[0])
@@ -127,7 +143,7 @@ def payback_tokens(row: Row) -> float | None:
 def _deployment_table(rows: Sequence[Row]) -> Table:
     varying = tables.split_identity(rows)[0]
     body = []
-    for row in rows:
+    for row in _valid(rows):
         texts = [tables.scalar_text(name, tables.identity(row).get(name)) for name in varying]
         texts += [_first_token_ms(row, "ar"), _first_token_ms(row, "sd")]
         texts += [_end_to_end(row, "ar"), _end_to_end(row, "sd"), tables.interval_text(metrics.gamma_e2e(row.record))]
@@ -170,7 +186,7 @@ def _floor_table(rows: Sequence[Row]) -> Table:
     """How far each forward is from its linear layers alone, and each arm from its forwards."""
     varying = tables.split_identity(rows)[0]
     body = []
-    for row in rows:
+    for row in _valid(rows):
         record = row.record
         if metrics.floor_seconds(record, "ar") is None:
             continue

@@ -18,6 +18,7 @@ from bench import statistics, theory
 from bench.losslessness import LOSSY_RULES, Certificate, certificate_of
 from bench.records import (
     SHARED_BY,
+    STEPS,
     CellRecord,
     ForwardSeconds,
     PhaseSeconds,
@@ -132,14 +133,21 @@ def acceptance_agreement(record: CellRecord) -> Agreement | None:
             for _, replay in _replays(record)
             for round_, expected in zip(replay.rounds, replay.joint_length or (), strict=True)
         ]
-        return _agreement(statistics.self_normalised_z(*zip(*lengths, strict=True)), lengths) if lengths else None
+        if not lengths:
+            return None
+        z = statistics.self_normalised_z(*zip(*lengths, strict=True))
+        return Agreement(z, statistics.two_sided_p(z), len(lengths))
     outcomes = [
         (position < round_.accepted, prob)
         for _, replay in _replays(record)
         for round_, probs in zip(replay.rounds, replay.acceptance_probs, strict=True)
         for position, prob in enumerate(probs)
     ]
-    return _agreement(statistics.martingale_z(*zip(*outcomes, strict=True)), outcomes) if outcomes else None
+    if not outcomes:
+        return None
+    accepted, expected = zip(*outcomes, strict=True)
+    z = statistics.martingale_z(accepted, expected)
+    return Agreement(z, statistics.martingale_p(accepted, expected, z), len(outcomes))
 
 
 # Wall time
@@ -303,6 +311,35 @@ def certificate_cost(record: CellRecord) -> float | None:
     return None if record.scoring_s is None or not decoding_s else record.scoring_s / decoding_s
 
 
+def wall_shares(run: RunRecord) -> dict[str, float]:
+    """Where the wall-clock seconds of a run's cells went, once models were loaded, as shares that sum to 1.
+
+    `pairs` are timed arms; `instruments and the rest` is what the harness spent between them, such as replays and bare
+    forwards, which it times apart. Empty where no cell says.
+    """
+    cells = [record for record in run.cells if record.wall_s]
+    total = sum(sum(record.wall_s.values()) for record in cells)
+    if not total:
+        return {}
+    steps = {step: sum(record.wall_s[step] for record in cells) for step in STEPS}
+    arms_s = sum(_arms_seconds(record) for record in cells)
+    named = {"pairs": arms_s, "warm-up": steps["warm-up"], "baseline": steps["baseline"]}
+    rest = {"certificate": steps["certificate"], "instruments and the rest": steps["pairs"] - arms_s}
+    return {name: seconds / total for name, seconds in (named | rest).items()}
+
+
+def _arms_seconds(record: CellRecord) -> float:
+    """Of texts decoded at once those of the one that took longest."""
+    groups: dict[object, float] = {}
+    for pair in record.pairs:
+        alone = pair.group is None
+        group = (pair.prompt_index, pair.repeat) if alone else (pair.group, pair.repeat // record.cell.concurrency)
+        for arm in ("ar", "sd"):
+            key = (*group, arm)
+            groups[key] = max(groups.get(key, 0.0), getattr(pair, arm).seconds)
+    return sum(groups.values())
+
+
 def phase_shares(record: CellRecord) -> dict[str, float] | None:
     """Share of the replays' seconds spent in each phase, by its name in PhaseSeconds; they sum to 1."""
     phases = [replay.phase_s for _, replay in _replays(record)]
@@ -396,10 +433,6 @@ def _counts(record: CellRecord) -> tuple[list[int], list[RoundCounts]]:
 
 def _share(successes: Sequence[float], trials: Sequence[int], prompts: Sequence[int]) -> RatioInterval | None:
     return statistics.proportion(successes, trials, prompts) if any(trials) else None
-
-
-def _agreement(z: float, compared: Sequence[object]) -> Agreement:
-    return Agreement(z=z, p=statistics.two_sided_p(z), compared=len(compared))
 
 
 def _times(arms: Iterable[TimedArm]) -> Times:

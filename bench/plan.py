@@ -55,7 +55,10 @@ def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, secon
 def _seconds_per_token(settings: Settings, workload: Workload) -> tuple[float, str]:
     """From an earlier record of this pair on this machine, else from streaming the weights once a token."""
     folder = settings.results / environment.machine_slug(environment.capture(settings.device))
-    runs = store.load_runs(folder) if folder.is_dir() else ()
+    try:
+        runs = store.load_runs(folder) if folder.is_dir() else ()
+    except ValueError:  # a broken record is not this run's affair
+        runs = ()
     for run in reversed(runs):
         for record in run.cells:
             measured = metrics.seconds_per_token(record, "ar")

@@ -82,3 +82,4 @@ class Reporter:
         if self.bar is not None:
             with self.uncaptured():
                 self.bar.stop()
+            self.bar = None  # a stopped one shows nothing more

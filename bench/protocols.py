@@ -1,6 +1,6 @@
 """What an engine must offer to be measured, and what it may offer besides.
 
-A backend is one class with five members. Autoregressive and speculative decoding are the same call, so the baseline is
+A backend is one class with six members. Autoregressive and speculative decoding are the same call, so the baseline is
 never another code path. Tokenisation is outside: ids in, ids out. Extra abilities are separate protocols, looked for
 with isinstance, so a small backend stays small.
 """

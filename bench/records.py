@@ -260,6 +260,17 @@ class Cell:
         return "adaptive" if dict(self.options).get("draft_length") == "adaptive" else "constant"
 
     @property
+    def concurrency(self) -> int:
+        """How many texts are decoded at once."""
+        return int(dict(self.options).get("concurrency") or 1)
+
+    @property
+    def draws(self) -> tuple[Scalar | tuple[int, float], ...]:
+        """What its random numbers depend on beside the seed, so that no two cells of a record that are pooled share theirs."""
+        varied = (self.temperature, self.draft_temperature, self.rule, self.num_draft_tokens, self.draft)
+        return (*varied, self.concurrency, self.draft_length, *self.schedule)
+
+    @property
     def schedule(self) -> Schedule:
         """Decode T by token, where it changes within a text: then `temperature` is the hottest."""
         text = dict(self.options).get("schedule")
@@ -295,6 +306,9 @@ class Evidence:
     texts: tuple[TextEvidence, ...]
 
 
+STEPS = ("baseline", "warm-up", "pairs", "certificate")  # of a cell, in their order; pairs with what is behind each
+
+
 @dataclass(frozen=True, slots=True)
 class CellRecord:
     """One measured cell, or one that failed: then `error` says why and there are no pairs."""
@@ -308,7 +322,9 @@ class CellRecord:
     scoring_s: float | None = None  # seconds the evidence took; the first cell's include loading what it needs
     # Largest resident memory of this process and its children (an engine of its own), sampled behind every pair.
     peak_memory_bytes: int | None = None
-    throttle: tuple[str, ...] = ()  # reasons seen between the first and the last arm; empty: none, or not readable
+    throttle: tuple[str, ...] = ()  # reasons seen before the first pair and behind each; empty: none, or not readable
+    # Wall-clock seconds of the steps of the cell (`STEPS`); empty: it was resumed, or took turns with others.
+    wall_s: dict[str, float] = field(default_factory=dict)
     stopped: str = ""  # what ended it before its last pair (`bench.stopping`): precision or time; empty: nothing did
     error: str | None = None
 

@@ -6,7 +6,6 @@ Every text of a record is escaped by the template; the few fragments that are no
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench import claims, figures, findings, mechanism_figures, rows, tables
+from bench import claims, figures, findings, mechanism_figures, rows, store, tables
 from bench.cell_command import as_typed, cell_command
 from bench.claims import LedgerRow
 from bench.records import RunRecord, Scalar
@@ -31,6 +30,7 @@ from bench.tables_command import Others, find_others, load_experiments
 if TYPE_CHECKING:
     from bench.tables_command import Experiments
 
+HEADER = ("environment", "created")  # what a record of JSON lines must say
 TEMPLATE = Path(__file__).with_name("report_page")
 Key = tuple[str, str]  # machine, suite
 Track = Callable[[Sequence[Key]], Iterable[Key]]  # goes through them, and may show how far it is
@@ -190,7 +190,10 @@ def _environments(machine: str, experiments: Experiments, others: Others) -> lis
     ]
     for key, (_, paths) in others.items():
         if key[0] == machine:
-            found += [(header["created"], header["environment"]) for header in map(_header, paths)]
+            found += [
+                (header["created"], header["environment"])
+                for header in (store.line_header(path, *HEADER) for path in paths)
+            ]
     return [environment for _, environment in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
@@ -267,7 +270,7 @@ def _record_texts(file: str, run: RunRecord) -> tuple[str, ...]:
 
 
 def _line_texts(path: Path) -> tuple[str, ...]:
-    header = _header(path)
+    header = store.line_header(path, *HEADER)
     file = "/".join(path.parts[-3:])
     commit, command = _commit(header["environment"]), as_typed(header["command"])
     return file, header["created"][:10], commit, header.get("preset", "–"), "–", command
@@ -276,13 +279,6 @@ def _line_texts(path: Path) -> tuple[str, ...]:
 def _commit(environment: Mapping[str, Scalar]) -> str:
     changed = " with uncommitted changes" if environment.get("harness_dirty") else ""
     return f"{environment.get('harness_commit', 'unknown')}{changed}"
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The first line of a record of JSON lines."""
-    with path.open(encoding="utf-8") as lines:
-        header: dict[str, Any] = json.loads(next(lines))
-    return header
 
 
 def _command_table(group: Sequence[Row]) -> Table:

@@ -27,12 +27,12 @@ def read_runs(results: Path, *, suite: str | None = None) -> Runs:
 
     Raises:  ValueError: no such folder or file, no records in it that are asked for, or a broken one
     """
-    from bench.store import load_run
+    from bench.store import load_run, record_files
 
     if not results.exists():
         raise ValueError(f"expected a folder of results or a record, got {results}, which does not exist")
     folder = results if results.is_dir() else results.parent
-    paths = sorted(results.rglob("*.json")) if results.is_dir() else [results]
+    paths = record_files(results) if results.is_dir() else [results]
     found = {path.relative_to(folder).as_posix(): load_run(path) for path in with_bar(paths, "reading records")}
     asked = {file: run for file, run in found.items() if suite in (None, run.suite)}
     if not asked:

@@ -1,10 +1,11 @@
 """Which tests of an interrupted pytest run were finished, so that the same command with --resume goes on behind them.
 
-The file lies beside the records while a run is under way and is removed when it has ended.
+The file, one a command, lies beside the records while a run is under way and is removed when it has ended.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ class SessionLog:
     """Finished tests of one command; `finished` holds their node ids."""
 
     def __init__(self, folder: Path, command: Sequence[str], finished: Collection[str]) -> None:
-        self.path = folder / FILE
         self.command = [word for word in command if word != "--resume"]
+        digest = hashlib.sha256(json.dumps(self.command).encode()).hexdigest()[:8]
+        self.path = folder / f"{FILE}-{digest}"
         self.finished = set(finished)
 
     @classmethod

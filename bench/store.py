@@ -25,9 +25,9 @@ from bench.environment import COMPARABLE_KEYS, LIBRARIES, check_comparable, mach
 from bench.protocols import IncomparableResults
 from bench.records import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, Scalar, TimedPair
 
-_JOURNAL_SUFFIX = ".partial.jsonl"
+UNFINISHED = ".partial.jsonl"  # ending of a journal
 _LINE_WIDTH = 120
-_RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, "harness_commit", "harness_dirty")
+RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, "harness_commit", "harness_dirty")
 
 
 class StorageError(OSError):
@@ -97,7 +97,7 @@ class Journal:
     @classmethod
     def start(cls, results: Path, header: RunRecord, *, backend: str) -> Self:
         """Open the journal of a new run; `header` is its record with neither baseline nor cells."""
-        path = _record_path(results, header, backend=backend).with_suffix(_JOURNAL_SUFFIX)
+        path = _record_path(results, header, backend=backend).with_suffix(UNFINISHED)
         line = msgspec.json.encode(header) + b"\n"
         with _storage_errors(f"cannot start {path}", "nothing was measured"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def find_resumable(results: Path, header: RunRecord, *, backend: str) -> tuple[P
     path = _record_path(results, header, backend=backend)
     backend_part = _backend_part(path.name)
     passed_over: list[str] = []
-    for journal in sorted(path.parent.glob(f"*{_JOURNAL_SUFFIX}"), reverse=True):
+    for journal in sorted(path.parent.glob(f"*{UNFINISHED}"), reverse=True):
         if _backend_part(_record_of(journal).name) != backend_part:
             continue
         reason = _not_resumable(journal, header)
@@ -251,11 +251,35 @@ def load_run(path: Path) -> RunRecord:
         raise ValueError(f"{path}: {error}") from error
 
 
+def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
+    """Records below a folder, in the order of their names; what lies in hidden folders is none."""
+    found = (path for path in folder.glob(pattern) if not path.name.endswith(UNFINISHED))
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def line_header(path: Path, *needed: str) -> dict[str, Any]:
+    """The first line of a record of JSON lines.
+
+    Args:    needed: what it has to say besides the command, such as its environment
+    Raises:  ValueError: it does not
+    """
+    with path.open(encoding="utf-8") as content:
+        line = content.readline()
+    try:
+        header: dict[str, Any] = json.loads(line)
+        missing = [name for name in ("command", *needed) if name not in header]
+    except (ValueError, TypeError):
+        missing = ["command"]
+    if missing:
+        raise ValueError(f"{path}: expected a first line with {', '.join(missing)}, got {line[:40]!r}")
+    return header
+
+
 def load_runs(folder: Path) -> tuple[RunRecord, ...]:
     """Every record below a folder, oldest first. Raises ValueError at the first broken one."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder of results, got {folder}")
-    return tuple(sorted((load_run(path) for path in sorted(folder.rglob("*.json"))), key=lambda run: run.created))
+    return tuple(sorted((load_run(path) for path in record_files(folder)), key=lambda run: run.created))
 
 
 def _record_path(results: Path, header: RunRecord, *, backend: str) -> Path:
@@ -266,7 +290,7 @@ def _record_path(results: Path, header: RunRecord, *, backend: str) -> Path:
 
 
 def _record_of(journal: Path) -> Path:
-    return journal.with_name(journal.name.removesuffix(_JOURNAL_SUFFIX) + ".json")
+    return journal.with_name(journal.name.removesuffix(UNFINISHED) + ".json")
 
 
 def _backend_part(name: str) -> str:
@@ -279,12 +303,20 @@ def _not_resumable(journal: Path, header: RunRecord) -> str | None:
         with journal.open("rb+") as file:
             _lock(file.fileno())
             found, _, _ = _parse(journal, file.read())
-        check_comparable(found.environment, header.environment, keys=_RESUMABLE_KEYS)
+        check_comparable(found.environment, header.environment, keys=RESUMABLE_KEYS)
     except (OSError, ValueError, IncomparableResults) as error:
         return str(error)
     names = ("preset", "model_pair", "model_hashes", "prompt_format", "backend_settings")
     differing = [name for name in names if getattr(found, name) != getattr(header, name)]
+    if not differing and _asked(found) != _asked(header):
+        return f"another command, {found.command}"
     return f"another experiment, with a different {', '.join(differing)}" if differing else None
+
+
+def _asked(run: RunRecord) -> list[str]:
+    """Words of its command behind pytest's name, which may have been called in several ways."""
+    words = [word for word in run.command.split() if word != "--resume"]
+    return words[words.index("pytest") + 1 :] if "pytest" in words else words
 
 
 def _parse(path: Path, content: bytes) -> tuple[RunRecord, Measured, int]:

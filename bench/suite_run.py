@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.progress import Reporter
 from bench.protocols import Backend, Concurrent, NativeBaseline
 from bench.records import (
     SCHEMA,
+    STEPS,
     BaselineTriple,
     Cell,
     CellRecord,
@@ -114,6 +116,9 @@ class Recording:
         if not (self._journal.measured.finished or self._journal.measured.baseline):
             self._journal.discard()
             return None
+        for cell in tuple(self._journal.measured.pairs):
+            reason = "its test ended before the cell was measured"
+            self._journal.finish_cell(CellRecord(cell, _now(), (), False, (), error=reason))
         return self._journal.finish(self._backend_settings)
 
 
@@ -219,9 +224,7 @@ class SuiteRun:
             top_p=cell.top_p,
             rule=cell.rule,
             # Cells draw independently of each other, so that their tokens can be pooled.
-            seed=measure.derive_seed(
-                cell.seed, cell.temperature, cell.draft_temperature, cell.rule, cell.num_draft_tokens, *cell.schedule
-            ),
+            seed=measure.derive_seed(cell.seed, *cell.draws),
             eos_token_ids=self.workload.end_token_ids if cell.end_token == "natural" else (),
             schedule=cell.schedule,
             draft_length=cell.draft_length,
@@ -247,6 +250,7 @@ class SuiteRun:
         Raises: NotMeasured: nothing is to be done, and why. An error of the backend is recorded, without numbers,
         and raised.
         """
+        _check_enabled(benchmark)
         cell = self.cell(
             temperature=temperature,
             rule=rule,
@@ -263,22 +267,26 @@ class SuiteRun:
         if finished is not None and finished.error is None:
             self.reporter.step(cell.label, None, pairs=len(finished.pairs))
             raise NotMeasured(f"{cell.label}: measured before the interruption")
-        started, pairs = _now(), _whole_groups(measured.pairs.get(cell, ()), concurrency_of(cell))
+        started, pairs = _now(), _whole_groups(measured.pairs.get(cell, ()), cell.concurrency)
         self.peak_memory_bytes = 0
         turns.wait_for_others()
+        whole = not pairs and not turns.are_taken()
+        laps = [time.perf_counter()]
         try:
             self._take_over_baseline(cell)
             self._baseline_rounds(cell, pairs_each=0).run_all()
+            laps.append(time.perf_counter())
             warmup_s, settled = self._warm_up(cell)
-            throttle = environment.throttle_reasons(cell.device)
-            stopped = self._measure_pairs(benchmark, cell, pairs)
+            laps.append(time.perf_counter())
+            throttle = set(environment.throttle_reasons(cell.device))
+            stopped = self._measure_pairs(benchmark, cell, pairs, throttle)
+            laps.append(time.perf_counter())
+            evidence = self.score(cell, pairs) if self.score else None
+            laps.append(time.perf_counter())
         except (RuntimeError, ValueError, AssertionError) as error:
             self.journal.finish_cell(CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}"))
             raise
-        throttle = tuple(sorted({*throttle, *environment.throttle_reasons(cell.device)}))
-        before = time.perf_counter()
-        evidence = self.score(cell, pairs) if self.score else None
-        scoring_s = time.perf_counter() - before
+        wall_s = dict(zip(STEPS, (end - start for start, end in pairwise(laps)), strict=True))
         record = CellRecord(
             cell,
             started,
@@ -286,10 +294,11 @@ class SuiteRun:
             settled,
             tuple(pairs),
             evidence,
-            scoring_s,
-            self.peak_memory_bytes or None,
-            throttle,
-            stopped,
+            scoring_s=wall_s["certificate"] if self.score else None,
+            peak_memory_bytes=self.peak_memory_bytes or None,
+            throttle=tuple(sorted(throttle)),
+            wall_s=wall_s if whole else {},
+            stopped=stopped,
         )
         self.journal.finish_cell(record)
         measured = self.journal.measured
@@ -300,7 +309,11 @@ class SuiteRun:
         return record
 
     def measure_baseline(self, benchmark: Any) -> None:
-        """Only the baseline, through `benchmark.pedantic`, which times the AR arm."""
+        """Only the baseline, through `benchmark.pedantic`, which times the AR arm.
+
+        Raises: as `measure`
+        """
+        _check_enabled(benchmark)
         cell = self.cell(
             temperature=max(self.settings.temperatures),
             rule=self.settings.rules[0],
@@ -312,7 +325,7 @@ class SuiteRun:
         _run_pedantic(benchmark, rounds, group=f"{self.suite} {cell.pair}")
 
     def _warm_up(self, cell: Cell) -> tuple[tuple[float, ...], bool]:
-        warmup_s, settled = measure.warm_up(self.backend, self.request(cell, 0), concurrency=concurrency_of(cell))
+        warmup_s, settled = measure.warm_up(self.backend, self.request(cell, 0), concurrency=cell.concurrency)
         self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
         return warmup_s, settled
 
@@ -378,12 +391,15 @@ class SuiteRun:
         )
         return self.baselines.setdefault(conditions, {})
 
-    def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair]) -> str:
-        """Measure what is missing from `pairs`, and add it to them. Returns what ended it early, if anything did."""
+    def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair], throttle: set[str]) -> str:
+        """Measure what is missing from `pairs`, and add it to them; what throttled meanwhile is added too.
+
+        Returns: what ended it early, if anything did
+        """
         started = time.monotonic()
         stopping = self.settings.stopping
         stopped = stopping.reason(cell, pairs, elapsed_s=0.0)
-        concurrency = concurrency_of(cell)
+        concurrency = cell.concurrency
         self.reporter.step(cell.label, None, pairs=len(pairs) // concurrency)
         done = {(pair.prompt_index, pair.repeat) for pair in pairs}
         plans = measure.plan_pairs(cell.num_prompts, cell.repeats, seed=cell.seed, concurrency=concurrency)
@@ -394,6 +410,7 @@ class SuiteRun:
             for pair in together:
                 self.journal.append_pair(cell, pair)
             pairs.extend(together)
+            throttle.update(environment.throttle_reasons(cell.device))
             self.peak_memory_bytes = max(self.peak_memory_bytes, environment.resident_memory_bytes())
             self.reporter.step(cell.label, _gamma_so_far(pairs))
             self._pass_turn_on(cell.label)
@@ -439,14 +456,9 @@ def alone(record: CellRecord, run: RunRecord) -> RunRecord:
     return replace(run, cells=(replace(record, pairs=pairs, evidence=None, error=error),))
 
 
-def concurrency_of(cell: Cell) -> int:
-    """How many texts a cell decodes at once."""
-    return int(dict(cell.options).get("concurrency") or 1)
-
-
 def unsupported(cell: Cell, backend: Backend) -> str | None:
     """Why an engine cannot decode a cell; None if it can."""
-    able, concurrency = backend.capabilities, concurrency_of(cell)
+    able, concurrency = backend.capabilities, cell.concurrency
     if concurrency > 1 and not isinstance(backend, Concurrent):
         return "decodes one text at a time"
     if isinstance(backend, Concurrent) and concurrency > backend.max_concurrency:
@@ -464,6 +476,12 @@ def unsupported(cell: Cell, backend: Backend) -> str | None:
     if cell.draft_length == "adaptive" and not able.adaptive_draft_length:
         return "drafts the same number of tokens in every round"
     return None
+
+
+def _check_enabled(benchmark: Any) -> None:
+    """Raises: NotMeasured: pytest-benchmark would call what it should time once, and keep nothing."""
+    if getattr(benchmark, "disabled", False):
+        raise NotMeasured("pytest-benchmark is disabled; run with --benchmark-only, and without -n")
 
 
 def _check_schedule(cell: Cell) -> None:

@@ -28,7 +28,8 @@ from bench.records import SHARED_BY, RunRecord
 FOLDER = ".sweep"
 THREADS = "OMP_NUM_THREADS"
 PYTEST = ("-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider")
-NOTHING_FAILED = (0, 5)  # 5: pytest ran no test, as where an engine is missing
+NO_TESTS = 5  # of pytest, as where an engine is missing
+MEASURED = (0, 1, NO_TESTS)  # 1: of a test that failed there is a record that says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def run_shard(
     }
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     done = Done(status.returncode, os.uname().nodename, devices, started, time.time(), tuple(files))
-    if done.status in NOTHING_FAILED:
+    if done.status in MEASURED:
         shutil.rmtree(scratch)
     return done, files
 
@@ -162,7 +163,7 @@ def _started(address: str, *, workers: int) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise BackendUnavailable("sweeps need Ray; pip install 'specheat[ray]'") from error
+        raise BackendUnavailable("sweeps need Ray; pip install -e '.[ray]'") from error
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
     try:
         if address == "local":
@@ -181,7 +182,7 @@ def _cpus_of_a_worker(ray: Any, address: str, workers: int) -> int:
 
 
 def _marker(plan: Plan, index: int) -> Path:
-    return plan.folder / f"shard-{index}.json"
+    return plan.folder / f"shard-{index}.done"
 
 
 def _keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
@@ -190,7 +191,7 @@ def _keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    if done.status not in NOTHING_FAILED:
+    if done.status not in MEASURED:
         said = (folder / "log.txt").read_text(errors="replace").rstrip().splitlines()
         raise ValueError(f"shard {index} ended with status {done.status}: {said[-1]}; all of it: {folder / 'log.txt'}")
     store.write_atomically(_marker(plan, index), json.dumps(asdict(done)))

@@ -52,7 +52,7 @@ class Sweep:
             reporter.close()
         for path in sweep.put_together(plan, done):
             print(path)
-        return max(0 if each.status in sweep.NOTHING_FAILED else each.status for each in done)
+        return int(any(each.status not in (0, sweep.NO_TESTS) for each in done))
 
 
 def _check(args: Namespace, suites: list[str], options: list[str]) -> None:
@@ -62,6 +62,8 @@ def _check(args: Namespace, suites: list[str], options: list[str]) -> None:
             raise ValueError(f"expected --{name} >= {least}, got {getattr(args, name)}")
     if not suites or any(word.startswith("-") for word in suites):
         raise ValueError(f"expected suites, and suite options behind --; usage: {USAGE}")
+    if args.gpus and not any(word.partition("=")[0] == "--device" for word in options):
+        raise ValueError("expected --device cuda behind -- for shards that own GPUs, got none")
     for word in options:
         if word.partition("=")[0] in ("--results", "--resume", "--plan"):
             raise ValueError(

@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from bench import metrics, statistics
 from bench.columns import (
@@ -48,7 +47,7 @@ from bench.rendering import (
 from bench.rows import (
     Row,
     Runs,
-    identity,  # noqa: F401 (others take it from here)
+    identity,
     newest_rows,
     row_groups,
     scalar_text,
@@ -120,24 +119,29 @@ def _record_column(records: Facts) -> Column:
     return Column("record", "record", lambda row: numbers[row.file], narrow="record")
 
 
+_IN_LABELS = ("backend", "rule", "temperature", "num_draft_tokens", "draft_temperature")
+
+
 def _crossings(rows: Sequence[Row]) -> Facts:
     """Between which loads gamma falls through 1, where rows differ in concurrency; the place is interpolated in logs."""
     lines: dict[str, list[tuple[int, float]]] = {}
+    told_apart = [name for name in split_identity(rows)[0] if name not in ("concurrency", *_IN_LABELS)]
     for row in rows:
-        ratio = metrics.gamma(row.record)
-        load = dict(row.record.cell.options).get("concurrency")
-        if ratio is not None and isinstance(load, int) and row.verdict.valid:
-            cell = row.record.cell
+        ratio, cell = metrics.gamma(row.record), row.record.cell
+        if ratio is not None and "concurrency" in dict(cell.options) and row.verdict.valid:
             label = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens}"
-            lines.setdefault(label, []).append((load, ratio.estimate))
-    found = []
+            further = {name: value for name, value in identity(row).items() if name in told_apart}
+            label = f"{label} {listing(further)}" if further else label
+            lines.setdefault(label, []).append((cell.concurrency, ratio.estimate))
+    found: list[str] = []
     for label, points in lines.items():
+        num_before = len(found)
         for (fewer, above), (more, below) in itertools.pairwise(sorted(points)):
             if above > 1 >= below:
                 share = math.log(above) / math.log(above / below)
                 place = fewer * (more / fewer) ** share
                 found.append(f"{label}: between {fewer} and {more} texts at once, at about {place:.1f}")
-        if len(points) > 1 and not any(text.startswith(label) for text in found):
+        if len(points) > 1 and len(found) == num_before:
             least, most = min(points), max(points)
             found.append(f"{label}: nowhere between {least[0]} ({least[1]:.2f}) and {most[0]} ({most[1]:.2f})")
     return {"gamma falls through 1": "; ".join(found)} if found else {}
@@ -177,7 +181,7 @@ def baseline_table(runs: Runs) -> Table:
         "intervals": "95 % over prompts",
         **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
     }
-    body = tuple(tuple(map(Entry, _baseline_texts(file, run))) for file, run in runs.items())
+    body = tuple(tuple(map(Entry, _baseline_texts(run))) for run in runs.values())
     return Table(title(next(iter(runs.values()))), headers, body, (), facts, records)
 
 
@@ -186,7 +190,7 @@ def newest_baselines(runs: Runs) -> Runs:
     newest: dict[tuple[str, ModelPair], tuple[str, RunRecord]] = {}
     for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
         if run.baseline and not run.cells:
-            newest[_backend_of(file), run.model_pair] = file, run
+            newest[_backend_of(run), run.model_pair] = file, run
     return dict(sorted(newest.values()))
 
 
@@ -289,6 +293,7 @@ def _facts(run: RunRecord) -> Facts:
         "A/A floor": percent_text(metrics.aa_floor(run)),
         "AR arm": _strength_text(run),
         **_stopped(run),
+        **_wall(run),
     }
 
 
@@ -301,6 +306,12 @@ def _stopped(run: RunRecord) -> Facts:
     planned = sum(record.cell.num_prompts * record.cell.repeats for record in early)
     why = listing(Counter(record.stopped for record in early))
     return {"ended early": f"{len(early)} of {len(run.cells)} cells, after {pairs} of {planned} pairs ({why})"}
+
+
+def _wall(run: RunRecord) -> Facts:
+    """Where the seconds went, timed ones first."""
+    shares = metrics.wall_shares(run)
+    return {"wall time": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())} if shares else {}
 
 
 def machine_text(env: Mapping[str, Scalar]) -> str:
@@ -333,7 +344,7 @@ def _strength_text(run: RunRecord) -> str:
     return f"{interval_text(ratio)} times the seconds per token of the engine's own plain decode"
 
 
-def _baseline_texts(file: str, run: RunRecord) -> tuple[str, ...]:
+def _baseline_texts(run: RunRecord) -> tuple[str, ...]:
     ratio = metrics.native_ratio(run)
     own_tokens_per_s = ratio and RatioInterval(
         1 / ratio.estimate,
@@ -349,7 +360,7 @@ def _baseline_texts(file: str, run: RunRecord) -> tuple[str, ...]:
         interval_text(own_tokens_per_s),
         percent_text(metrics.aa_floor(run)),
         str(len({triple.prompt_index for triple in run.baseline})),
-        _backend_of(file),
+        _backend_of(run),
     )
 
 
@@ -365,9 +376,8 @@ def _seconds_per_token(run: RunRecord, arms: Sequence[TimedArm | None]) -> Ratio
     return statistics.mean_ratio(seconds, tokens, [triple.prompt_index for triple in run.baseline])
 
 
-def _backend_of(file: str) -> str:
-    """From the name of a record, <created>-<commit>-<backend>.json: a run without cells says it nowhere else."""
-    return PurePosixPath(file).stem.split("-", 2)[-1] or MISSING
+def _backend_of(run: RunRecord) -> str:
+    return str(run.backend_settings.get("backend", MISSING))
 
 
 # The three formats
@@ -403,6 +413,7 @@ def terminal_table(run: RunRecord) -> str:
         "AR arm": own["AR arm"],
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
         **_stopped(run),
+        **_wall(run),
         **_crossings(rows),
     }
     headers = tuple(column.narrow or column.header for column in columns)

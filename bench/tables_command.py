@@ -9,7 +9,6 @@ Asked for columns, a pivot or a format it writes nothing and prints tables inste
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from bench.rendering import DERIVED, Page, Table
 
-PARTIAL = ".partial.jsonl"  # of a run under way
 CLAIMS = "claims"
 PREDICTED = "predicted"
 PRINTED = ("markdown", "latex", "terminal")
@@ -187,12 +185,12 @@ def _asked(
 
 def load_experiments(results: Path) -> Experiments:
     """Every record by machine and suite, which are the names of its folders."""
-    from bench.store import load_run
+    from bench.store import load_run, record_files
 
     if not results.is_dir():
         raise ValueError(f"expected a folder of results, got {results}")
     experiments: dict[tuple[str, str], dict[str, RunRecord]] = {}
-    for path in sorted(results.glob("*/*/*.json")):
+    for path in record_files(results, "*/*/*.json"):
         file = path.relative_to(results)
         experiments.setdefault((file.parts[0], file.parts[1]), {})[file.as_posix()] = load_run(path)
     return experiments
@@ -201,21 +199,21 @@ def load_experiments(results: Path) -> Experiments:
 def find_others(results: Path) -> Others:
     """Records in a form of their own, JSON lines, that an installed package knows to read; oldest first."""
     from bench.registry import page_maker
+    from bench.store import record_files
 
     found: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(results.glob("*/*/*.jsonl")):
-        if not path.name.endswith(PARTIAL):
-            found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
+    for path in record_files(results, "*/*/*.jsonl"):
+        found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
     return {key: (make, paths) for key, paths in found.items() if (make := page_maker(key[1])) is not None}
 
 
 def _other_page(key: tuple[str, str], page: Page, records: Sequence[Path]) -> str:
     """What another package made, with what the first line of its newest record says of the run."""
+    from bench.store import line_header
     from bench.tables import VERSIONS, machine_text
 
     machine, suite = key
-    with records[-1].open(encoding="utf-8") as lines:
-        header = json.loads(next(lines))
+    header = line_header(records[-1], "environment", "created")
     env = header["environment"]
     facts = {
         "machine": machine_text(env),

@@ -17,16 +17,14 @@ from typing import Any
 
 import msgspec
 
-from bench.environment import COMPARABLE_KEYS, LIBRARIES, check_comparable, machine_slug
+from bench.environment import check_comparable, machine_slug
 from bench.metrics import is_rejection
 from bench.protocols import IncomparableResults
 from bench.records import ModelPair, Replay, Scalar
-from bench.store import write_atomically
+from bench.store import RESUMABLE_KEYS, UNFINISHED, write_atomically
 
 SCHEMA = 1
 SUITE = "token_length"
-UNFINISHED = ".partial.jsonl"
-RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, "harness_commit", "harness_dirty")
 
 
 @dataclass(frozen=True, slots=True)

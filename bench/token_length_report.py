@@ -20,7 +20,8 @@ from bench import figures, statistics
 from bench.protocols import BackendUnavailable
 from bench.rendering import MISSING, Page
 from bench.statistics import RatioInterval
-from bench.token_length import SUITE, UNFINISHED, LengthRecord, load
+from bench.store import UNFINISHED
+from bench.token_length import SUITE, LengthRecord, load
 
 if TYPE_CHECKING:
     from bench.claims import Effect

@@ -77,7 +77,7 @@ def side_by_side() -> Iterator[Pauses]:
     Raises: KeyboardInterrupt: the coordinator is gone
     """
     pauses = Pauses()
-    if VARIABLE not in os.environ:
+    if not are_taken():
         yield pauses
         return
     _tell(Call.BEGINS)
@@ -95,8 +95,13 @@ def wait_for_others() -> None:
 
     Raises: KeyboardInterrupt: the coordinator is gone
     """
-    if VARIABLE in os.environ:
+    if are_taken():
         _tell(Call.LOADED)
+
+
+def are_taken() -> bool:
+    """Whether other processes measure in turns with this one."""
+    return VARIABLE in os.environ
 
 
 def pass_on(finished: Round) -> None:
@@ -104,7 +109,7 @@ def pass_on(finished: Round) -> None:
 
     Raises: KeyboardInterrupt: the coordinator is gone
     """
-    if VARIABLE in os.environ:
+    if are_taken():
         _tell(finished)
 
 

@@ -64,7 +64,7 @@ def _batch_acceptance(
 ) -> Tensor:
     """(temperatures, 2, N): overlap and accepted."""
     device = draft.device
-    hidden_ND, target_hidden_ND = batch.hidden_ND(draft), batch.target_hidden_ND().to(device)
+    hidden_ND, target_hidden_ND = batch.hidden_ND(draft), batch.target_hidden_ND().to(device, target_head_VD.dtype)
     labels_N, head_VD = batch.labels_N().to(device), draft.get_output_embeddings().weight
     found = torch.empty(len(temperatures), 2, len(labels_N))
     for start in range(0, len(labels_N), CHUNK_ROWS):

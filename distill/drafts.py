@@ -26,7 +26,11 @@ Trained = Literal["layers", "all", "adapters"]
 TRAINED: tuple[Trained, ...] = ("layers", "all", "adapters")
 ADAPTERS = "adapter_config.json"
 LAYERS = "layers.safetensors"
-NOT_TOKENIZER = ("config.json", "model.safetensors.index.json", "prepared.json")
+# JSON files of a checkpoint that say something of its model, not of its tokenizer
+NOT_TOKENIZER = (
+    *("config.json", "model.safetensors.index.json", "prepared.json"),
+    *("card.json", "inflated.json", "frequent_tokens.json"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise BackendUnavailable("adapters need peft; pip install 'specheat[distill]'") from error
+        raise BackendUnavailable("adapters need peft; pip install -e '.[distill]'") from error
     return peft
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import environment
-from distill.command import interruptible, job_of, job_options, number, whole
+from bench.settings import parse_temperatures
+from distill.command import interruptible, job_of, job_options, whole
 
 if TYPE_CHECKING:
     from distill.matrix import MatrixPlan
@@ -29,8 +31,13 @@ class KdMatrix:
     def configure(self, parser: ArgumentParser) -> None:
         option = parser.add_argument
         option("--arms", default=DEFAULTS["arms"], metavar="LIST", help="recipes; online@0.5 sets lambda to 0.5")
-        option("--kd-temperatures", default=DEFAULTS["kd_temperatures"], metavar="LIST", help="of the training text")
-        option("--decode-temperatures", default=DEFAULTS["decode_temperatures"], metavar="LIST", help="to measure at")
+        option(
+            "--kd-temperatures",
+            default=DEFAULTS["kd_temperatures"],
+            metavar="GRID",
+            help="of the text: 0,0.5,1 or 0:1:0.1",
+        )
+        option("--decode-temperatures", default=DEFAULTS["decode_temperatures"], metavar="GRID", help="to measure at")
         option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
         option("--domain", default="instructions:held_out", metavar="SET", help="held-out prompts to measure on")
         option("--results", type=Path, default=Path("results"), metavar="DIR", help="for the record (default: results)")
@@ -64,7 +71,7 @@ def _run(args: Namespace) -> int:
 def _plan(args: Namespace) -> MatrixPlan:
     arms = tuple(args.arms.split(","))
     kd_temperatures, decode_temperatures = (
-        tuple(number(option, text) for text in given.split(","))
+        parse_temperatures(given, option)
         for option, given in (
             ("--kd-temperatures", args.kd_temperatures),
             ("--decode-temperatures", args.decode_temperatures),
@@ -73,9 +80,11 @@ def _plan(args: Namespace) -> MatrixPlan:
     seeds = tuple(range(whole("--seeds", args.seeds, least=1)))
     from distill import recipes
     from distill.matrix import MatrixPlan
+    from distill.run import check_held_out
 
     any_recipe = recipes.offline(0.0)
     job, _ = job_of(args, any_recipe, text_tokens=whole("--tokens", args.tokens, least=1), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")
+    check_held_out(replace(job, held_out=(args.domain,)))
     return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, args.domain, job)

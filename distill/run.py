@@ -139,7 +139,7 @@ def distill(
              backend: writes the training text in the target's place, one request at a time
     Raises:  ValueError: `out` holds another job, or prompts, models and job do not fit each other
     """
-    _refuse_another(job, out)
+    _refuse_another(job, out, "" if backend is None else backend.name)
     if not (out / CARD).is_file():
         check_held_out(job)
         _Run(job, out, texts, device, backend, workers).to_the_end()
@@ -148,13 +148,14 @@ def distill(
     return card
 
 
-def _refuse_another(job: Job, out: Path) -> None:
-    if (out / JOB).exists() and (out / JOB).read_text() != _as_text(job):
+def _refuse_another(job: Job, out: Path, through: str) -> None:
+    if (out / JOB).exists() and (out / JOB).read_text() != _as_text(job, through):
         raise ValueError(f"{out} holds another job (see {JOB} in it); choose another folder")
 
 
-def _as_text(job: Job) -> str:
-    return json.dumps(asdict(job), indent=1)
+def _as_text(job: Job, through: str) -> str:
+    """Job, and the engine that writes its text, if it is not the target itself."""
+    return json.dumps(asdict(job) | ({"through": through} if through else {}), indent=1)
 
 
 def prompts_by(
@@ -215,7 +216,7 @@ class _Run:
         prompts = self._prompts()
         self._check_room(prompts)
         self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / JOB, _as_text(job).encode())
+        write_atomically(self.out / JOB, _as_text(job, self.through).encode())
         plan = replace(
             self._text_plan(prompts, recipe.temperatures, max_new_tokens=job.max_new_tokens), through=self.through
         )

@@ -55,7 +55,7 @@ def load_teacher(folder: Path, *, device: str) -> Teacher:
 
 def _sha256(folder: Path) -> str:
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for weights in sorted(folder.glob("*.safetensors")):
+    for weights in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
         with weights.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

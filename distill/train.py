@@ -158,7 +158,7 @@ class CachedTarget:
             raise ValueError("expected the whole vocabulary for soft labels at loss temperature 0, got a part of it")
 
     def __call__(self, batch: Batch) -> BatchLoss:
-        hidden_ND = batch.target_hidden_ND().to(self.head_VD.device)
+        hidden_ND = batch.target_hidden_ND().to(self.head_VD.device, self.head_VD.dtype)
         if self.vocabulary is None:
             return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD))
         part = self.vocabulary.part(batch.labels_N()).to(self.head_VD.device)

@@ -77,7 +77,7 @@ def launched(device: str) -> Iterator[tuple[Workers, str]]:
     try:
         from accelerate import PartialState
     except ImportError as error:
-        raise BackendUnavailable("several processes need accelerate; pip install 'specheat[distill]'") from error
+        raise BackendUnavailable("several processes need accelerate; pip install -e '.[distill]'") from error
     state: Any = PartialState(cpu=device == "cpu")
     try:
         own = f"{device}:{state.local_process_index}" if device == "cuda" else device

@@ -18,7 +18,6 @@ import pytest
 from transformers import PreTrainedModel
 
 from backends import formatting, pairs, scoring, smollm2
-from backends.reference import ReferenceBackend
 from bench import plan, prompts, store
 from bench.plugin import RECORD_FILES, SETTINGS, settings_of
 from bench.progress import Reporter
@@ -165,7 +164,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if PREPARED in session.config.stash:
         prepared = session.config.stash[PREPARED]
         prepared.loaded.close()
-        if not _interrupted(session):
+        if not _interrupted(session) and not session.config.stash[SETTINGS].plan:
             prepared.log.end()
 
 
@@ -271,10 +270,7 @@ def certifying_score(
     """Scores a cell's texts under the target: the reference's own copy of it, or one loaded with the first cell."""
 
     def score(cell: Cell, timed: Sequence[TimedPair]) -> Evidence:
-        if isinstance(backend, ReferenceBackend):
-            model = backend.target.model
-        else:
-            model = _scoring_target(workload.model_pair, settings.device)
+        model = scoring.lent_target(backend) or _scoring_target(workload.model_pair, settings.device)
         near_tie = NEAR_TIES.get(conditions)
         if near_tie is None:
             near_tie = scoring.near_tie_tolerance(model, workload.prompt_ids, conditions[-1])
@@ -354,7 +350,7 @@ def train_and_measure(
 ) -> Callable[[Sequence[str]], None]:
     """Trains small drafts of several arms on the pair and writes a record of their alpha, as `specheat kd-matrix` does."""
     if missing := [name for name in ("peft", "accelerate") if installed_version(name) is None]:
-        pytest.skip(f"training adapters needs {' and '.join(missing)}; pip install 'specheat[distill]'")
+        pytest.skip(f"training adapters needs {' and '.join(missing)}; pip install -e '.[distill]'")
     from distill import small_matrix
 
     def go(arms: Sequence[str]) -> None:

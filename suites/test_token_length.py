@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from backends import pairs, scoring, token_evidence
-from backends.reference import ReferenceBackend
 from bench import environment, token_length, token_length_report
 from bench.measure import derive_seed
 from bench.metrics import JOINT_RULES
@@ -122,8 +121,8 @@ class Judge:
         self.backend = backend
         self.settings = settings
         self.workload = workload
-        shared = isinstance(backend, ReferenceBackend)
-        self.target = backend.target.model if shared else scoring.load_target(workload.model_pair, settings.device)
+        lent = scoring.lent_target(backend)
+        self.target = lent or scoring.load_target(workload.model_pair, settings.device)
         self.speller = token_evidence.Speller(pairs.tokenizer(workload.model_pair))
 
     def judge(self, temperature: float, prompt_index: int) -> JudgedText:

@@ -108,7 +108,13 @@ def make_run(cells: Sequence[CellRecord] = (), **changes: Any) -> RunRecord:
         model_pair=PAIR,
         model_hashes={"target": "aaaaaaaa11112222", "draft": "bbbbbbbb33334444"},
         prompt_format={"chat_template": "none", "chat_template_hash": ""},
-        backend_settings={"torch": "2.13.0", "transformers": "5.19.0", "attention": "sdpa", "threads": 2},
+        backend_settings={
+            "backend": "reference",
+            "torch": "2.13.0",
+            "transformers": "5.19.0",
+            "attention": "sdpa",
+            "threads": 2,
+        },
         baseline=make_baseline(),
         cells=tuple(cells),
     )

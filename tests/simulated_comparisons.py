@@ -230,6 +230,7 @@ def main(num: int) -> None:
         Design(6),
         Design(6, num_runs=6),
         Design(6, num_runs=6, same_texts=True),
+        Design(10, num_runs=2, same_texts=True),
     ):
         print(_line(num, design, false_difference), flush=True)
     print(f"\nlaunches 3 % apart: any false difference, {num} comparisons a line\n{header}", flush=True)

@@ -274,7 +274,8 @@ def test_a_single_seed_gives_no_interval() -> None:
     ("given", "said"),
     [
         (("--arms", "offline,magic"), "expected a recipe of"),
-        (("--kd-temperatures", "0,hot"), "--kd-temperatures: expected a number, got 'hot'"),
+        (("--kd-temperatures", "0,hot"), "expected a number for --kd-temperatures, got 'hot'"),
+        (("--prompts", "instructions:held_out"), "expected held-out prompts that are not trained on"),
         (("--seeds", "0"), "--seeds: expected a whole number >= 1"),
         (("--arms", "offline@0.5"), "expected fresh text"),
         (("--arms", "online@much"), "expected a lambda"),

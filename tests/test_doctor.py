@@ -233,7 +233,7 @@ def test_vllm_comes_once_and_new_enough() -> None:
 def test_optional_packages_say_what_they_are_for() -> None:
     (found,) = [each for each in of_packages(peft=None) if each.state == "note"]
     assert found.text == "peft is not installed: it is for drafts that are stored as adapters, and for training them"
-    assert found.remedy == "Run `pip install 'specheat[distill]'`."
+    assert found.remedy == "Run `pip install -e '.[distill]'`."
     assert "note" not in states(of_packages(nvidia_ml_py=None))
     assert "note" in states(of_packages(nvidia_ml_py=None, has_gpu=True))
 

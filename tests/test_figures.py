@@ -97,5 +97,5 @@ def test_one_cell_of_one_prompt_without_a_baseline_can_be_drawn():
 
 def test_a_missing_matplotlib_is_said_with_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BackendUnavailable, match=r"specheat\[figures\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install -e .\.\[figures\]"):
         figures.render({FILE: GRID})

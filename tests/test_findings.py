@@ -52,6 +52,13 @@ def test_the_cost_of_a_round_is_that_of_its_phases() -> None:
     assert further_tables(newest_rows({"a": make_run((without,), suite="cost_of_temperature")})) == ()
 
 
+def test_each_group_of_cells_has_a_table_that_says_which_it_is() -> None:
+    few, many = (make_record(make_cell(num_prompts=number)) for number in (8, 12))
+    runs = {name: make_run((record,), suite="cost_of_temperature") for name, record in (("a", few), ("b", many))}
+    found = further_tables(newest_rows(runs))
+    assert sorted(table.facts["every cell"].split("num_prompts ")[1].split(",")[0] for table in found) == ["12", "8"]
+
+
 def test_forwards_stand_beside_their_linear_layers_alone() -> None:
     record = make_record(gamma=1.2)
     assert further_tables(newest_rows({"a": make_run((record,), suite="floor")})) == ()

@@ -406,3 +406,35 @@ def test_a_rule_that_is_lossy_by_design_stays_valid_and_is_declared_lossy() -> N
     record = with_evidence(cell_record(), num_tokens=400, power=2)
     record = replace(record, cell=replace(record.cell, rule="typical"))
     assert metrics.verdict(record, run_record(record)) == metrics.Verdict(True, "FASTER", (), "LOSSY-DECLARED")
+
+
+def test_wall_seconds_are_shared_out_by_what_they_were_spent_on() -> None:
+    record = cell_record()
+    arms_s = sum(pair.ar.seconds + pair.sd.seconds for pair in record.pairs)
+    steps = {"baseline": 2.0, "warm-up": 1.0, "pairs": arms_s + 1.0, "certificate": 0.5}
+    run = run_record(replace(record, wall_s=steps))
+    shares = metrics.wall_shares(run)
+    total = arms_s + 4.5
+    assert shares == pytest.approx(
+        {
+            "pairs": arms_s / total,
+            "warm-up": 1 / total,
+            "baseline": 2 / total,
+            "certificate": 0.5 / total,
+            "instruments and the rest": 1 / total,
+        }
+    )
+    assert sum(shares.values()) == pytest.approx(1)
+    assert metrics.wall_shares(run_record(record)) == {}
+
+
+def test_of_texts_decoded_at_once_the_longest_counts() -> None:
+    cell = replace(CELL, options=(("concurrency", 2),))
+    alone = cell_record().pairs[0]
+    both = tuple(
+        replace(alone, prompt_index=prompt, repeat=prompt, group=0, sd=replace(alone.sd, seconds=seconds))
+        for prompt, seconds in ((0, 3.0), (1, 5.0))
+    )
+    steps = {"baseline": 0.0, "warm-up": 0.0, "pairs": alone.ar.seconds + 5.0, "certificate": 0.0}
+    record = replace(cell_record(both), cell=cell, wall_s=steps)
+    assert metrics.wall_shares(run_record(record))["pairs"] == pytest.approx(1)

@@ -367,10 +367,21 @@ def request_of(cell: Any) -> DecodeRequest:
     return suite_run.SuiteRun.request(of_run, cell, 0)
 
 
-def test_seeds_depend_on_the_schedule_and_are_what_they_were_without_one() -> None:
+def test_no_two_cells_that_are_pooled_draw_the_same_random_numbers() -> None:
     cell = make_cell(temperature=1.5)
     without = request_of(cell)
-    assert without.seed == derive_seed(cell.seed, 1.5, 1.5, cell.rule, cell.num_draft_tokens)
+    assert without.seed == derive_seed(cell.seed, *cell.draws)
+    siblings = [
+        replace(cell, draft="another"),
+        replace(cell, options=(("concurrency", 4),)),
+        replace(cell, options=(("draft_length", "adaptive"),)),
+        replace(cell, rule="one_hot"),
+        replace(cell, num_draft_tokens=7),
+    ]
+    assert len({without.seed, *(request_of(each).seed for each in siblings)}) == 6
+    assert (
+        request_of(replace(cell, options=(("forward", "fused"),))).seed == without.seed
+    )  # the same work for an engine
     assert (without.schedule, without.draft_temperature) == ((), 1.5)
     asked = [request_of(scheduled_cell(each)) for each in (HOT_THEN_COLD, COLD_THEN_HOT, ((0, 1.5),))]
     assert len({without.seed, *(each.seed for each in asked)}) == 4

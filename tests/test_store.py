@@ -329,7 +329,9 @@ def test_the_newest_journal_of_the_same_experiment_is_found(tmp_path: Path) -> N
     new = start(tmp_path, created="2026-11-23T08:00:00+00:00")
     new.close()
     Journal.start(tmp_path, replace(HEADER, created="2026-11-24T08:00:00+00:00"), backend="not-fake").close()
-    header = replace(HEADER, created="2026-11-25T08:00:00+00:00", command="pytest --resume")
+    header = replace(
+        HEADER, created="2026-11-25T08:00:00+00:00", command="python -m pytest --benchmark-only suites --resume"
+    )
     assert find_resumable(tmp_path, header, backend="fake") == (new.path, ())
     assert find_resumable(tmp_path, header, backend="other") == (None, ())
     assert find_resumable(tmp_path / "nowhere", header, backend="fake") == (None, ())

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import vllm_engine
+from backends import pairs, vllm_engine
 from backends.conformance import BackendConformance
 from backends.tiny_pairs import END_TOKENS, tiny_pair
 from backends.vllm_engine import (
@@ -261,6 +261,29 @@ def test_counted_rounds_are_those_that_the_engine_reports(tmp_path: Path) -> Non
         backend.close()
     assert [text.token_ids for text in found[0]] == [text.token_ids for text in found[1]]
     assert [text.rounds for text in found[0]] == [text.rounds for text in found[1]]
+
+
+@pytest.mark.engine
+def test_an_inflated_checkpoint_decodes_to_the_small_ones_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the small one as its draft is always right."""
+    monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path / "cache"))
+    small = tiny_pair(tmp_path, "same")
+    large = pairs.inflated(small, "layers=3,hidden=128,heads=4,key_heads=2,neurons=192")
+    asked = [DecodeRequest((1, 17, 30 + i), 30, 3 * (i % 2), temperature=0.8 * (i > 5), seed=i) for i in range(12)]
+    texts = []
+    for pair in (small, large):
+        try:
+            backend = load(pair, device="cpu", options={"cache_gib": "0.01"})
+        except (BackendUnavailable, ValueError) as reason:
+            pytest.skip(str(reason))
+        texts.append([backend.generate(request) for request in asked])
+        backend.close()
+    assert [text.token_ids for text in texts[1]] == [text.token_ids for text in texts[0]]
+    for text in texts[1]:
+        assert text.rounds is not None
+        assert all(step.accepted == step.drafted for step in text.rounds[:-1])
 
 
 class OnEngine(BackendConformance):
