@@ -99,6 +99,14 @@ def _measured_over_predicted(record: CellRecord) -> float | None:
     return None if measured is None or predicted is None else measured.estimate / predicted
 
 
+def _after_end(row: Row) -> str:
+    """Share of each arm's tokens; a dash where the record does not say which tokens end a text."""
+    ids = frozenset(map(int, filter(None, str(row.run.prompt_format.get("end_token_ids", "")).split(","))))
+    shares = [metrics.share_after_end_token(row.record, arm, end_token_ids=ids) for arm in ("ar", "sd")]
+    known = [percent_text(share) for share in shares if ids and share is not None]
+    return ", ".join(known) or MISSING
+
+
 def _agreement_z(row: Row) -> str:
     agreement = metrics.acceptance_agreement(row.record)
     return _number_text(agreement.z if agreement else None, 1)
@@ -148,6 +156,7 @@ MAIN = (
     Column("certificate", "certificate", lambda row: certificate_text(row.verdict.certificate)),
     VERDICT,
 )
+AFTER_END = Column("after_end", "AR, SD tokens\nafter the end", _after_end)  # of texts of fixed length
 MECHANISM = (
     Column("c", "c", lambda row: _number_text(metrics.cost_ratio(row.record), 3)),
     Column("gamma_iid", "predicted gamma,\ni.i.d. alpha", _like_gamma(metrics.iid_predicted_gamma), True),
@@ -227,7 +236,10 @@ def identity_names(rows: Sequence[Row]) -> tuple[str, ...]:
 def columns_by_name(rows: Sequence[Row]) -> Mapping[str, Column]:
     """Every column that there is for these rows."""
     of_identity = {name: identity_column(name) for name in identity_names(rows)}
-    return {**of_identity, **{column.name: column for column in (*MAIN, *MECHANISM, *beside_reference(rows))}}
+    return {
+        **of_identity,
+        **{column.name: column for column in (*MAIN, AFTER_END, *MECHANISM, *beside_reference(rows))},
+    }
 
 
 def full_name(name: str, known: Sequence[str], *, what: str) -> str:

@@ -36,7 +36,8 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
         (
             *names,
             f"{len(names)} cells of {' or '.join(shapes)}",
-            f"at most {minutes:.1f} minutes, if every text reaches its last token ({source})",
+            f"at most {minutes:.1f} minutes, if every text reaches its last token ({source}); "
+            "what suites train is not counted",
             f"about {_memory_bytes(workload) / 2**30:.1f} GiB of memory for weights and working space; "
             f"{environment.available_memory_bytes() / 2**30:.1f} GiB are free",
         )

@@ -341,7 +341,7 @@ class RunRecord:
     environment: dict[str, Scalar]
     model_pair: ModelPair
     model_hashes: dict[str, str]
-    prompt_format: dict[str, Scalar]  # template name and hash, system prompt, BOS, truncation
+    prompt_format: dict[str, Scalar]  # template name and hash, system prompt, BOS, truncation, end tokens
     backend_settings: dict[str, Scalar]
     baseline: tuple[BaselineTriple, ...]
     cells: tuple[CellRecord, ...]

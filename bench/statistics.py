@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 GammaVerdict = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE"]
 
-NORMAL_VARIANCE = 25.0  # of a count, from which it is taken for normal
+NORMAL_VARIANCE = 200.0  # of a count, from which it is taken for normal
 MIN_CLUSTERS = 6
 """Fewest prompts from which, upwards, 95 % intervals of both gamma and alpha covered 93 to 97 % in simulation.
 

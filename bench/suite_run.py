@@ -90,7 +90,10 @@ class Recording:
             environment=environment.capture(self.settings.device),
             model_pair=first.recorded_pair,
             model_hashes=_all_hashes(self.workloads),
-            prompt_format=dict(first.prompt_format),
+            prompt_format={
+                **first.prompt_format,
+                "end_token_ids": ",".join(map(str, first.end_token_ids)),
+            },
             backend_settings=_backend_settings(backend),
             baseline=(),
             cells=(),

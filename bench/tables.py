@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from bench import metrics, statistics
 from bench.columns import (
+    AFTER_END,
     GAMMA,
     MAIN,
     MECHANISM,
@@ -85,6 +86,8 @@ def cell_table(rows: Sequence[Row]) -> Table:
     if len(records) > 1:
         columns.append(_record_column(records))
     columns += MAIN
+    if any(row.record.cell.end_token == "ignored" for row in rows):
+        columns.append(AFTER_END)
     body, notes = _body(rows, columns)
     caption = {**_GAMMA_FACTS, **_crossings(rows), "every cell": listing(constant), **facts}
     return Table(title(rows[0].run), tuple(column.header for column in columns), body, notes, caption, records)

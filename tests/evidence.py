@@ -26,7 +26,7 @@ SUITE = "pytest --benchmark-only"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command; {work} and {results} are folders, {files} the prompt files that were given."""
+    """A command; {work} and {results} are folders, {files} the prompt files that were given, {shape} of an inflated target."""
 
     minutes: float  # at most
     command: str
@@ -53,9 +53,9 @@ GPU = (
     ),
     Step(
         7,
-        f"{SUITE} suites/test_temperature_grid.py --device cuda --inflate 13b --temperatures 0:2:0.25 --num-prompts 12"
+        f"{SUITE} suites/test_temperature_grid.py --device cuda --inflate {{shape}} --temperatures 0:2:0.25 --num-prompts 12"
         " --max-new-tokens 64 --results {results} --resume",
-        "--device cpu --inflate 0.5b --temperatures 1 --num-prompts 1 --max-new-tokens 8",
+        "--device cpu --temperatures 1 --num-prompts 1 --max-new-tokens 8",
     ),
     Step(
         5,
@@ -86,7 +86,7 @@ SETS = {"cpu": CPU, "gpu": GPU}
 def command(step: Step, *, work: Path, results: Path, files: Sequence[str], dry: bool) -> list[str]:
     """As it is run: an installed program of this environment, with the options of a dry run behind the others."""
     given = " ".join(f"--prompts {shlex.quote(file)}" for file in files)
-    line = step.command.format(work=work, results=results, files=given)
+    line = step.command.format(work=work, results=results, files=given, shape="0.5b" if dry else "13b")
     program, *rest = shlex.split(f"{line} {step.smallest}" if dry else line)
     return [str(Path(sys.executable).parent / program), *rest]
 

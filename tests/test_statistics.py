@@ -261,11 +261,11 @@ def test_the_p_value_of_few_uncertain_positions_is_no_smaller_than_chance(chance
 
 
 def test_many_uncertain_positions_are_taken_for_normal_at_nearly_the_same_p() -> None:
-    accepted, expected = [1] * 60 + [0] * 60, [0.6] * 120  # a variance of 28.8
+    accepted, expected = [1] * 570 + [0] * 430, [0.6] * 1000  # a variance of 240
     z = martingale_z(accepted, expected)
-    assert martingale_p(accepted, expected, z) == two_sided_p(z)
-    exact = 2 * binom.cdf(60, 120, 0.6)
-    assert two_sided_p(z) == pytest.approx(exact, rel=0.2)
+    assert (
+        martingale_p(accepted, expected, z) == two_sided_p(z) == pytest.approx(2 * binom.cdf(570, 1000, 0.6), rel=0.1)
+    )
     few = martingale_p([1] * 30 + [0] * 30, [0.6] * 60, martingale_z([1] * 30 + [0] * 30, [0.6] * 60))
     assert few == pytest.approx(2 * binom.cdf(30, 60, 0.6))
 

@@ -567,3 +567,16 @@ def test_a_broken_record_ends_in_one_line_and_exit_status_2(results: Path, capsy
     assert captured.err.count("\n") == 1
     assert LATEST in captured.err
     assert not (results / "tables").exists()
+
+
+def test_texts_of_fixed_length_say_what_was_decoded_behind_their_end():
+    cell = make_cell(end_token="ignored")
+    record = make_record(cell)
+    last = record.pairs[0].ar.token_ids[-1]
+    run = make_run([record], prompt_format={"end_token_ids": f"{last}"})
+    shares = [metrics.share_after_end_token(record, arm, end_token_ids={last}) for arm in ("ar", "sd")]
+    (text,) = [row[-1].text for row in tables.cell_table(tables.newest_rows({FILE: run})).body]
+    assert text == ", ".join(f"{share:.1%}" for share in shares)
+    assert "after the end" not in " ".join(
+        tables.cell_table(tables.newest_rows({FILE: make_run([make_record()])})).headers
+    )
