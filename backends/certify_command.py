@@ -201,7 +201,7 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
     assert num_tokens is not None
     requests = _requests(asked, [prompt.ids for prompt in encoded], end_token_ids)
     compare = asked.temperatures[0] == 0 and pair.dtype == "float32"
-    backend = factory(pair, device=asked.device, options=dict(asked.backend_options))
+    backend = factory(pair, device=asked.device, options=dict(asked.options_of(asked.backends[0])))
     if asked.rules[0] not in backend.capabilities.rules:
         known = ", ".join(sorted(backend.capabilities.rules))
         raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {asked.rules[0]!r}")

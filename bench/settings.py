@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,7 +67,7 @@ class Settings:
 
     preset: str
     backends: tuple[str, ...]
-    backend_options: tuple[tuple[str, str], ...]
+    backend_options: tuple[tuple[str, str], ...]  # those for one of several with its name in front: see options_of
     pair: str | None
     target: str | None
     drafts: tuple[str | None, ...]  # None: the pair's own
@@ -105,6 +105,11 @@ class Settings:
         wanted = defaults.get(self.preset, {})
         return replace(self, **{field: value for field, value in wanted.items() if field not in decided})
 
+    def options_of(self, backend: str) -> tuple[tuple[str, str], ...]:
+        """The backend options that are for all backends, or for this one."""
+        found = ((key.removeprefix(f"{backend}:"), value) for key, value in self.backend_options)
+        return tuple((key, value) for key, value in found if ":" not in key)
+
     @property
     def is_default_pair(self) -> bool:
         """Whether the target is that of the default pair; the draft may be another."""
@@ -119,7 +124,11 @@ def add_options(add: object) -> None:
     )
     option("--backend", action="append", metavar="NAME", help="backend, or package.module:factory; repeat for several")
     option(
-        "--backend-option", action="append", default=[], metavar="KEY=VALUE", help="passed to the backend; repeatable"
+        "--backend-option",
+        action="append",
+        default=[],
+        metavar="[BACKEND:]KEY=VALUE",
+        help="passed to the backend, or to one of several; repeatable",
     )
     option("--pair", metavar="NAME", help=f"model pair by name (default: {DEFAULT_PAIR}); see `specheat pairs`")
     option("--target", metavar="ID|DIR", help="target model instead of a named pair")
@@ -215,10 +224,11 @@ def from_options(options: argparse.Namespace) -> Settings:
     top_p = _number("--top-p", options.top_p)
     if not 0 < top_p <= 1:
         raise ValueError(f"expected --top-p in (0, 1], got {options.top_p}")
+    backends = _unique("--backend", options.backend or ["reference"])
     return Settings(
         preset=options.preset,
-        backends=_unique("--backend", options.backend or ["reference"]),
-        backend_options=tuple(_key_value(text) for text in options.backend_option),
+        backends=backends,
+        backend_options=tuple(_key_value(text, backends) for text in options.backend_option),
         pair=options.pair,
         target=options.target,
         drafts=_unique("--draft", options.draft or [None]),
@@ -334,8 +344,13 @@ def _unique(name: str, values: list[T]) -> tuple[T, ...]:
     return tuple(values)
 
 
-def _key_value(text: str) -> tuple[str, str]:
+def _key_value(text: str, backends: Sequence[str]) -> tuple[str, str]:
+    """Of a backend option; the key with its backend's name and a colon in front, where it is for one alone."""
     key, separator, value = text.partition("=")
     if not (key and separator):
         raise ValueError(f"expected --backend-option KEY=VALUE, got {text!r}")
+    if ":" in key and not any(key.startswith(f"{name}:") for name in backends):
+        raise ValueError(
+            f"expected --backend-option BACKEND:KEY=VALUE of one of the backends {', '.join(backends)}, got {text!r}"
+        )
     return key, value

@@ -171,6 +171,10 @@ class SuiteRun:
         self.baselines = baselines
 
     @property
+    def backend_options(self) -> tuple[tuple[str, str], ...]:
+        return self.settings.options_of(self.recording.backend_name)
+
+    @property
     def journal(self) -> Journal:
         """Of the record; opened with the first measurement."""
         return self.recording.journal(self.backend)
@@ -212,7 +216,7 @@ class SuiteRun:
             chat_template=str(workload.prompt_format["chat_template"]),
             chat_template_hash=str(workload.prompt_format["chat_template_hash"]),
             seed=settings.seed,
-            options=tuple(sorted({**dict(settings.backend_options), **(options or {})}.items())),
+            options=tuple(sorted({**dict(self.backend_options), **(options or {})}.items())),
         )
 
     def request(self, cell: Cell, prompt_index: int) -> DecodeRequest:
@@ -388,7 +392,7 @@ class SuiteRun:
                 self.workload.model_hashes["target"],
                 cell.dtype,
                 cell.device,
-                self.settings.backend_options,
+                self.backend_options,
             ),
             *(self._baseline_temperature, cell.top_k, cell.top_p, cell.max_new_tokens, cell.end_token, cell.seed),
         )

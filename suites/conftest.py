@@ -250,7 +250,7 @@ def workload(
 @pytest.fixture(scope="module")
 def backend(backend_name: str, settings: Settings, workload: Workload, request: pytest.FixtureRequest) -> Backend:
     """The engine under measurement. An engine that is not here is skipped, with the reason."""
-    pair, options = workload.model_pair, settings.backend_options
+    pair, options = workload.model_pair, settings.options_of(backend_name)
 
     def load() -> Backend:
         try:

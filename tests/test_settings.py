@@ -50,6 +50,7 @@ def test_the_papers_grid_has_no_rounding_noise() -> None:
         (["--dtype", "float16"], "expected --dtype bfloat16 or float32"),
         (["--num-prompts", "0"], "expected --num-prompts >= 1, got 0"),
         (["--backend-option", "fast"], "expected --backend-option KEY=VALUE"),
+        (["--backend-option", "vllm:texts=4"], "BACKEND:KEY=VALUE of one of the backends reference, got 'vllm:texts=4'"),
         (["--backend", "reference", "--backend", "reference"], "each --backend once"),
         (["--draft", "a", "--draft", "a"], "each --draft once"),
         (["--prompts", "a", "--prompts", "a"], "each --prompts once"),
@@ -93,3 +94,11 @@ def test_several_drafts_prompts_and_draft_temperatures_are_lists() -> None:
     assert asked.prompts == ("x", "y")
     assert asked.draft_temperatures == (0.0, 0.5, 1.0)
     assert parsed().draft_temperatures == (None,)
+
+
+def test_an_option_may_be_for_one_of_several_backends() -> None:
+    names = ("--backend", "reference", "--backend", "mine.engine:load")
+    options = ("a=1", "reference:compile=true", "mine.engine:load:b=2")
+    asked = parsed(*names, *(word for option in options for word in ("--backend-option", option)))
+    assert asked.options_of("reference") == (("a", "1"), ("compile", "true"))
+    assert asked.options_of("mine.engine:load") == (("a", "1"), ("b", "2"))
