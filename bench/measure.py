@@ -263,7 +263,7 @@ def pair_rounds(
     """The pairs of one cell as rounds, `on_pairs` gets those of each.
 
     Args:    request_for: gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own
-             instrument_every: 3 for bare forwards and a replay behind every third pair, which take as long as an arm; 0:
+             instrument_every: 4 for bare forwards and a replay behind every fourth pair, which take as long as an arm; 0:
              behind none
     """
 

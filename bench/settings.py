@@ -21,7 +21,7 @@ DEFAULT_PAIR = "smollm2"
 DRAFT_TOKENS = "2"
 PROMPTS = "instructions"
 INFLATED = " inflated "  # in names, between a model and the shape to which it was inflated
-INSTRUMENT_EVERY = 3
+INSTRUMENT_EVERY = 4
 # Fields that a suite may have defaults of its own for -> the option that decides them
 SUITE_FIELDS = {
     "temperatures": "temperatures",

@@ -92,7 +92,10 @@ def test_a_saved_draft_is_a_plain_checkpoint_that_decodes(tmp_path: Path, traine
     draft = in_training(trained=trained)
     disturb(draft)
     before = logits(draft.model)
+    for name in ("card.json", "inflated.json", "frequent_tokens.json"):  # of the target, not of its tokenizer
+        (Path(target) / name).write_text("{}")
     drafts.save(draft, tmp_path / "draft", tokenizer_from=Path(target))
+    assert not [path for path in (tmp_path / "draft").iterdir() if path.name in drafts.NOT_TOKENIZER[3:]]
 
     assert torch.equal(logits(draft.model), before), "saving changed the draft in training"
     state = load_file(tmp_path / "draft" / "model.safetensors")

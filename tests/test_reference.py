@@ -10,8 +10,9 @@ from backends import floor
 from backends.fused_llama import FusedLlama
 from backends.loading import checked_device
 from backends.reference import ReferenceBackend
+from backends.tiny_pairs import tiny_models
 from bench.records import DecodeRequest, Generation, Round
-from tests.tiny_models import VOCAB_SIZE, nearby, tiny_llama, tiny_t5
+from tests.tiny_models import VOCAB_SIZE, nearby, tiny_llama
 
 PROMPT = (3, 1, 4, 1, 5)
 
@@ -181,9 +182,10 @@ def test_the_floor_is_every_linear_layer_once(forward: str) -> None:
     assert sum(rows * width for rows, width in (product.shape for product in products)) == expected
 
 
-def test_where_not_every_linear_layer_runs_there_is_no_floor() -> None:
-    target = tiny_t5(seed=1)
-    (sample,) = ReferenceBackend(target, nearby(target, seed=2)).time_forwards(request(), context_length=20, samples=1)
+@pytest.mark.parametrize("architecture", ["t5", "gpt2", "mixtral"])
+def test_where_products_are_not_all_linear_layers_that_run_there_is_no_floor(architecture: str) -> None:
+    backend = ReferenceBackend(*tiny_models("near", architecture))
+    (sample,) = backend.time_forwards(request(prompt_ids=(3, 4, 5)), context_length=20, samples=1)
     assert sample.ar_floor_s is None
 
 
@@ -207,6 +209,14 @@ def test_an_unknown_rule_and_an_absent_device_are_said_in_one_line(backend: Refe
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device cuda was asked for, torch finds only a CPU"):
             checked_device("cuda")
+
+
+def test_a_device_whose_number_is_too_high_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert checked_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="device cuda:2 was asked for, torch finds 2 of cuda, counted from 0"):
+        checked_device("cuda:2")
 
 
 def test_vocabulary_of_the_tiny_models_is_what_the_tests_assume(backend: ReferenceBackend) -> None:

@@ -50,7 +50,10 @@ def test_the_papers_grid_has_no_rounding_noise() -> None:
         (["--dtype", "float16"], "expected --dtype bfloat16 or float32"),
         (["--num-prompts", "0"], "expected --num-prompts >= 1, got 0"),
         (["--backend-option", "fast"], "expected --backend-option KEY=VALUE"),
-        (["--backend-option", "vllm:texts=4"], "BACKEND:KEY=VALUE of one of the backends reference, got 'vllm:texts=4'"),
+        (
+            ["--backend-option", "vllm:texts=4"],
+            "BACKEND:KEY=VALUE of one of the backends reference, got 'vllm:texts=4'",
+        ),
         (["--backend", "reference", "--backend", "reference"], "each --backend once"),
         (["--draft", "a", "--draft", "a"], "each --draft once"),
         (["--prompts", "a", "--prompts", "a"], "each --prompts once"),

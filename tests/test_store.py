@@ -337,10 +337,19 @@ def test_the_newest_journal_of_the_same_experiment_is_found(tmp_path: Path) -> N
     assert find_resumable(tmp_path / "nowhere", header, backend="fake") == (None, ())
 
 
+def test_what_lies_in_hidden_folders_or_is_unfinished_is_no_record(tmp_path: Path) -> None:
+    for name in ("a/b/1.json", "a/b/2.partial.jsonl", ".sweep/x/shard-0.json", "a/.hidden/3.json", "a/b/4.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in store.record_files(tmp_path, "**/*.json*")]
+    assert found == ["a/b/1.json", "a/b/4.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"preset": "paper"}, "another experiment, with a different preset"),
+        ({"command": "pytest --benchmark-only suites --seed 1"}, "another command, pytest --benchmark-only suites"),
         ({"model_hashes": {"target": "aa", "draft": "xx"}}, "a different model_hashes"),
         ({"backend_settings": {"threads": 1}, "prompt_format": {}}, "a different prompt_format, backend_settings"),
         ({"environment": HEADER.environment | {"harness_commit": "ff"}}, r"harness_commit \(ff against 0123456789\)"),

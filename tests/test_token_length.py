@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from backends.reference import ReferenceBackend
+from backends.tiny_pairs import tiny_models
 from backends.token_evidence import Speller, byte_alphabet, entropies
 from bench import token_length
 from bench.records import DecodeRequest, ModelPair, PhaseSeconds, Replay, Round
@@ -225,6 +226,17 @@ def test_entropy_is_that_of_the_next_token_before_each_token() -> None:
         probs = logits.softmax(-1)
         assert entropy == pytest.approx(float(-(probs * probs.log()).sum()), abs=1e-5)  # float32 against float64
     assert len(found) == len(token_ids)
+
+
+def test_the_entropy_behind_an_encoder_is_that_of_the_decoder() -> None:
+    target, _ = tiny_models("same", "t5")
+    prompt_ids, token_ids = (3, 5, 6), (7, 8, 9)
+    found = entropies(target, prompt_ids, token_ids)
+    with torch.inference_mode():
+        decoder_ids = torch.tensor([(target.config.decoder_start_token_id, *token_ids[:-1])])
+        logits = target(input_ids=torch.tensor([prompt_ids]), decoder_input_ids=decoder_ids).logits[0].double()
+    probs = logits.softmax(-1)
+    assert found == pytest.approx((-(probs * probs.log()).sum(-1)).tolist(), abs=1e-5)
 
 
 def test_a_decoded_text_has_an_entry_for_every_tested_token() -> None:
