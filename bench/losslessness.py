@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.records import CellRecord, Evidence, RunRecord, Schedule, TextEvidence
+from bench.remembered import remembered
 
 Array = NDArray[np.float64]
 CertificateVerdict = Literal["LOSSLESS", "LOSSY", "INCONCLUSIVE"]
@@ -141,6 +142,9 @@ def tokens_for_lossless(margin: float = MARGIN, *, distance: float = 0.0) -> int
     return math.ceil(((_LOWER + _UPPER) / (margin - distance)) ** 2)
 
 
+POOLED_BY = ("backend", "rule", "pair", "dtype", "device")  # what cells have in common that are certified together
+
+
 def certificate_of(record: CellRecord, run: RunRecord) -> Certificate | None:
     """The certificate of a cell within its run; None where it has no evidence.
 
@@ -158,7 +162,19 @@ def certificate_of(record: CellRecord, run: RunRecord) -> Certificate | None:
     alone = certify([_sample(record)], false_alarm=level)
     if alone.verdict == "LOSSY" or len(siblings) == 1:
         return alone
-    return pool(siblings)
+    if siblings[-1] is record and not any(cell is record for cell in run.cells):
+        return pool(siblings)
+    pools = _pools(run.cells)
+    key = tuple(getattr(record.cell, name) for name in POOLED_BY)
+    if key not in pools:
+        pools[key] = pool(siblings)
+    return pools[key]
+
+
+@remembered
+def _pools(cells: tuple[CellRecord, ...]) -> dict[tuple[object, ...], Certificate | None]:
+    """Certificates of cells taken together, by what they have in common; filled as they are asked for."""
+    return {}
 
 
 def pool(records: Sequence[CellRecord]) -> Certificate | None:
@@ -172,8 +188,7 @@ def pool(records: Sequence[CellRecord]) -> Certificate | None:
 def _poolable(cell: CellRecord, record: CellRecord) -> bool:
     if cell.evidence is None or not cell.evidence.texts or cell.cell.temperature == 0:
         return False
-    keys = ("backend", "rule", "pair", "dtype", "device")
-    return all(getattr(cell.cell, key) == getattr(record.cell, key) for key in keys)
+    return all(getattr(cell.cell, name) == getattr(record.cell, name) for name in POOLED_BY)
 
 
 def _sample(record: CellRecord) -> Sample:

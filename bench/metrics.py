@@ -19,6 +19,7 @@ from bench.losslessness import LOSSY_RULES, Certificate, certificate_of
 from bench.records import (
     SHARED_BY,
     STEPS,
+    BaselineTriple,
     CellRecord,
     ForwardSeconds,
     PhaseSeconds,
@@ -28,9 +29,11 @@ from bench.records import (
     TimedArm,
     TimedPair,
 )
+from bench.remembered import remembered
 from bench.statistics import RatioInterval
 
 Forward = Literal["ar", "draft", "verify"]
+Baseline = tuple[BaselineTriple, ...]
 ArmName = Literal["ar", "sd"]
 Times = Literal["decode", "end_to_end"]
 Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
@@ -192,18 +195,28 @@ def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
 
 def aa_floor(run: RunRecord) -> float | None:
     """Half-width of the 95 % interval of log(AR / AR'): a |log gamma| below it is noise."""
-    times = _times(arm for triple in run.baseline for arm in (triple.ar, triple.ar_again))
-    first = [_spent(triple.ar, times) for triple in run.baseline]
-    second = [_spent(triple.ar_again, times) for triple in run.baseline]
+    return _aa_floor(run.baseline)
+
+
+@remembered
+def _aa_floor(baseline: Baseline) -> float | None:
+    times = _times(arm for triple in baseline for arm in (triple.ar, triple.ar_again))
+    first = [_spent(triple.ar, times) for triple in baseline]
+    second = [_spent(triple.ar_again, times) for triple in baseline]
     columns = _columns(first, second)
     if columns is None:
         return None
-    return statistics.log_ratio_floor(*columns, [triple.prompt_index for triple in run.baseline])
+    return statistics.log_ratio_floor(*columns, [triple.prompt_index for triple in baseline])
 
 
 def native_ratio(run: RunRecord) -> RatioInterval | None:
     """AR seconds per token / native seconds per token, both AR texts of a triple counted: above 1, AR is slower."""
-    triples = [(triple, triple.native) for triple in run.baseline if triple.native is not None]
+    return _native_ratio(run.baseline)
+
+
+@remembered
+def _native_ratio(baseline: Baseline) -> RatioInterval | None:
+    triples = [(triple, triple.native) for triple in baseline if triple.native is not None]
     times = _times(arm for triple, native in triples for arm in (triple.ar, triple.ar_again, native))
     ours = [_sum_spent(_spent(triple.ar, times), _spent(triple.ar_again, times)) for triple, _ in triples]
     columns = _columns(ours, [_spent(native, times) for _, native in triples])

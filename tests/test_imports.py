@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROW_1 = {"records", "protocols", "theory", "statistics", "losslessness", "metrics"}
+ROW_1 = {"records", "remembered", "protocols", "theory", "statistics", "losslessness", "metrics"}
 HEAVY = {"torch", "transformers", "vllm"}
 
 
