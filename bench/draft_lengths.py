@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bench import metrics, tables
 from bench.rendering import MISSING, Entry, Table
@@ -13,12 +13,30 @@ _HEADERS = (
     *("temperature", "best k", "gamma at\nbest k", "k best at\ncoldest T", "gamma at\nthat k"),
     *("lost since\ncoldest T", "of it given back\nby best k", "gamma of\nadaptive k"),
 )
+_ASKED = ("temperature", "draft_temperature", "num_draft_tokens", "draft_length")  # of which the table is
 
 
 def retuning_table(rows: Sequence[Row]) -> Table:
-    """A line a temperature. Without a body where there is one constant k only."""
+    """A line a temperature, of each of what else rows differ in. Without a body where there is one constant k only."""
+    varying = [name for name in tables.split_identity(rows)[0] if name not in _ASKED]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        of_row = tables.identity(row)
+        groups.setdefault(tuple(tables.scalar_text(name, of_row.get(name)) for name in varying), []).append(row)
+    lines = [(*shared, *line) for shared, group in groups.items() for line in _lines(group)]
+    body = [tuple(map(Entry, line)) for line in lines]
+    facts = {
+        "lost": "logarithm, in hundredths, of gamma at the coldest T over gamma here, both at the k best at the coldest",
+        "best k": "chosen on the same data, so what it gives back is slightly too large",
+        "adaptive k": "two more after full acceptance, else one less, up to the largest k asked for",
+    }
+    return Table(
+        f"{tables.title(rows[0].run)}: what another k gives back", (*varying, *_HEADERS), tuple(body), (), facts, {}
+    )
+
+
+def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     constant, adaptive = _by_temperature(rows, "constant"), _by_temperature(rows, "adaptive")
-    body = []
     for temperature, at in sorted(constant.items()):
         coldest = constant[min(constant)]
         k_cold = _best(coldest)
@@ -28,26 +46,19 @@ def retuning_table(rows: Sequence[Row]) -> Table:
         lost = math.log(_estimate(coldest[k_cold]) / _estimate(at[k_cold]))
         given_back = math.log(_estimate(at[k]) / _estimate(at[k_cold]))
         adapted = adaptive.get(temperature, {})
-        texts = [f"{temperature:g}", f"{k}", _gamma_text(at[k]), f"{k_cold}", _gamma_text(at[k_cold])]
-        texts += [f"{100 * lost:.1f}", f"{given_back / lost:.0%}" if lost > 0 else MISSING]
-        texts += [_gamma_text(adapted[max(adapted)]) if adapted else MISSING]
-        body.append(tuple(map(Entry, texts)))
-    facts = {
-        "lost": "logarithm, in hundredths, of gamma at the coldest T over gamma here, both at the k best at the coldest",
-        "best k": "chosen on the same data, so what it gives back is slightly too large",
-        "adaptive k": "two more after full acceptance, else one less, up to the largest k asked for",
-    }
-    return Table(f"{tables.title(rows[0].run)}: what another k gives back", _HEADERS, tuple(body), (), facts, {})
+        yield (
+            *(f"{temperature:g}", f"{k}", _gamma_text(at[k]), f"{k_cold}", _gamma_text(at[k_cold])),
+            *(f"{100 * lost:.1f}", f"{given_back / lost:.0%}" if lost > 0 else MISSING),
+            _gamma_text(adapted[max(adapted)]) if adapted else MISSING,
+        )
 
 
 def _by_temperature(rows: Sequence[Row], draft_length: str) -> Mapping[float, Mapping[int, Row]]:
-    """Of the backend, rule and draft of the first row: the believed gammas by T and k."""
-    first, found = rows[0].record.cell, dict[float, dict[int, Row]]()
+    """The believed gammas by T and k."""
+    found: dict[float, dict[int, Row]] = {}
     for row in rows:
         cell = row.record.cell
-        kept = ("backend", "rule", "draft", "prompt_set")
-        alike = all(getattr(cell, name) == getattr(first, name) for name in kept)
-        if alike and row.verdict.valid and cell.draft_length == draft_length:
+        if row.verdict.valid and cell.draft_length == draft_length:
             found.setdefault(cell.temperature, {})[cell.num_draft_tokens] = row
     return found
 

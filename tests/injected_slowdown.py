@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench import comparison, store
-from bench.environment import git
+from bench.environment import capture, git
 
 ROOT = Path(__file__).parent.parent
 CELL = (
@@ -97,6 +98,8 @@ def main() -> None:
     parser.add_argument("--launches", type=int, default=5, help="of each side (default: 5)")
     parser.add_argument("suite", nargs="*", default=CELL, help="suite and options, behind --")
     args = parser.parse_args()
+    command = f"python -m tests.injected_slowdown {shlex.join(sys.argv[1:])}"
+    print(json.dumps({"command": command, "environment": capture("cpu")}), flush=True)
     verdicts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve() / "clone"

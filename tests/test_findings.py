@@ -100,6 +100,18 @@ def test_retuning_k_gives_back_a_share_of_what_heat_takes() -> None:
     assert float(adapted.split()[0]) == pytest.approx(1.1, abs=0.05)
 
 
+def test_rows_of_other_options_are_retuned_apart() -> None:
+    def measured(k: int, gamma: float, size: int) -> CellRecord:
+        cell = make_cell(temperature=0.0, num_draft_tokens=k, options=(("draft_vocabulary", size),))
+        return make_record(cell, gamma=gamma)
+
+    table = table_of(
+        "draft_length", measured(1, 1.1, 10), measured(4, 1.6, 10), measured(1, 1.3, 20), measured(4, 0.9, 20)
+    )
+    assert column(table, "draft_vocabulary") == ["10", "20"]
+    assert column(table, "best k") == ["4", "1"]
+
+
 @pytest.mark.parametrize(
     ("token_ids", "share"),
     [((1, 2, 3, 4, 5), 0.0), ((1, 1, 1, 1, 1, 1), 2 / 3), ((1, 2, 3, 4) * 3, 5 / 9), ((1, 2, 3, 4), None)],
