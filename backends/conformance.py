@@ -15,6 +15,7 @@ Shape letters: T tokens of a text, N of them tested, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import pickle
@@ -666,7 +667,11 @@ def _live_tensor_bytes() -> int:
     gc.collect()
     # type() and not isinstance(): the latter asks every object for its class, and lazy modules would import things
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.layout == torch.strided]
-    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
+    storages = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        with contextlib.suppress(RuntimeError):  # a compiler's stand-in for a tensor, which has no memory
+            storages[tensor.device, storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 

@@ -349,7 +349,10 @@ def test_what_lies_in_hidden_folders_or_is_unfinished_is_no_record(tmp_path: Pat
     ("changes", "reason"),
     [
         ({"preset": "paper"}, "another experiment, with a different preset"),
-        ({"command": "pytest --benchmark-only suites --seed 1"}, "another command, pytest --benchmark-only suites"),
+        (
+            {"command": "pytest --benchmark-only suites --seed 1"},
+            "another command, pytest --benchmark-only suites --seed 1",
+        ),
         ({"model_hashes": {"target": "aa", "draft": "xx"}}, "a different model_hashes"),
         ({"backend_settings": {"threads": 1}, "prompt_format": {}}, "a different prompt_format, backend_settings"),
         ({"environment": HEADER.environment | {"harness_commit": "ff"}}, r"harness_commit \(ff against 0123456789\)"),

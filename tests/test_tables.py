@@ -75,6 +75,23 @@ def test_another_alpha_is_said_with_the_reason_the_backend_declares():
         assert row_of(table, backend="other")["alpha against\nthe reference"].text == text
 
 
+def test_of_several_references_the_one_as_it_comes_is_the_reference():
+    plain = make_record(make_cell(), gamma=1.2)
+    compiled = make_record(make_cell(options=(("compile", "true"),)), gamma=1.5)
+    other = make_record(make_cell(backend="other"), gamma=1.2)
+    run = make_run([plain, compiled, other], suite="backends")
+    (table, *_) = tables.suite_tables({FILE: run})
+    header = "SD tokens/s /\nreference's"
+    told = {(row[0].text, row_text(table, row, "compile")): row_text(table, row, header) for row in table.body}
+    assert told["reference", "none"] == "1"
+    assert float(told["reference", "true"].split()[0]) == pytest.approx(1.25, abs=0.1)
+    assert float(told["other", "none"].split()[0]) == pytest.approx(1.0, abs=0.1)
+
+
+def row_text(table, row, header: str) -> str:
+    return row[table.headers.index(header)].text
+
+
 def test_the_terminal_shows_backends_side_by_side():
     text = tables.terminal_comparison(on_backends())
     assert "other" in text
