@@ -15,7 +15,6 @@ Shape letters: T tokens of a text, N of them tested, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import pickle
@@ -31,6 +30,7 @@ import psutil
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from backends.acceptance import RULES, residual_distribution
@@ -665,13 +665,12 @@ def _contents(pair: ModelPair) -> dict[Path, bytes]:
 
 def _live_tensor_bytes() -> int:
     gc.collect()
-    # type() and not isinstance(): the latter asks every object for its class, and lazy modules would import things
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.layout == torch.strided]
-    storages = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        with contextlib.suppress(RuntimeError):  # a compiler's stand-in for a tensor, which has no memory
-            storages[tensor.device, storage.data_ptr()] = storage.nbytes()
+    # type() and not isinstance(), which asks every object for its class, so that lazy modules would import things. Subclasses
+    # are a compiler's stand-ins, which have no memory.
+    tensors = [
+        thing for thing in gc.get_objects() if type(thing) in (Tensor, Parameter) and thing.layout == torch.strided
+    ]
+    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
