@@ -156,13 +156,14 @@ def certificate_of(record: CellRecord, run: RunRecord) -> Certificate | None:
     if record.cell.temperature == 0:
         return certify([_sample(record)])
     siblings = [cell for cell in run.cells if _poolable(cell, record)]
-    if not any(cell is record for cell in siblings):
+    of_run = any(cell is record for cell in siblings)
+    if not of_run:
         siblings.append(record)
     level = FALSE_ALARM / (len(siblings) + 1)
     alone = certify([_sample(record)], false_alarm=level)
     if alone.verdict == "LOSSY" or len(siblings) == 1:
         return alone
-    if siblings[-1] is record and not any(cell is record for cell in run.cells):
+    if not of_run:
         return pool(siblings)
     pools = _pools(run.cells)
     key = tuple(getattr(record.cell, name) for name in POOLED_BY)
