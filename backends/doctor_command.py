@@ -59,11 +59,12 @@ class Doctor:
         parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     def run(self, args: Namespace) -> int:
+        from backends import pairs
         from bench import doctor
         from bench.cli import INTERRUPTED
 
         seconds = _seconds(args.seconds)
-        asked = _asked_pair(args)
+        asked = pairs.named(pairs.load_table(args.pairs_file), args.pair, target=args.target, draft=args.draft)
         found = tuple(_look(args, asked))
         width = min(shutil.get_terminal_size((120, 24)).columns, 120)
         if not args.json:
@@ -94,23 +95,6 @@ def _as_json(found: Sequence[Finding]) -> str:
     from dataclasses import asdict
 
     return json.dumps([asdict(finding) for finding in found], indent=1)
-
-
-def _asked_pair(args: Namespace) -> ModelPair:
-    """As it was named: nothing is made or fetched for that."""
-    from dataclasses import replace
-
-    from backends.pairs import load_table
-
-    if args.target is not None:
-        if args.pair is not None or args.draft is None:
-            raise ValueError("expected --pair, or --target together with --draft")
-        name = f"{Path(args.target).name}+{Path(args.draft).name}"
-        return ModelPair(name, args.target, args.draft, family="", dtype="bfloat16")
-    table, name = load_table(args.pairs_file), args.pair or settings.DEFAULT_PAIR
-    if name not in table:
-        raise ValueError(f"expected a pair of {', '.join(table)}; got {name}")
-    return table[name] if args.draft is None else replace(table[name], draft=args.draft)
 
 
 def _look(args: Namespace, asked: ModelPair) -> Iterator[Finding]:
@@ -220,16 +204,16 @@ def _free_memory(gpu: Gpu) -> int:
 
 
 def _needed_bytes(pair: ModelPair) -> float | None:
-    """Weights, caches and logits, and Python with torch in it, as `--plan` says; None unless both models are here."""
+    """As `--plan` says; None unless both models are here."""
+    from bench import plan
+
     if not _readiness(pair)[0] or not all(map(_is_made, (pair.target, pair.draft))):
         return None
     try:
         resolved = _resolved(pair)
     except FAILURES:
         return None  # the topic of pairs, or the A/A run, says why
-    folders = {Path(resolved.target), Path(resolved.draft)}
-    weights = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    return 1.5 * weights + 1.5 * 2**30
+    return plan.memory_bytes(resolved)
 
 
 def _readiness(pair: ModelPair) -> tuple[bool, str]:

@@ -58,7 +58,7 @@ def resolve(
              `target` and `draft` of a pair that is in no table
     Raises:  ValueError: unknown name, unreadable folder; BackendUnavailable: the hub did not give a model
     """
-    row = _chosen_row(load_table(pairs_file), name, target=target, draft=draft)
+    row = named(load_table(pairs_file), name, target=target, draft=draft)
     if dtype is not None:
         row = replace(row, dtype=_one_of("dtype", dtype, DTYPES))
     pair = replace(row, target=str(_folder(row.name, row.target)), draft=str(_folder(row.name, row.draft)))
@@ -203,7 +203,8 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _chosen_row(table: dict[str, ModelPair], name: str | None, *, target: str | None, draft: str | None) -> ModelPair:
+def named(table: dict[str, ModelPair], name: str | None, *, target: str | None, draft: str | None) -> ModelPair:
+    """A pair as it was asked for: nothing is made or fetched for that. Raises ValueError where it is none of the table."""
     if target is None:
         row = table.get(name or DEFAULT_PAIR)
         if row is None:

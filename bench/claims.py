@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bench.cell_command import as_typed
 from bench.rendering import MISSING, Entry, Page, Table, markdown_records, markdown_text, pipe_table
 from bench.settings import DEFAULT_PAIR
 from bench.statistics import RatioInterval
@@ -322,11 +323,8 @@ def _detail(row: LedgerRow) -> str:
     claim, finding = row.claim, row.finding
     compared = "" if finding is None else f" ({markdown_text(finding.detail)})"
     commands = (claim.command,) if finding is None else finding.commands
-    again = ", ".join(f"`{re.sub(_PYTEST, 'python -m pytest', command)}`" for command in commands)
+    again = ", ".join(f"`{as_typed(command)}`" for command in commands)
     return f"- **{claim.name}**: {markdown_text(claim.measured)}{compared}. {again}"
-
-
-_PYTEST = r"^\S*__main__\.py(?= )"  # as a run by `python -m pytest` names itself
 
 
 def _rule_text(rule: Rule) -> str:

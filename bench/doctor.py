@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from bench import statistics
-from bench.records import BaselineTriple, Scalar, TimedArm
+from bench.metrics import spent
+from bench.records import BaselineTriple, Scalar
 
 State = Literal["ok", "note", "problem"]
 Facts = Mapping[str, Scalar]  # as bench.environment.capture gives them
@@ -541,7 +542,7 @@ def noise(run: NoiseRun) -> Iterator[Finding]:
 
 
 def _floor(run: NoiseRun, num_prompts: int) -> Finding:
-    first, second = (np.array([_spent(getattr(t, arm)) for t in run.triples]).T for arm in ("ar", "ar_again"))
+    first, second = (np.array([spent(getattr(t, arm), "decode") for t in run.triples]).T for arm in ("ar", "ar_again"))
     if not (first.sum(axis=1) > 0).all() or not (second.sum(axis=1) > 0).all():
         text = f"the texts of {run.pair} end with their first token, so nothing was timed"
         return Finding("noise floor", "note", text, "Name another pair with --pair.")
@@ -565,8 +566,8 @@ def _drift(run: NoiseRun) -> Finding:
     """The second half of the run against the first, by Welch's t on the logs of seconds per token."""
     from scipy.stats import ttest_ind
 
-    spent = [_spent(triple.ar) + _spent(triple.ar_again) for triple in run.triples]
-    logs = np.array([math.log((a_s + b_s) / (a + b)) for a_s, a, b_s, b in spent if a + b > 0 and a_s + b_s > 0])
+    both = [spent(triple.ar, "decode") + spent(triple.ar_again, "decode") for triple in run.triples]
+    logs = np.array([math.log((a_s + b_s) / (a + b)) for a_s, a, b_s, b in both if a + b > 0 and a_s + b_s > 0])
     half = len(logs) // 2
     if half < 2 or not logs.std():
         return Finding("noise floor", "ok", "the speed stayed the same")
@@ -580,13 +581,6 @@ def _drift(run: NoiseRun) -> Finding:
         return Finding("noise floor", "ok", f"steady: {text}")
     remedy = "Find out what changed meanwhile (heat, another program), and measure when it has settled."
     return Finding("noise floor", "problem" if abs(drift) > POOR_FLOOR else "note", f"drifting: {text}", remedy)
-
-
-def _spent(arm: TimedArm) -> tuple[float, int]:
-    """Seconds and tokens after the first token; of the whole call where the engine does not say when that was."""
-    if arm.first_token_s is None:
-        return arm.seconds, len(arm.token_ids)
-    return arm.seconds - arm.first_token_s, len(arm.token_ids) - 1
 
 
 def _number(facts: Facts, key: str) -> float:

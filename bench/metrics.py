@@ -186,10 +186,10 @@ def gamma_geometric(record: CellRecord) -> RatioInterval | None:
 def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
     """Seconds per token of one arm, of the seconds that `times_measured` names."""
     times = times_measured(record)
-    spent = [_spent(getattr(pair, arm), times) for pair in record.pairs]
-    if not sum(tokens for _, tokens in spent):
+    of_pairs = [spent(getattr(pair, arm), times) for pair in record.pairs]
+    if not sum(tokens for _, tokens in of_pairs):
         return None
-    seconds, tokens = zip(*spent, strict=True)
+    seconds, tokens = zip(*of_pairs, strict=True)
     return statistics.mean_ratio(seconds, tokens, _clusters(record))
 
 
@@ -201,8 +201,8 @@ def aa_floor(run: RunRecord) -> float | None:
 @remembered
 def _aa_floor(baseline: Baseline) -> float | None:
     times = _times(arm for triple in baseline for arm in (triple.ar, triple.ar_again))
-    first = [_spent(triple.ar, times) for triple in baseline]
-    second = [_spent(triple.ar_again, times) for triple in baseline]
+    first = [spent(triple.ar, times) for triple in baseline]
+    second = [spent(triple.ar_again, times) for triple in baseline]
     columns = _columns(first, second)
     if columns is None:
         return None
@@ -218,8 +218,8 @@ def native_ratio(run: RunRecord) -> RatioInterval | None:
 def _native_ratio(baseline: Baseline) -> RatioInterval | None:
     triples = [(triple, triple.native) for triple in baseline if triple.native is not None]
     times = _times(arm for triple, native in triples for arm in (triple.ar, triple.ar_again, native))
-    ours = [_sum_spent(_spent(triple.ar, times), _spent(triple.ar_again, times)) for triple, _ in triples]
-    columns = _columns(ours, [_spent(native, times) for _, native in triples])
+    ours = [_sum_spent(spent(triple.ar, times), spent(triple.ar_again, times)) for triple, _ in triples]
+    columns = _columns(ours, [spent(native, times) for _, native in triples])
     if columns is None:
         return None
     return statistics.ratio_of_totals(*columns, [triple.prompt_index for triple, _ in triples])
@@ -251,8 +251,8 @@ def speed_against(record: CellRecord, reference: CellRecord) -> RatioInterval | 
     if times_measured(record) != times_measured(reference):
         return None
     return _against(
-        [_spent(pair.sd, times_measured(reference)) for pair in reference.pairs],
-        [_spent(pair.sd, times_measured(record)) for pair in record.pairs],
+        [spent(pair.sd, times_measured(reference)) for pair in reference.pairs],
+        [spent(pair.sd, times_measured(record)) for pair in record.pairs],
         [*_clusters(reference), *_clusters(record)],
     )
 
@@ -358,7 +358,7 @@ def phase_shares(record: CellRecord) -> dict[str, float] | None:
     phases = [replay.phase_s for _, replay in _replays(record)]
     seconds = {name: sum(getattr(phase, name) for phase in phases) for name in PhaseSeconds.__slots__}
     total = sum(seconds.values())
-    return {name: spent / total for name, spent in seconds.items()} if total else None
+    return {name: of_phase / total for name, of_phase in seconds.items()} if total else None
 
 
 # Verdict
@@ -452,7 +452,7 @@ def _times(arms: Iterable[TimedArm]) -> Times:
     return "end_to_end" if any(arm.first_token_s is None for arm in arms) else "decode"
 
 
-def _spent(arm: TimedArm, times: Times) -> Spent:
+def spent(arm: TimedArm, times: Times) -> Spent:
     """Seconds and tokens that an arm adds to its totals."""
     if times == "end_to_end" or arm.first_token_s is None:
         return arm.seconds, len(arm.token_ids)
@@ -480,9 +480,7 @@ def _columns(first: list[Spent], second: list[Spent]) -> Columns | None:
 
 
 def time_columns(record: CellRecord, times: Times) -> Columns | None:
-    return _columns(
-        [_spent(pair.ar, times) for pair in record.pairs], [_spent(pair.sd, times) for pair in record.pairs]
-    )
+    return _columns([spent(pair.ar, times) for pair in record.pairs], [spent(pair.sd, times) for pair in record.pairs])
 
 
 def _ratio_of_arms(record: CellRecord, times: Times, confidence: float) -> RatioInterval | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import environment, metrics, store
+from bench.records import ModelPair
 from bench.settings import Settings
 from bench.suite_run import Workload
 
@@ -38,7 +39,7 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
             f"{len(names)} cells of {' or '.join(shapes)}",
             f"at most {minutes:.1f} minutes, if every text reaches its last token ({source}); "
             "what suites train is not counted",
-            f"about {_memory_bytes(workload) / 2**30:.1f} GiB of memory for weights and working space; "
+            f"about {memory_bytes(workload.model_pair) / 2**30:.1f} GiB of memory for weights and working space; "
             f"{environment.available_memory_bytes() / 2**30:.1f} GiB are free",
         )
     )
@@ -72,9 +73,9 @@ def _weight_bytes(model: str) -> int:
     return sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
 
 
-def _memory_bytes(workload: Workload) -> float:
-    weights = _weight_bytes(workload.model_pair.target) + _weight_bytes(workload.model_pair.draft)
-    return 1.5 * weights + 1.5 * 2**30  # caches and logits; Python with torch and transformers loaded
+def memory_bytes(pair: ModelPair) -> float:
+    """What a resolved pair takes: weights, caches and logits, and Python with torch and transformers loaded."""
+    return 1.5 * sum(map(_weight_bytes, {pair.target, pair.draft})) + 1.5 * 2**30
 
 
 def _copy_bandwidth() -> float:

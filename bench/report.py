@@ -25,7 +25,7 @@ from bench.claims import LedgerRow
 from bench.records import RunRecord, Scalar
 from bench.rendering import Entry, Table
 from bench.rows import Row, Runs
-from bench.tables_command import Others, find_others, load_experiments
+from bench.tables_command import Others, asked_keys, find_others, load_experiments
 
 if TYPE_CHECKING:
     from bench.tables_command import Experiments
@@ -105,12 +105,7 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None,
              BackendUnavailable: matplotlib is missing
     """
     experiments, others = load_experiments(results), find_others(results)
-    known = sorted({*experiments, *others})
-    asked = [key for key in known if machine in (None, key[0]) and suite in (None, key[1])]
-    if not asked:
-        wanted = "/".join(name or "*" for name in (machine, suite))
-        found = ", ".join("/".join(key) for key in known) or "none"
-        raise ValueError(f"expected records of {wanted} in {results}, found {found}")
+    asked = asked_keys({*experiments, *others}, results, machine=machine, suite=suite)
     made = {key: _suite(key, experiments, others) for key in track(asked)}
     machines = tuple(
         _machine(name, results, experiments, others, made, whole=suite is None)

@@ -92,7 +92,7 @@ def derived_files(
     from bench import claims, figures, findings, mechanism_figures, tables
 
     experiments, others = load_experiments(results), find_others(results)
-    asked = _asked({*experiments, *others}, results, machine=machine, suite=suite)
+    asked = asked_keys({*experiments, *others}, results, machine=machine, suite=suite)
     for key, (make, paths) in others.items():
         if key in asked:
             page, name = make(paths), "-".join(key)
@@ -139,7 +139,7 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
     from bench import findings, pivot, tables
 
     experiments = {key: (runs, tables.newest_rows(runs)) for key, runs in load_experiments(args.results).items()}
-    asked = _asked(
+    asked = asked_keys(
         [key for key, (_, rows) in experiments.items() if rows], args.results, machine=args.machine, suite=args.suite
     )
     names = [name.strip() for name in args.columns.split(",")] if args.columns else []
@@ -167,7 +167,7 @@ def _rows_on(machine: str, experiments: Experiments) -> list[Row]:
     return [row for key, runs in experiments.items() if key[0] == machine for row in newest_rows(runs)]
 
 
-def _asked(
+def asked_keys(
     known: Iterable[tuple[str, str]], results: Path, *, machine: str | None, suite: str | None
 ) -> list[tuple[str, str]]:
     """Those of a machine and a suite, where these are named.

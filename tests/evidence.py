@@ -26,7 +26,8 @@ SUITE = "pytest --benchmark-only"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command; {work} and {results} are folders, {files} the prompt files that were given, {shape} of an inflated target."""
+    """A command. {work} and {results} are folders, {files} the prompt files that were given as options, {first} of them the
+    first, whose lines say train or held_out, {shape} that of an inflated target."""
 
     minutes: float  # at most
     command: str
@@ -67,17 +68,30 @@ GPU = (
 CPU = (
     Step(60, f"{SUITE} suites/ --results {{results}} --resume", "--preset smoke --num-prompts 1 --max-new-tokens 8"),
     Step(
+        75,
+        f"{SUITE} suites/test_backends.py --backend reference --backend assisted --backend vllm --temperatures 0,0.5,1"
+        " --num-draft-tokens 1 --num-prompts 64 --max-new-tokens 64 --instrument-every 8 --results {results} --resume",
+        "--temperatures 1 --num-prompts 1 --max-new-tokens 8",
+    ),
+    Step(
         40,
-        f"{SUITE} suites/test_temperature_grid.py --preset paper --repeats 1 --max-new-tokens 64 --num-prompts 12"
+        f"{SUITE} suites/test_temperature_grid.py --preset paper --repeats 1 --num-prompts 12 --max-new-tokens 48"
         " --num-draft-tokens 1 {files} --results {results} --resume",
         "--temperatures 1 --num-prompts 1 --max-new-tokens 8",
         needs_files=True,
     ),
     Step(
-        40,
-        f"{SUITE} suites/test_backends.py --backend reference --backend assisted --backend assisted-default --backend vllm"
-        " --temperatures 0,0.5,1 --num-draft-tokens 1 --results {results} --resume",
-        "--temperatures 1 --num-prompts 1 --max-new-tokens 8",
+        90,
+        "specheat kd-matrix --arms offline,online --kd-temperatures 0:1:0.1 --decode-temperatures 0:1:0.1 --seeds 1"
+        " --tokens 52000 --batch-tokens 1024 --learning-rate 1e-3 --prompts {first}:train --domain {first}:held_out"
+        " --out {work}/matrix --results {results}",
+        "--kd-temperatures 0,1 --decode-temperatures 0,1 --tokens 1000 --max-new-tokens 16",
+        needs_files=True,
+    ),
+    Step(
+        20,
+        f"{SUITE} suites/test_concurrency.py --backend vllm --concurrency 1,4,16 --results {{results}} --resume",
+        "--concurrency 1,2 --temperatures 1 --num-prompts 1 --max-new-tokens 8",
     ),
 )
 SETS = {"cpu": CPU, "gpu": GPU}
@@ -86,7 +100,9 @@ SETS = {"cpu": CPU, "gpu": GPU}
 def command(step: Step, *, work: Path, results: Path, files: Sequence[str], dry: bool) -> list[str]:
     """As it is run: an installed program of this environment, with the options of a dry run behind the others."""
     given = " ".join(f"--prompts {shlex.quote(file)}" for file in files)
-    line = step.command.format(work=work, results=results, files=given, shape="0.5b" if dry else "13b")
+    first = shlex.quote(files[0]) if files else ""
+    shape = "0.5b" if dry else "13b"
+    line = step.command.format(work=work, results=results, files=given, first=first, shape=shape)
     program, *rest = shlex.split(f"{line} {step.smallest}" if dry else line)
     return [str(Path(sys.executable).parent / program), *rest]
 

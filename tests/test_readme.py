@@ -24,3 +24,15 @@ def test_links_to_files_resolve(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if not link.startswith(("http://", "https://")):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_every_page_of_docs_is_reached_from_the_readme() -> None:
+    found, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in found:
+            continue
+        found.add(page)
+        links = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", page.read_text())
+        waiting += [(page.parent / link).resolve() for link in links if not link.startswith("http")]
+    assert sorted((ROOT / "docs").rglob("*.md")) == sorted(page for page in found if (ROOT / "docs") in page.parents)
