@@ -121,7 +121,7 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
 
     Args:    address: of a Ray cluster, or "local"; gpus: a shard owns, 0: it owns CPUs
              on_shard: told how many more are done
-    Raises:  BackendUnavailable: Ray is missing, or no cluster answers
+    Raises:  BackendUnavailable: Ray is missing, or no cluster answers; ValueError: this machine has fewer GPUs
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     left = [index for index in range(len(plan.shards)) if not _marker(plan, index).is_file()]
@@ -130,10 +130,18 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
     if left:
         ray = _started(address, workers=workers)
         try:
+            _check_gpus(ray, address, gpus)
             _run_all(ray, plan, left, address, threads, workers=workers, gpus=gpus, on_shard=on_shard)
         finally:
             ray.shutdown()
     return [Done(**json.loads(_marker(plan, index).read_text())) for index in range(len(plan.shards))]
+
+
+def _check_gpus(ray: Any, address: str, gpus: int) -> None:
+    """On this machine: a cluster may get more by and by."""
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if address == "local" and gpus > found:
+        raise ValueError(f"expected --gpus of at most {found}, which Ray finds on this machine, got {gpus}")
 
 
 def _run_all(

@@ -100,7 +100,7 @@ def _run(args: Namespace) -> int:
     texts = args.texts or args.out.absolute().parent / "texts"
     with launched(args.device) as (workers, device), _engine(args.through, pair, job.recipe, device) as backend:
         if workers.is_main:
-            print(f"{job.recipe}\n{job.plan}", file=sys.stderr)
+            print("\n".join(_described(job)), file=sys.stderr)
         card = distill(job, args.out, texts, device=device, backend=backend, workers=workers)
         if workers.is_main:
             print("\n".join(_summary(card, args.out)))
@@ -200,6 +200,20 @@ def _engine(name: str | None, pair: ModelPair, recipe: Recipe, device: str) -> I
         yield backend
     finally:
         backend.close()
+
+
+def _described(job: Job) -> list[str]:
+    """The recipe and the training in words; the card has all of it."""
+    recipe, plan = job.recipe, job.plan
+    total, alike = sum(share for _, share in recipe.temperatures), len({share for _, share in recipe.temperatures}) == 1
+    data = ", ".join(f"{at:g}" if alike else f"{at:g} ({share / total:.0%})" for at, share in recipe.temperatures)
+    loss = f", loss {recipe.loss.name} at KD loss T {recipe.loss.temperature:g}" if recipe.labels == "soft" else ""
+    text = f"fresh text, lambda {recipe.on_policy:g}" if recipe.fresh else "fixed text, lambda 0"
+    return [
+        f"recipe {recipe.name}: KD data T {data}; {text}; {recipe.labels} labels{loss}",
+        f"training: {plan.num_tokens:,} tokens, batches of {plan.batch_tokens:,}, {plan.accumulate} a step; {plan.optimizer}, "
+        f"learning rate {plan.learning_rate:g}; vocabulary of a batch: {f'{plan.vocabulary:,}' if plan.vocabulary else 'all'}",
+    ]
 
 
 def _summary(card: dict[str, Any], out: Path) -> list[str]:

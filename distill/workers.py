@@ -70,7 +70,12 @@ ALONE = Workers()
 
 @contextmanager
 def launched(device: str) -> Iterator[tuple[Workers, str]]:
-    """This process among those that a launcher started, and its own device: of `cuda`, the one with its number."""
+    """This process among those that a launcher started, and its own device: of `cuda`, the one with its number.
+
+    Raises:  ValueError: there is no GPU; BackendUnavailable: accelerate is missing
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, torch finds no GPU; try --device cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
         return

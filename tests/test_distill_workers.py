@@ -17,7 +17,7 @@ from distill.recipes import offline
 from distill.run import distill
 from distill.text import open_table
 from distill.train import FixedText, TextLabels, TrainPlan, train
-from distill.workers import ALONE, Workers
+from distill.workers import ALONE, Workers, launched
 from tests.test_distill_command import arguments
 from tests.tiny_distillation import in_training, one_thread, tiny_job, tiny_text
 
@@ -91,6 +91,12 @@ def test_a_step_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
     plan = TrainPlan(num_tokens=10, accumulate=3)
     with pytest.raises(ValueError, match="multiple of 2 processes, got 3"):
         train(in_training(), FixedText(rows, 99, 0), TextLabels(), plan, tmp_path, workers=Workers(0, 2))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(ValueError, match="torch finds no GPU"), launched("cuda"):
+        pass
 
 
 def test_a_run_that_nobody_launched_is_alone(tmp_path: Path) -> None:

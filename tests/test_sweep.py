@@ -98,6 +98,15 @@ SUITE = "suites/test_temperature_grid.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(installed_version("ray") is None, reason="needs ray")
+def test_more_gpus_than_this_machine_has_are_refused_at_once(options: list[str], tmp_path: Path) -> None:
+    words = ["--ray", "local", "--gpus", "999", "--results", str(tmp_path), SUITE, "--", *options, "--device", "cuda"]
+    done = run_sweep(*words)
+    assert done.returncode == 2
+    assert "expected --gpus of at most" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(installed_version("ray") is None, reason="needs ray")
 def test_two_local_workers_decode_what_one_run_does_and_claim_no_times(options: list[str], tmp_path: Path) -> None:
     alone = [sys.executable, *sweep.PYTEST, "-q", SUITE, *options, "--results", str(tmp_path / "alone")]
     subprocess.run(alone, check=True, capture_output=True, cwd=ROOT)
