@@ -106,7 +106,17 @@ class Recording:
             if path is not None:
                 return Journal.resume(path)
             self.reporter.note(f"nothing to resume for {self.suite} on {self.backend_name}: starting anew")
-        return Journal.start(self.settings.results, header, backend=self.backend_name)
+        return self._started(header)
+
+    def _started(self, header: RunRecord) -> Journal:
+        """Records are named by the second: where one of the same suite began in this one, ours begins in the next."""
+        try:
+            return Journal.start(self.settings.results, header, backend=self.backend_name)
+        except store.StorageError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+        time.sleep(1)
+        return Journal.start(self.settings.results, replace(header, created=_now()), backend=self.backend_name)
 
     def leave(self, backend: Backend) -> None:
         """Before an engine is closed: what it says of itself by then."""

@@ -30,6 +30,14 @@ def test_a_cell_whose_test_ended_early_does_not_keep_the_record_from_being_writt
     assert not list(tmp_path.rglob(f"*{store.UNFINISHED}"))
 
 
+def test_two_records_that_begin_within_a_second_have_names_of_their_own(tmp_path: Path) -> None:
+    nothing: Any = SimpleNamespace(results=tmp_path)
+    recording = Recording("temperature_grid", "reference", settings=nothing, workloads=(), reporter=nothing)
+    first, second = (recording._started(make_run()) for _ in range(2))
+    assert first.path != second.path
+    assert first.header.suite == second.header.suite
+
+
 @pytest.mark.parametrize("method", ["measure", "measure_baseline"])
 def test_nothing_is_recorded_where_pytest_benchmark_is_disabled(method: str) -> None:
     """It would call what is timed once and never the teardown, in which a pair is kept."""
