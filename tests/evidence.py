@@ -83,7 +83,7 @@ CPU = (
     Step(
         90,
         "specheat kd-matrix --arms offline,online --kd-temperatures 0:1:0.1 --decode-temperatures 0:1:0.1 --seeds 1"
-        " --tokens 52000 --batch-tokens 1024 --learning-rate 1e-3 --prompts {first}:train --domain {first}:held_out"
+        " --tokens 26000 --batch-tokens 1024 --learning-rate 1e-3 --prompts {first}:train --domain {first}:held_out"
         " --out {work}/matrix --results {results}",
         "--kd-temperatures 0,1 --decode-temperatures 0,1 --tokens 1000 --max-new-tokens 16",
         needs_files=True,
