@@ -52,11 +52,11 @@ class MatrixPlan:
     kd_temperatures: tuple[float, ...]
     decode_temperatures: tuple[float, ...]
     seeds: tuple[int, ...]
-    domain: str  # held-out prompt set
+    domains: tuple[str, ...]  # held-out prompt sets; claims are about the first
     job: Job  # of recipe and seed the first is meant
 
     def __post_init__(self) -> None:
-        for name in ("arms", "kd_temperatures", "decode_temperatures", "seeds"):
+        for name in ("arms", "kd_temperatures", "decode_temperatures", "seeds", "domains"):
             if not getattr(self, name):
                 raise ValueError(f"expected {name}, got none")
         for place, arm in enumerate(self.arms):
@@ -113,8 +113,9 @@ def draft_name(arm: str, recipe: Recipe, seed: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One draft at one decode temperature: sums over each prompt's text, at the k of `held_out`."""
+    """One draft at one decode temperature on one domain: sums over each prompt's text, at the k of `held_out`."""
 
+    domain: str
     temperature: float
     tokens: tuple[int, ...]
     overlap: tuple[float, ...]  # of all tokens; / tokens: alpha_text
@@ -122,7 +123,7 @@ class Cell:
     accepted: tuple[float, ...]  # / tested: alpha
     emitted: tuple[int, ...]
     rounds: tuple[float, ...]  # emitted / rounds: block efficiency
-    # Of the start: overlap along the text of the first temperature, decoded at this one; / its tokens: the softmax's share.
+    # Of the start: overlap along the domain's text of the first T, decoded at this one; over its tokens: the softmax's share.
     rescaled: tuple[float, ...] = ()
 
 
@@ -146,6 +147,16 @@ class Matrix:
 
     plan: dict[str, Any]
     measured: tuple[Measured, ...]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return _domains(self.plan)
+
+    def on(self, domain: str) -> Matrix:
+        """What was measured on one domain."""
+        only = (tuple(cell for cell in line.cells if cell.domain == domain) for line in self.measured)
+        lines = (replace(line, cells=cells) for line, cells in zip(self.measured, only, strict=True))
+        return Matrix(self.plan | {"domains": [domain]}, tuple(lines))
 
 
 def run(
@@ -171,11 +182,14 @@ def run(
 
     def measure(name: str, folder: Path, made: dict[str, Any]) -> None:
         model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
-        measured = cells(model, teacher, text())
-        if name == START:
-            sums = rescaled(model, teacher, text())
-            measured = tuple(replace(cell, rescaled=of_cell) for cell, of_cell in zip(measured, sums, strict=True))
-        done[name] = Measured(draft=name, cells=measured, **made)
+        measured: list[Cell] = []
+        for domain, of_domain in text().items():
+            found = cells(model, teacher, of_domain, domain)
+            if name == START:
+                sums = rescaled(model, teacher, of_domain)
+                found = tuple(replace(cell, rescaled=of_cell) for cell, of_cell in zip(found, sums, strict=True))
+            measured += found
+        done[name] = Measured(draft=name, cells=tuple(measured), **made)
         with path.open("a") as file:
             file.write(json.dumps(asdict(done[name])) + "\n")
 
@@ -220,11 +234,12 @@ def _public(plan: MatrixPlan) -> dict[str, Any]:
     return asdict(replace(plan, job=job))
 
 
-def _texts(plan: MatrixPlan, teacher: Teacher, texts: Path) -> tuple[HeldOut, ...]:
-    return held_out_text(teacher, (plan.domain,), texts, temperatures=plan.decode_temperatures)
+def _texts(plan: MatrixPlan, teacher: Teacher, texts: Path) -> dict[str, tuple[HeldOut, ...]]:
+    at = plan.decode_temperatures
+    return {domain: held_out_text(teacher, (domain,), texts, temperatures=at) for domain in plan.domains}
 
 
-def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut]) -> tuple[Cell, ...]:
+def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut], domain: str) -> tuple[Cell, ...]:
     """The draft along each text, a number for every prompt; draft T = decode T."""
     found = []
     for text in texts:
@@ -232,6 +247,7 @@ def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut]) -> tuple[Cell,
         totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
         found.append(
             Cell(
+                domain=domain,
                 temperature=text.temperature,
                 tokens=tuple(len(of_prompt.overlap) for of_prompt in along),
                 overlap=tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along),
@@ -262,27 +278,40 @@ def load(path: Path) -> Matrix:
         write_atomically(path, whole)
     try:
         header, *lines = (json.loads(line) for line in whole.splitlines())
-        measured = tuple(Measured(**line | {"cells": tuple(Cell(**cell) for cell in line["cells"])}) for line in lines)
-        return Matrix(header["plan"], measured)
+        plan = header["plan"]
+        only = {"domain": _domains(plan)[0]}  # of records of one domain, whose cells do not name it
+        measured = tuple(
+            Measured(**line | {"cells": tuple(Cell(**only | cell) for cell in line["cells"])}) for line in lines
+        )
+        return Matrix(plan, measured)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
 
-def merged(records: Sequence[Path]) -> Matrix:
-    """The drafts of all records that were made like the newest, arms, KD temperatures and seeds apart.
+def merged(records: Sequence[Path]) -> list[Matrix]:
+    """The drafts of records that were made alike, arms, KD temperatures and seeds apart; the newest first.
 
     Args:    records: oldest first; of a draft that is in several the newest line counts
     """
-    found = [load(path) for path in records]
-    alike = [each for each in found if _conditions(each.plan) == _conditions(found[-1].plan)]
-    lines = {line.draft: line for each in alike for line in each.measured}
-    return Matrix(found[-1].plan, tuple(lines.values()))
+    waiting = [load(path) for path in records]
+    groups = []
+    while waiting:
+        plan = waiting[-1].plan
+        alike = [each for each in waiting if _conditions(each.plan) == _conditions(plan)]
+        waiting = [each for each in waiting if _conditions(each.plan) != _conditions(plan)]
+        groups.append(Matrix(plan, tuple({line.draft: line for each in alike for line in each.measured}.values())))
+    return groups
 
 
 def _conditions(plan: Mapping[str, Any]) -> dict[str, Any]:
     """What drafts must share to stand in one table."""
     job = {name: value for name, value in plan["job"].items() if name not in ("recipe", "seed", "text_tokens")}
-    return {"job": job, "domain": plan["domain"], "decode_temperatures": plan["decode_temperatures"]}
+    return {"job": job, "domains": _domains(plan), "decode_temperatures": plan["decode_temperatures"]}
+
+
+def _domains(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Plans had one `domain` before they had several."""
+    return tuple(plan["domains"] if "domains" in plan else [plan["domain"]])
 
 
 def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:

@@ -64,7 +64,7 @@ def effect(matrix: Matrix, design: Design, *, in_logs: bool = False) -> tuple[Ef
         return None
     values = np.stack([_signed_means(alphas, means, in_logs) for alphas in complete])
     found = seeds_and_prompts(values[:, 0], values[:, 1:].mean(0))
-    return found, f"{len(complete)} seeds, {values.shape[1] - 1} prompts of {matrix.plan['domain']}"
+    return found, f"{len(complete)} seeds, {values.shape[1] - 1} prompts of {matrix.domains[0]}"
 
 
 def _alphas(line: Measured) -> dict[Cell, Array]:
@@ -180,13 +180,13 @@ def in_matrix(records: Records, *, suites: Sequence[str], design: Design, in_log
 
 
 def _merged(lines: Sequence[LineRecord]) -> tuple[Matrix, list[LineRecord]]:
-    """The records that were made alike, as one, and which they are."""
+    """The newest record and those made like it, as one, on their first domain, and which they are."""
     from distill.matrix import load, merged
 
-    matrix = merged([line.path for line in lines])
+    matrix = merged([line.path for line in lines])[0]
     drafts = {each.draft: each for each in matrix.measured if each.arm != START[0]}  # which is alike in all
     used = [line for line in lines if any(drafts.get(each.draft) == each for each in load(line.path).measured)]
-    return matrix, used
+    return matrix.on(matrix.domains[0]), used
 
 
 def tuned_against_matched(records: Records, *, suites: Sequence[str]) -> Finding | None:

@@ -16,6 +16,7 @@ from distill.command import interruptible, job_of, job_options, whole
 if TYPE_CHECKING:
     from distill.matrix import MatrixPlan
 
+DOMAIN = "instructions:held_out"
 DEFAULTS = {
     "arms": "offline,online,mixture,composed",
     "kd_temperatures": "0,0.2,0.4,0.6,0.8,1",
@@ -39,7 +40,12 @@ class KdMatrix:
         )
         option("--decode-temperatures", default=DEFAULTS["decode_temperatures"], metavar="GRID", help="to measure at")
         option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
-        option("--domain", default="instructions:held_out", metavar="SET", help="held-out prompts to measure on")
+        option(
+            "--domain",
+            action="append",
+            metavar="SET",
+            help=f"held-out prompts to measure on, repeat for several; claims are about the first (default: {DOMAIN})",
+        )
         option("--results", type=Path, default=Path("results"), metavar="DIR", help="for the record (default: results)")
         job_options(parser)
         parser.set_defaults(train="adapters")
@@ -86,5 +92,6 @@ def _plan(args: Namespace) -> MatrixPlan:
     job, _ = job_of(args, any_recipe, text_tokens=whole("--tokens", args.tokens, least=1), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")
-    check_held_out(replace(job, held_out=(args.domain,)))
-    return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, args.domain, job)
+    domains = tuple(dict.fromkeys(args.domain or [DOMAIN]))
+    check_held_out(replace(job, held_out=domains))
+    return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, domains, job)

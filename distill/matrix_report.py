@@ -106,7 +106,14 @@ def decode_temperatures(matrix: Matrix) -> list[float]:
 
 
 def tables(matrix: Matrix) -> str:
-    """Markdown: alpha, then its change; a row for each kind of draft, a column for each decode temperature."""
+    """Markdown: of each domain alpha, then its change; a row for each kind of draft, a column for each decode temperature."""
+    texts = [_domain_tables(matrix.on(domain)) for domain in matrix.domains]
+    if len(_kinds(matrix)) > 1:
+        texts.append(f"{_BUDGET_CAPTION}\n\n{_budget_table(matrix)}")
+    return "\n\n".join(texts)
+
+
+def _domain_tables(matrix: Matrix) -> str:
     columns, found = decode_temperatures(matrix), alphas(matrix)
     best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
     texts = [
@@ -120,8 +127,8 @@ def tables(matrix: Matrix) -> str:
     ]
     if len(_kinds(matrix)) > 1:
         texts.append(_table(columns, {kind: list(map(_change_text, row)) for kind, row in changes(matrix).items()}))
-        texts += [_regret_table(found), _best_table(matrix), _budget_table(matrix)]
-    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION, _BEST_CAPTION, _BUDGET_CAPTION)
+        texts += [_regret_table(found), _best_table(matrix)]
+    captions = (_caption(matrix), _CHANGE_CAPTION, _REGRET_CAPTION, _BEST_CAPTION)
     sections = list(zip(captions, texts, strict=False))
     if steps := split(matrix):
         sections.append((_SPLIT_CAPTION, _split_table(steps)))
@@ -308,13 +315,14 @@ _REGRET_CAPTION = (
 def _caption(matrix: Matrix) -> str:
     job, trained = matrix.plan["job"], [line for line in matrix.measured if line.seed is not None]
     hours = sum(sum(line.seconds.values()) for line in trained) / 3600
-    seeds = len({line.seed for line in trained})
+    num_seeds = len({line.seed for line in trained})
+    seeds = f"{num_seeds} seed{'' if num_seeds == 1 else 's'}"
     prompts = len(matrix.measured[0].cells[0].tokens)
     others = any(IN_SECONDS_OF in arm for arm in matrix.plan["arms"])
     in_seconds = " (those in the seconds of others on as many as these are worth)" if others else ""
     return (
         f"Alpha at k = {NUM_DRAFT_TOKENS} (analytic, draft T = decode T) on {prompts} held-out prompts of "
-        f"{matrix.plan['domain']}. {len(trained)} drafts, {seeds} seeds; ± is the half-width of the 95 % interval over "
+        f"{matrix.domains[0]}. {len(trained)} drafts, {seeds}; ± is the half-width of the 95 % interval over "
         f"seeds and prompts. Each draft was trained on {job['plan']['num_tokens']:,} answer tokens{in_seconds} as "
         f"{job['trained']} of the start, in {hours:.1f} hours of sampling and training altogether. `matched` is the offline "
         "draft of the decode T itself. Bold: the best of a column."
@@ -322,12 +330,13 @@ def _caption(matrix: Matrix) -> str:
 
 
 def derived(records: Sequence[Path]) -> Page:
-    """Of the newest record and those made like it, for `specheat tables`."""
-    matrix = merged(records)
+    """For `specheat tables`, the newest record and those made like it first; the heat map is theirs, on their first domain."""
+    found = merged(records)
+    text = "\n\n".join(map(tables, found))
     try:
-        return Page(tables(matrix), heat_maps(matrix))
+        return Page(text, heat_maps(found[0].on(found[0].domains[0])))
     except BackendUnavailable:  # no matplotlib
-        return Page(tables(matrix), {})
+        return Page(text, {})
 
 
 def heat_maps(matrix: Matrix) -> dict[str, bytes]:

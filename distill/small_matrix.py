@@ -113,4 +113,4 @@ def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workloa
         batch_rows=size.batch_rows,
         seed=settings.seed,
     )
-    return MatrixPlan(tuple(arms), size.kd_temperatures, size.decode_temperatures, size.seeds, domain=domain, job=job)
+    return MatrixPlan(tuple(arms), size.kd_temperatures, size.decode_temperatures, size.seeds, (domain,), job)

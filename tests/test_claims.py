@@ -251,7 +251,9 @@ def kd_cell(alpha: float, temperature: float, rng: np.random.Generator) -> matri
     tested, easier = of_prompts.uniform(40, 120, 16), 0.03 * of_prompts.normal(size=16)
     accepted = tested * (alpha + easier + 0.004 * rng.normal(size=16))
     counts = tuple(map(int, tested))
-    return matrix.Cell(temperature, counts, tuple(accepted), tuple(tested), tuple(accepted), counts, tuple(tested))
+    return matrix.Cell(
+        "instructions", temperature, counts, tuple(accepted), tuple(tested), tuple(accepted), counts, tuple(tested)
+    )
 
 
 def kd_alpha(arm: str, kd_temperature: float | None, decode_t: float) -> float:

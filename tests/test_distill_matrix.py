@@ -15,7 +15,17 @@ from distill import drafts, matrix
 from distill.alpha import split as alpha_split
 from distill.held_out import held_out_text
 from distill.matrix import RECORD, START, Cell, Matrix, MatrixPlan, Measured, load, merged, run
-from distill.matrix_report import Interval, alphas, best_kd_temperatures, changes, estimate, heat_maps, split, tables
+from distill.matrix_report import (
+    Interval,
+    alphas,
+    best_kd_temperatures,
+    changes,
+    derived,
+    estimate,
+    heat_maps,
+    split,
+    tables,
+)
 from distill.recipes import offline
 from distill.run import distill
 from distill.teacher import load_teacher
@@ -38,7 +48,7 @@ def tiny_plan(folder: Path) -> MatrixPlan:
         kd_temperatures=(0.0, 1.0),
         decode_temperatures=(0.0, 0.5, 1.0),
         seeds=(0, 1),
-        domain=job.held_out[0],
+        domains=job.held_out[:1],
         job=job,
     )
 
@@ -141,20 +151,22 @@ def test_records_that_differ_in_arms_and_seeds_stand_in_one_table(
         parts.append(tmp_path / f"{name}.jsonl")
         parts[-1].write_bytes(header + b"".join(kept))
     whole = load(made[1] / "out" / RECORD)
-    assert sorted(line.draft for line in merged(parts).measured) == sorted(line.draft for line in whole.measured)
+    (together,) = merged(parts)
+    assert sorted(line.draft for line in together.measured) == sorted(line.draft for line in whole.measured)
     other = json.loads(header)
     other["plan"]["job"]["plan"]["num_tokens"] += 1
     parts[0].write_bytes(json.dumps(other).encode() + b"\n" + b"".join(lines[:4]))
-    assert [line.draft for line in merged(parts).measured] == [
-        json.loads(line)["draft"] for line in (lines[0], *lines[4:])
-    ]
+    drafts_of = [[line.draft for line in group.measured] for group in merged(parts)]
+    assert drafts_of == [[json.loads(line)["draft"] for line in kept] for kept in ((lines[0], *lines[4:]), lines[:4])]
+    page = derived(parts)
+    assert page.markdown.index("7 drafts, 2 seeds") < page.markdown.index("3 drafts, 1 seed;")
 
 
 def cell_of(alpha: float) -> Cell:
     """Twenty prompts that all accept alike."""
     tested = tuple(float(10 + prompt) for prompt in range(20))
     nothing = (0,) * 20
-    return Cell(1.0, nothing, nothing, tested, tuple(alpha * each for each in tested), nothing, nothing)
+    return Cell("instructions", 1.0, nothing, nothing, tested, tuple(alpha * each for each in tested), nothing, nothing)
 
 
 @pytest.mark.parametrize("cut", ["between", "within a line"])
@@ -209,7 +221,7 @@ def test_the_change_of_alpha_is_split_into_rescaling_and_context_shift(made: tup
         parts = step.rescaling.estimate + step.context_shift.estimate
         assert step.alpha_text.estimate == pytest.approx(steps[0].alpha_text.estimate + parts)
     teacher = load_teacher(Path(plan.job.target), device="cpu")
-    texts = held_out_text(teacher, (plan.domain,), folder / "texts", temperatures=plan.decode_temperatures)
+    texts = held_out_text(teacher, plan.domains, folder / "texts", temperatures=plan.decode_temperatures)
     draft = drafts.cast(drafts.load(Path(plan.job.start), dtype=torch.bfloat16), teacher.model.dtype)
     whole = alpha_split(
         draft, {text.temperature: text.rows for text in texts}, teacher.head_VD, frozen_at=plan.decode_temperatures[0]
@@ -252,9 +264,9 @@ def test_intervals_cover_other_seeds_and_other_prompts() -> None:
             cells = []
             for shift in generator.normal(0, seed_spread, num_seeds):
                 accepted = tested * (0.5 + shift + shared)
-                cells.append(Cell(0.5, (), (), tuple(tested), tuple(accepted), (), ()))
+                cells.append(Cell("instructions", 0.5, (), (), tuple(tested), tuple(accepted), (), ()))
             # The start shares the prompts and knows no seeds: what is left of the difference is the seeds' own.
-            start = Cell(0.5, (), (), tuple(tested), tuple(tested * (0.5 + shared)), (), ())
+            start = Cell("instructions", 0.5, (), (), tuple(tested), tuple(tested * (0.5 + shared)), (), ())
             for found, truth in ((estimate(cells), 0.5), (estimate(cells, [start]), 0.0)):
                 assert found.half_width is not None
                 held[truth] += abs(found.estimate - truth) <= found.half_width
@@ -265,8 +277,39 @@ def test_intervals_cover_other_seeds_and_other_prompts() -> None:
             )  # chance of so many runs, and a bit wide
 
 
+def test_the_same_drafts_are_measured_on_every_domain(made: tuple[MatrixPlan, Path], tmp_path: Path) -> None:
+    plan, folder = made
+    plan = replace(plan, arms=("offline",), kd_temperatures=(1.0,), decode_temperatures=(0.0, 1.0), seeds=(0,))
+    domains = (*plan.domains, plan.job.prompts[0])
+    both, alone = (
+        run(replace(plan, domains=of_run), out, folder / "texts", device="cpu", header={}, on_draft=lambda name: None)
+        for of_run, out in ((domains, tmp_path / "both"), (domains[1:], tmp_path / "alone"))
+    )
+    assert both.domains == domains
+    assert len(both.measured[0].cells) == 4
+    for place, domain in enumerate(domains):
+        assert [cell.domain for cell in both.measured[1].cells[2 * place : 2 * place + 2]] == [domain] * 2
+    assert [line.cells for line in both.on(domains[1]).measured] == [line.cells for line in alone.measured]
+    text = tables(both)
+    assert all(f"held-out prompts of {domain}" in text for domain in domains)
+    assert text.count("What a draft cost") == 1
+
+
+def test_a_record_of_one_domain_is_read_as_it_was_written_before(made: tuple[MatrixPlan, Path], tmp_path: Path) -> None:
+    path = made[1] / "out" / RECORD
+    header, *lines = map(json.loads, path.read_text().splitlines())
+    (header["plan"]["domain"],) = header["plan"].pop("domains")
+    for line in lines:
+        for cell in line["cells"]:
+            del cell["domain"]
+    before = tmp_path / RECORD
+    before.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    assert load(before).measured == load(path).measured
+    assert tables(load(before)) == tables(load(path))
+
+
 def test_a_single_seed_gives_no_interval() -> None:
-    cell = Cell(0.5, (4, 4), (2.0, 3.0), (4.0, 4.0), (2.0, 3.0), (4, 4), (2.0, 2.0))
+    cell = Cell("instructions", 0.5, (4, 4), (2.0, 3.0), (4.0, 4.0), (2.0, 3.0), (4, 4), (2.0, 2.0))
     assert estimate([cell]) == Interval(0.625, None)
 
 
