@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Expected failures end in one line on stderr, not in a traceback."""
     try:
         argv = sys.argv[1:] if argv is None else argv
-        parser, made = _parser(argv)
+        parser, made = command_line(argv)
         args = parser.parse_args(argv)
         return made[args.command].run(args)
     except (ValueError, BackendUnavailable, IncomparableResults, OSError) as error:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+def command_line(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     """With all commands, or the one that the arguments name: no other is imported then."""
     parser = argparse.ArgumentParser(
         prog="specheat", description="Measures how decoding temperature changes speculative decoding."

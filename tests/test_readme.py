@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from bench import cli
+from tests.readme_commands import commands
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")])
@@ -36,3 +40,14 @@ def test_every_page_of_docs_is_reached_from_the_readme() -> None:
         links = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", page.read_text())
         waiting += [(page.parent / link).resolve() for link in links if not link.startswith("http")]
     assert sorted((ROOT / "docs").rglob("*.md")) == sorted(page for page in found if (ROOT / "docs") in page.parents)
+
+
+SPECHEAT = [command for command in commands((ROOT / "README.md").read_text()) if command.startswith("specheat ")]
+
+
+@pytest.mark.parametrize("command", SPECHEAT)
+def test_commands_of_the_readme_have_options_that_there_are(command: str) -> None:
+    program, *typed = shlex.split(command)
+    parser, _ = cli.command_line(typed)
+    assert parser.prog == program
+    parser.parse_args(typed)  # exits where it does not know one
