@@ -71,15 +71,17 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
     return axis, tuple(lines)
 
 
-def render(runs: Runs) -> dict[str, bytes]:
-    """The figure of one suite on one machine in every format, of its newest group of rows; empty where no cell is valid.
+def render(runs: Runs) -> dict[str, dict[str, bytes]]:
+    """The figures of one suite on one machine in every format, one of each group of rows with valid cells.
 
+    Returns: by what is added to the suite's name: nothing for the newest group, then 2, 3, ...
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    rows = newest_group(runs)
+    return {name: _render(group) for name, group in named_groups(runs).items() if _has_valid(group)}
+
+
+def _render(rows: Sequence[Row]) -> dict[str, bytes]:
     valid = [row for row in rows if row.verdict.valid]
-    if not valid:
-        return {}
     with our_style():
         figure = _draw(valid, num_invalid=len(rows) - len(valid))
         return {name: saved(figure, name) for name in FORMATS}
@@ -99,13 +101,23 @@ def our_style() -> Iterator[None]:
         yield
 
 
-def has_figure(runs: Runs) -> bool:
-    """Whether `render` gives one."""
-    return any(row.verdict.valid for row in newest_group(runs))
+def names(runs: Runs) -> list[str]:
+    """Of the figures that `render` gives, without drawing them."""
+    return [name for name, group in named_groups(runs).items() if _has_valid(group)]
+
+
+def named_groups(runs: Runs) -> dict[str, Sequence[Row]]:
+    """Groups of rows, the newest first, by what is added to the suite's name in those of their figures."""
+    groups = tables.row_groups(tables.newest_rows(runs))
+    return {"" if number == 1 else str(number): group for number, group in enumerate(groups, start=1)}
+
+
+def _has_valid(rows: Sequence[Row]) -> bool:
+    return any(row.verdict.valid for row in rows)
 
 
 def newest_group(runs: Runs) -> Sequence[Row]:
-    """The rows that figures are of."""
+    """The rows that figures beside the main ones are of."""
     return next(iter(tables.row_groups(tables.newest_rows(runs))), ())
 
 

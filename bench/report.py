@@ -227,7 +227,7 @@ def _suite_of_cells(key: Key, runs: Runs) -> Suite:
     cells = rows.newest_rows(runs)
     anchor = slug(" ".join(key))
     further = {what: render(runs) for what, (_, render) in mechanism_figures.FURTHER.items()}
-    images = {"": figures.render(runs), **further}
+    images = figures.render(runs) | further
     newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
     return Suite(
         anchor=anchor,

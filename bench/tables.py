@@ -200,7 +200,7 @@ def newest_baselines(runs: Runs) -> Runs:
 def suite_tables(runs: Runs) -> tuple[Table, ...]:
     """Every table of one suite on one machine."""
     baselines = newest_baselines(runs)
-    of_cells = [table for group in row_groups(newest_rows(runs)) for table in _group_tables(group)]
+    of_cells = itertools.chain.from_iterable(map(_group_tables, row_groups(newest_rows(runs))))
     return (*of_cells, *((baseline_table(baselines),) if baselines else ()))
 
 
@@ -430,19 +430,25 @@ def terminal_comparison(runs: Runs) -> str:
     return terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
 
 
-def markdown_table(runs: Runs, *, further: Sequence[Table] = (), results: str = "..", figure: str | None = None) -> str:
+def markdown_table(
+    runs: Runs, *, further: Sequence[Table] = (), results: str = "..", figures: Sequence[str | None] = ()
+) -> str:
     """The tables of one suite on one machine, for GitHub.
 
     Args:    further: tables that come behind them; results: path to the folder of records from where the text will lie;
-             figure: path of an image to show
+             figures: path of an image to show with the first table of each group of rows, or none
     """
     tables = (*suite_tables(runs), *further)
+    first_tables = itertools.accumulate(
+        (len(_group_tables(group)) for group in row_groups(newest_rows(runs))), initial=0
+    )
+    images = {place: figure for place, figure in zip(first_tables, figures, strict=False) if figure}
     name = tables[0].title if tables else title(next(iter(runs.values())))
     blocks = [f"# {name}", f"_{DERIVED}_"]
     for number, table in enumerate(tables):
         if number:
             blocks.append(f"## {table.title}")
-        image = f"![{name}]({figure})" if not number and figure is not None else ""
+        image = f"![{name}]({images[number]})" if number in images else ""
         blocks.append(markdown(table, results, image=image))
     return "\n\n".join(blocks) + "\n"
 

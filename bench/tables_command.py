@@ -103,11 +103,13 @@ def derived_files(
             continue
         name = "-".join(key)
         further = findings.further_tables(tables.newest_rows(runs))
-        images = figures.render(runs)
-        figure = f"../figures/{name}.svg" if images else None
-        yield results / "tables" / f"{name}.md", tables.markdown_table(runs, further=further, figure=figure).encode()
+        images = {_joined(name, which): made for which, made in figures.render(runs).items()}
+        of_groups = [_joined(name, which) for which in figures.named_groups(runs)]
+        shown = [f"../figures/{each}.svg" if each in images else None for each in of_groups]
+        yield results / "tables" / f"{name}.md", tables.markdown_table(runs, further=further, figures=shown).encode()
         yield results / "tables" / f"{name}.tex", tables.latex_table(runs, further=further).encode()
-        yield from _images(results, name, images)
+        for each, made in images.items():
+            yield from _images(results, each, made)
         for what, (_, render) in mechanism_figures.FURTHER.items():
             yield from _images(results, f"{name}-{what}", render(runs))
     for name in sorted({key[0] for key in asked}):
@@ -158,6 +160,10 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
 
 def _images(results: Path, name: str, images: Mapping[str, bytes]) -> Iterator[tuple[Path, bytes]]:
     return ((results / "figures" / f"{name}.{file_format}", image) for file_format, image in images.items())
+
+
+def _joined(name: str, which: str) -> str:
+    return f"{name}-{which}" if which else name
 
 
 def _rows_on(machine: str, experiments: Experiments) -> list[Row]:
@@ -236,7 +242,7 @@ def _ledger_page(machine: str, page: Page) -> str:
 
 def _index(results: Path, experiments: Experiments, others: Others) -> str:
     """results/README.md: what was measured where, with links to tables, figures and raw records."""
-    from bench.figures import FORMATS, has_figure
+    from bench.figures import FORMATS, names
     from bench.mechanism_figures import FURTHER, predicted_points
 
     def image_links(name: str, what: str = "") -> list[str]:
@@ -259,8 +265,8 @@ def _index(results: Path, experiments: Experiments, others: Others) -> str:
             continue
         runs = experiments[key]
         links = [f"[{file_format}](tables/{name}.{file_format})" for file_format in ("md", "tex")]
-        if has_figure(runs):
-            links += image_links(name)
+        for which in names(runs):
+            links += image_links(_joined(name, which), f"{which} " if which else "")
         for what, (has, _) in FURTHER.items():
             if has(runs):
                 links += image_links(f"{name}-{what}", f"{what} ")

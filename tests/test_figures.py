@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_the_users_own_matplotlib_settings_change_nothing():
 
 
 def test_both_formats_say_that_they_are_derived_and_not_when():
-    images = figures.render({FILE: GRID})
+    images = figures.render({FILE: GRID})[""]
     assert tuple(images) == figures.FORMATS
     assert images["png"].startswith(b"\x89PNG")
     assert all(rendering.DERIVED.encode() in image for image in images.values())
@@ -86,8 +87,20 @@ def test_twenty_lines_look_different_from_each_other_and_seven_without_colour():
 def test_invalid_cells_are_left_out_and_a_run_of_them_has_no_figure():
     broken = failed_record(make_cell(temperature=0.0))
     assert figures.render({FILE: make_run([broken])}) == {}
-    assert not figures.has_figure({FILE: make_run([broken])})
+    assert figures.names({FILE: make_run([broken])}) == []
     assert figures.render({FILE: make_run([broken, make_record()])})
+
+
+def test_every_group_of_rows_has_a_figure_and_the_newest_the_plain_name():
+    older, newer = (run_of([make_cell(temperature=t, num_prompts=n) for t in (0.0, 1.0)]) for n in (4, 8))
+    runs = {"old.json": replace(older, created="2026-01-01"), FILE: replace(newer, created="2026-02-01")}
+    images = figures.render(runs)
+    assert list(images) == figures.names(runs) == ["", "2"]
+    assert images[""] == figures.render({FILE: runs[FILE]})[""]
+    assert images["2"] == figures.render({"old.json": runs["old.json"]})[""]
+    text = tables.markdown_table(runs, figures=["new.svg", "old.svg"])
+    assert text.count("](new.svg)") == text.count("](old.svg)") == 1
+    assert text.index("](new.svg)") < text.index("](old.svg)")
 
 
 def test_one_cell_of_one_prompt_without_a_baseline_can_be_drawn():
