@@ -66,26 +66,6 @@ class TargetScorer:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def score(
-        self,
-        prompt_ids: Sequence[int],
-        token_ids: Sequence[int],
-        slots: Sequence[int],
-        *,
-        temperature: float,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        prompt_index: int = 0,
-        repeat: int = 0,
-        seed: int = 0,
-        near_tie: float = 0.0,
-    ) -> TextEvidence:
-        """Score one text; `score_texts` is faster for several."""
-        text = Text(tuple(prompt_ids), tuple(token_ids), tuple(slots), prompt_index, repeat)
-        return self.score_texts(
-            [text], temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, near_tie=near_tie
-        )[0]
-
     @torch.inference_mode()
     def score_texts(
         self,

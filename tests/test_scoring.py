@@ -85,9 +85,7 @@ def test_batches_say_the_same_as_single_texts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(scoring, "ROWS_AT_A_TIME", 7)
     in_parts = scorer.score_texts(texts, temperature=0.7, seed=9)
     for text, evidence, part in zip(texts, together, in_parts, strict=True):
-        alone = scorer.score(
-            text.prompt_ids, text.token_ids, text.slots, temperature=0.7, seed=9, prompt_index=text.prompt_index
-        )
+        (alone,) = scorer.score_texts([text], temperature=0.7, seed=9)
         for other in (alone, part):
             assert evidence.prompt_index == other.prompt_index == text.prompt_index
             np.testing.assert_allclose(evidence.pit, other.pit, atol=1e-5)  # float32 of other batch shapes
@@ -128,6 +126,10 @@ class Fixed:
         return type("Output", (), {"logits": self.logits.expand(shape)})
 
 
+def one_of_each_token() -> Text:
+    return Text((0,), (0, 1, 2, 3), (0,) * 4, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("warping", "at_boundary", "forbidden"),
     [
@@ -141,14 +143,14 @@ def test_a_token_at_the_boundary_of_the_support_is_not_marked_but_keeps_pit_1(
     warping: dict[str, float], at_boundary: set[int], forbidden: set[int]
 ) -> None:
     scorer = TargetScorer(Fixed([3.0, 2.0, 1.96, 0.0]))  # type: ignore[arg-type]
-    evidence = scorer.score([0], [0, 1, 2, 3], [0] * 4, temperature=1.0, near_tie=0.1, **warping)  # type: ignore[arg-type]
+    (evidence,) = scorer.score_texts([one_of_each_token()], temperature=1.0, near_tie=0.1, **warping)  # type: ignore[arg-type]
     assert set(evidence.off_support) == forbidden
     assert {place for place in range(4) if evidence.pit[place] == 1} == forbidden | at_boundary
 
 
 def test_equal_logits_are_ordered_by_id() -> None:
     scorer = TargetScorer(Fixed([1.0, 1.0, 1.0, 1.0]))  # type: ignore[arg-type]
-    evidence = scorer.score([0], [2] * 200, [0] * 200, temperature=1.0)
+    (evidence,) = scorer.score_texts([Text((0,), (2,) * 200, (0,) * 200, 0, 0)], temperature=1.0)
     assert 0.5 <= min(evidence.pit) < 0.52
     assert 0.73 < max(evidence.pit) <= 0.75
 
@@ -156,7 +158,7 @@ def test_equal_logits_are_ordered_by_id() -> None:
 def test_impossible_tokens_and_a_tiny_temperature_leave_finite_evidence() -> None:
     scorer = TargetScorer(Fixed([0.0, -math.inf, 5.0, -3.0]))  # type: ignore[arg-type]
     for temperature in (1.0, 1e-30):
-        evidence = scorer.score([0], [0, 1, 2, 3], [0] * 4, temperature=temperature)
+        (evidence,) = scorer.score_texts([one_of_each_token()], temperature=temperature)
         assert np.isfinite(evidence.pit + evidence.excess_surprisal + evidence.surprisal_variance).all()
         assert evidence.pit[1] < 1
 
