@@ -319,7 +319,7 @@ def _pairs(args: Namespace, asked: ModelPair) -> Iterator[PairFacts]:
     for pair in rows.values():
         ready, why = _readiness(pair)
         if ready and not all(map(_is_made, (pair.target, pair.draft))):
-            why = "ready; made on first use, about 20 s"
+            why = "ready; made on first use"
         yield PairFacts(pair.name, ready, why, asked=pair is asked)
 
 

@@ -120,7 +120,7 @@ def _install(made: Path, folder: Path) -> None:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    print(f"specheat: dequantising {gguf.name} into {folder.name} (once, about 20 s)", file=sys.stderr, flush=True)
+    print(f"specheat: dequantising {gguf.name} into {folder.name} (once)", file=sys.stderr, flush=True)
     import torch
     import transformers
 

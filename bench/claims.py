@@ -193,7 +193,7 @@ def ledgers(results: Path, machine: str, *, pair: str | None = None) -> dict[str
     """
     from bench.registry import claim_makers
 
-    claims = tuple(claim for make in claim_makers().values() for claim in make())
+    claims: tuple[Claim, ...] = tuple(claim for make in claim_makers().values() for claim in make())
     return {
         name: judge(claims, [claim.find(records) for claim in claims])
         for name, records in sorted(load(results, machine).items())

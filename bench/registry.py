@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
     from pathlib import Path
 
-    from bench.claims import Claim
     from bench.records import ModelPair
     from bench.rendering import Page
 
@@ -101,8 +100,11 @@ def page_maker(suite: str) -> Callable[[Sequence[Path]], Page] | None:
     return _load(suite, installed[suite].value) if suite in installed else None
 
 
-def claim_makers() -> dict[str, Callable[[], tuple[Claim, ...]]]:
-    """What makes the claims of the ledger, by the name of the records that they are about; those of cells first."""
+def claim_makers() -> dict[str, Callable[[], tuple[Any, ...]]]:
+    """What makes the claims of the ledger, by the name of the records that they are about; those of cells first.
+
+    Returns: functions that give `bench.claims.Claim`s, a type that stands above this module
+    """
     found = sorted(_entry_points(_CLAIMS).items(), key=lambda item: (item[0] != "cells", item[0]))
     return {name: _load(name, point.value) for name, point in found}
 

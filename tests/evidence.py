@@ -27,7 +27,7 @@ SUITE = "pytest --benchmark-only"
 @dataclass(frozen=True, slots=True)
 class Step:
     """A command. {work} and {results} are folders, {files} the prompt files that were given as options, {first} of them the
-    first, whose lines say train or held_out, {shape} that of an inflated target."""
+    first, whose lines say train or held_out, {others} the others as domains, {shape} that of an inflated target."""
 
     minutes: float  # at most
     command: str
@@ -81,11 +81,10 @@ CPU = (
         needs_files=True,
     ),
     Step(
-        90,
-        "specheat kd-matrix --arms offline,online --kd-temperatures 0:1:0.1 --decode-temperatures 0:1:0.1 --seeds 1"
-        " --tokens 26000 --batch-tokens 1024 --learning-rate 1e-3 --prompts {first}:train --domain {first}:held_out"
-        " --out {work}/matrix --results {results}",
-        "--kd-temperatures 0,1 --decode-temperatures 0,1 --tokens 1000 --max-new-tokens 16",
+        180,
+        "specheat kd-matrix --kd-temperatures 0:1:0.1 --tokens 26000 --batch-tokens 1024 --learning-rate 1e-3"
+        " --prompts {first}:train --domain {first}:held_out {others} --out {work}/matrix --results {results}",
+        "--kd-temperatures 0,1 --decode-temperatures 0,1 --seeds 1 --tokens 1000 --max-new-tokens 16",
         needs_files=True,
     ),
     Step(
@@ -101,8 +100,9 @@ def command(step: Step, *, work: Path, results: Path, files: Sequence[str], dry:
     """As it is run: an installed program of this environment, with the options of a dry run behind the others."""
     given = " ".join(f"--prompts {shlex.quote(file)}" for file in files)
     first = shlex.quote(files[0]) if files else ""
+    others = " ".join(f"--domain {shlex.quote(file)}" for file in files[1:])
     shape = "0.5b" if dry else "13b"
-    line = step.command.format(work=work, results=results, files=given, first=first, shape=shape)
+    line = step.command.format(work=work, results=results, files=given, first=first, others=others, shape=shape)
     program, *rest = shlex.split(f"{line} {step.smallest}" if dry else line)
     return [str(Path(sys.executable).parent / program), *rest]
 
