@@ -37,10 +37,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What another package makes of its own records: markdown without a title, and images by file format."""
+    """What another package makes of its own records: markdown without a title, and images."""
 
     markdown: str
-    images: dict[str, bytes]
+    images: dict[str, dict[str, bytes]]  # by what is added to the name of the suite, then by file format
 
 
 def terminal(table: Table) -> str:

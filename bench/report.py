@@ -248,7 +248,7 @@ def _suite_of_lines(key: Key, make: Callable[[Sequence[Path]], Any], paths: Sequ
         name=key[1],
         tables=(),
         text=markdown(made.markdown),
-        figures=_figures(anchor, {"": made.images}),
+        figures=_figures(anchor, made.images),
         records=_record_table([_line_texts(path) for path in reversed(paths)]),
         cells=(),
     )

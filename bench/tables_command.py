@@ -97,7 +97,8 @@ def derived_files(
         if key in asked:
             page, name = make(paths), "-".join(key)
             yield results / "tables" / f"{name}.md", _other_page(key, page, paths).encode()
-            yield from _images(results, name, page.images)
+            for which, made in page.images.items():
+                yield from _images(results, _joined(name, which), made)
     for key, runs in experiments.items():
         if key not in asked:
             continue
@@ -232,8 +233,9 @@ def _other_page(key: tuple[str, str], page: Page, records: Sequence[Path]) -> st
         ),
     }
     listed = "\n".join(f"- **{name}**: {text}" for name, text in facts.items())
-    figure = f"![{suite}](../figures/{machine}-{suite}.svg)\n\n" if page.images else ""
-    return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n\n{figure}{listed}\n"
+    names = (_joined(f"{machine}-{suite}", which) for which in page.images)
+    shown = "".join(f"![{name}](../figures/{name}.svg)\n\n" for name in names)
+    return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n\n{shown}{listed}\n"
 
 
 def _ledger_page(machine: str, page: Page) -> str:

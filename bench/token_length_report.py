@@ -313,7 +313,7 @@ def derived(records: Sequence[Path]) -> Page:
     record = load(finished[-1])
     data = positions(record)
     try:
-        return Page(report(record), figure(data))
+        return Page(report(record), {"": figure(data)})
     except BackendUnavailable:  # no matplotlib
         return Page(report(record), {})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,27 +166,34 @@ def matched_at(measured: frozenset[Cell], *, decode_t: float) -> Means:
 
 
 def in_matrix(records: Records, *, suites: Sequence[str], design: Design, in_logs: bool = False) -> Finding | None:
-    """What a design finds in the records of the first of these suites that has its cells."""
+    """What a design finds in the newest matrix with enough seeds to test it, of the first of these suites that has one.
+
+    Where none has, what it finds in the newest one of the first suite that has its cells.
+    """
+    untested: Finding | None = None
     for suite in suites:
-        if not (lines := records.lines.get(suite)):
-            continue
-        matrix, used = _merged(lines)
-        if (found := effect(matrix, design, in_logs=in_logs)) is not None:
-            files, commands = (
-                tuple(dict.fromkeys(values)) for values in ((u.file for u in used), (u.command for u in used))
-            )
-            return Finding(found[0], found[1], files, commands)
-    return None
+        for matrix, used in _matrices(records.lines.get(suite, ())):
+            if (found := effect(matrix, design, in_logs=in_logs)) is not None:
+                files, commands = (
+                    tuple(dict.fromkeys(values)) for values in ((u.file for u in used), (u.command for u in used))
+                )
+                finding = Finding(found[0], found[1], files, commands)
+                if finding.effect.testable:
+                    return finding
+                untested = untested or finding
+    return untested
 
 
-def _merged(lines: Sequence[LineRecord]) -> tuple[Matrix, list[LineRecord]]:
-    """The newest record and those made like it, as one, on their first domain, and which they are."""
+def _matrices(lines: Sequence[LineRecord]) -> Iterator[tuple[Matrix, list[LineRecord]]]:
+    """Records that were made alike as one, on their first domain, and which they are; the newest first."""
+    if not lines:
+        return
     from distill.matrix import load, merged
 
-    matrix = merged([line.path for line in lines])[0]
-    drafts = {each.draft: each for each in matrix.measured if each.arm != START[0]}  # which is alike in all
-    used = [line for line in lines if any(drafts.get(each.draft) == each for each in load(line.path).measured)]
-    return matrix.on(matrix.domains[0]), used
+    for matrix in merged([line.path for line in lines]):
+        drafts = {each.draft: each for each in matrix.measured if each.arm != START[0]}  # which is alike in all
+        used = [line for line in lines if any(drafts.get(each.draft) == each for each in load(line.path).measured)]
+        yield matrix.on(matrix.domains[0]), used
 
 
 def tuned_against_matched(records: Records, *, suites: Sequence[str]) -> Finding | None:

@@ -330,13 +330,16 @@ def _caption(matrix: Matrix) -> str:
 
 
 def derived(records: Sequence[Path]) -> Page:
-    """For `specheat tables`, the newest record and those made like it first; the heat map is theirs, on their first domain."""
+    """For `specheat tables`: records that were made alike as one, the newest first, a heat map of each and each domain."""
     found = merged(records)
     text = "\n\n".join(map(tables, found))
     try:
-        return Page(text, heat_maps(found[0].on(found[0].domains[0])))
+        of_domains = [heat_maps(matrix.on(domain)) for matrix in found for domain in matrix.domains]
     except BackendUnavailable:  # no matplotlib
         return Page(text, {})
+    return Page(
+        text, {"" if number == 1 else str(number): maps for number, maps in enumerate(of_domains, start=1) if maps}
+    )
 
 
 def heat_maps(matrix: Matrix) -> dict[str, bytes]:
@@ -357,7 +360,8 @@ def heat_maps(matrix: Matrix) -> dict[str, bytes]:
         for (arm, on_policy), axis in zip(arms, axes.flat, strict=True):
             of_arm = {at: row for (name, share, at), row in found.items() if (name, share) == (arm, on_policy)}
             image = _heat_map(axis, of_arm, decode_temperatures(matrix), widest)
-            axis.set_title(f"{_arm_text(arm, on_policy)}: change of alpha against the start, in points", loc="left")
+            title = f"{_arm_text(arm, on_policy)}: change of alpha against the start, in points, on {matrix.domains[0]}"
+            axis.set_title(title, loc="left")
         figure.colorbar(image, ax=axes, shrink=0.6)
         return {file_format: figures.saved(figure, file_format) for file_format in figures.FORMATS}
 

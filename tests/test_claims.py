@@ -134,7 +134,7 @@ def test_too_few_prompts_are_not_tested() -> None:
 
 
 def test_the_interval_over_seeds_and_prompts_is_the_one_of_the_matrix_tables() -> None:
-    cells = [kd_cell(0.5, 1.0, np.random.default_rng(seed)) for seed in range(3)]
+    cells = [kd_cell(0.5, "instructions", 1.0, np.random.default_rng(seed)) for seed in range(3)]
     accepted, tested = (np.array([getattr(cell, name) for cell in cells]) for name in ("accepted", "tested"))
     left_out = (accepted.sum(1, keepdims=True) - accepted) / (tested.sum(1, keepdims=True) - tested)
     found, table = seeds_and_prompts(accepted.sum(1) / tested.sum(1), left_out.mean(0)), estimate(cells)
@@ -246,13 +246,13 @@ def scheduled(schedule: str, first_half: float, second_half: float) -> CellRecor
     return replace(make_record(cell), pairs=tuple(pairs))
 
 
-def kd_cell(alpha: float, temperature: float, rng: np.random.Generator) -> matrix.Cell:
+def kd_cell(alpha: float, domain: str, temperature: float, rng: np.random.Generator) -> matrix.Cell:
     of_prompts = np.random.default_rng(int(1000 * temperature))
     tested, easier = of_prompts.uniform(40, 120, 16), 0.03 * of_prompts.normal(size=16)
     accepted = tested * (alpha + easier + 0.004 * rng.normal(size=16))
     counts = tuple(map(int, tested))
     return matrix.Cell(
-        "instructions", temperature, counts, tuple(accepted), tuple(tested), tuple(accepted), counts, tuple(tested)
+        domain, temperature, counts, tuple(accepted), tuple(tested), tuple(accepted), counts, tuple(tested)
     )
 
 
@@ -269,18 +269,26 @@ def kd_alpha(arm: str, kd_temperature: float | None, decode_t: float) -> float:
     return kd_alpha("start", None, decode_t) + (0.15 if kd_temperature == decode_t else 0.05) + online
 
 
-def write_matrix(results: Path, *, suite: str = "kd_matrix", seeds: Sequence[int] = range(5), **header: Any) -> None:
+def write_matrix(
+    results: Path,
+    *,
+    suite: str = "kd_matrix",
+    seeds: Sequence[int] = range(5),
+    domain: str = "instructions",
+    file: str = "1-a.jsonl",
+    **header: Any,
+) -> None:
     rng = np.random.default_rng(7)
     arms = [(arm, kd_t) for arm in ("offline", "online") for kd_t in KD_TEMPERATURES]
     kinds: list[tuple[str, float | None]] = [*arms, ("mixture", None), ("composed", None)]
     lines: list[matrix.Measured] = []
     drafts = [("start", None, None), *((*kind, seed) for seed in seeds for kind in kinds)]
     for arm, kd_t, seed in drafts:
-        cells = tuple(kd_cell(kd_alpha(arm, kd_t, t), t, rng) for t in DECODE_TEMPERATURES)
+        cells = tuple(kd_cell(kd_alpha(arm, kd_t, t), domain, t, rng) for t in DECODE_TEMPERATURES)
         lines.append(matrix.Measured(f"{arm}-{kd_t}-{seed}", arm, kd_t, float(arm == "online"), seed, {}, {}, cells))
-    plan = {"job": {}, "domain": "instructions", "decode_temperatures": DECODE_TEMPERATURES}
+    plan = {"job": {}, "domain": domain, "decode_temperatures": DECODE_TEMPERATURES}
     entries = [{"plan": plan, "command": "specheat kd-matrix --pair tiny", **header}, *map(asdict, lines)]
-    path = results / MACHINE / suite / "1-a.jsonl"
+    path = results / MACHINE / suite / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
 
@@ -405,6 +413,15 @@ def test_a_matrix_of_one_seed_is_not_tested_and_a_seed_that_was_stopped_is_left_
     row = ledger(tmp_path)["matched-best"]
     assert row.finding is not None
     assert row.finding.detail.startswith("2 seeds")
+
+
+def test_of_several_matrices_the_newest_that_can_be_tested_counts(tmp_path: Path) -> None:
+    for number, (domain, seeds) in enumerate((("first", range(5)), ("second", range(3)), ("third", range(1)))):
+        write_matrix(tmp_path, seeds=seeds, domain=domain, file=f"{number}.jsonl")
+    finding = ledger(tmp_path)["matched-best"].finding
+    assert finding is not None
+    assert finding.detail == "3 seeds, 16 prompts of second"
+    assert [Path(file).name for file in finding.files] == ["1.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def test_the_page_says_what_acceptance_is_conditional_on_and_is_the_same_the_sec
     unfinished = path.with_name("20261124T100000Z-abcdef0123-reference.partial.jsonl")
     page = derived([path, unfinished])
     assert page == derived([path])
-    assert set(page.images) == {"svg", "png"}
+    assert set(page.images[""]) == {"svg", "png"}
     assert "conditional on the token that was emitted" in page.markdown
     assert "special tokens left out: 12" in page.markdown
     rows = {line.split("|")[1].strip() for line in page.markdown.splitlines() if line.startswith("|")}
