@@ -361,7 +361,7 @@ def heat_maps(matrix: Matrix) -> dict[str, bytes]:
             of_arm = {at: row for (name, share, at), row in found.items() if (name, share) == (arm, on_policy)}
             image = _heat_map(axis, of_arm, decode_temperatures(matrix), widest)
             title = f"{_arm_text(arm, on_policy)}: change of alpha against the start, in points, on {matrix.domains[0]}"
-            axis.set_title(title, loc="left")
+            axis.set_title(title, loc="left", fontsize=9)
         figure.colorbar(image, ax=axes, shrink=0.6)
         return {file_format: figures.saved(figure, file_format) for file_format in figures.FORMATS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -51,3 +52,12 @@ def test_commands_of_the_readme_have_options_that_there_are(command: str) -> Non
     parser, _ = cli.command_line(typed)
     assert parser.prog == program
     parser.parse_args(typed)  # exits where it does not know one
+
+
+def test_every_command_of_the_readme_was_run_as_it_is_written() -> None:
+    """By `python -m tests.readme_commands`, whose log is in results/, but for the two that set everything up."""
+    logs = [*ROOT.glob("results/*/readme/*.jsonl"), *ROOT.glob("results/*/kd_matrix/*.jsonl")]
+    lines = (json.loads(line) for log in logs for line in log.read_text().splitlines())
+    ran = {re.sub(r"^\S*/", "", line.get("command", "")) for line in lines}
+    missing = [command for command in commands((ROOT / "README.md").read_text()) if command not in ran]
+    assert missing == ["make bench", "make test"]
