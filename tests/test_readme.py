@@ -55,9 +55,12 @@ def test_commands_of_the_readme_have_options_that_there_are(command: str) -> Non
 
 
 def test_every_command_of_the_readme_was_run_as_it_is_written() -> None:
-    """By `python -m tests.readme_commands`, whose log is in results/, but for the two that set everything up."""
+    """By `python -m tests.readme_commands`, whose log is in results/, but for the two that set everything up.
+
+    Not with 2, which is bad input; 1 and 3 are verdicts.
+    """
     logs = [*ROOT.glob("results/*/readme/*.jsonl"), *ROOT.glob("results/*/kd_matrix/*.jsonl")]
     lines = (json.loads(line) for log in logs for line in log.read_text().splitlines())
-    ran = {re.sub(r"^\S*/", "", line.get("command", "")) for line in lines}
+    ran = {re.sub(r"^\S*/", "", line.get("command", "")) for line in lines if line.get("status", 0) in (0, 1, 3)}
     missing = [command for command in commands((ROOT / "README.md").read_text()) if command not in ran]
     assert missing == ["make bench", "make test"]
