@@ -298,8 +298,8 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]]) -> Page:
 
 _FACTS = {
     "holds if": "the effect lies on this side of the threshold, which is fixed in code; points are hundredths of alpha",
-    "effect": "from counts and seconds of the newest record of each cell (of KD matrices the newest that can be tested), INVALID "
-    "cells left out, paired by prompt",
+    "effect": "from counts and seconds of the newest record of each cell (of KD matrices the newest that can be tested), "
+    "INVALID cells left out, paired by prompt",
     "p": f"two-sided at the threshold; Holm: corrected over all claims of the ledger that could be tested, against {LEVEL:g}",
     "verdict": "SUPPORTED or REFUTED by the side on which the effect lies; INCONCLUSIVE where the corrected p is higher, or "
     "where there are too few prompts or seeds to test",
