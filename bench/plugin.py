@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import pytest
 
-from bench.records import RunRecord
-from bench.settings import Settings, add_options, from_options
+from bench.options.arguments import add_options, from_options
+from bench.options.settings import Settings
+from bench.records.runs import RunRecord
 
 SETTINGS = pytest.StashKey[Settings]()
 RECORD_FILES = pytest.StashKey[list[Path]]()
@@ -77,7 +78,7 @@ def _test_id(fixture: str, value: object) -> str:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """pytest-benchmark's own machine id knows neither threads nor a GPU."""
-    from bench import environment
+    from bench.records import environment
 
     env = environment.capture(config.stash[SETTINGS].device)
     machine_info["specheat"] = {key: env[key] for key in environment.MACHINE_KEYS if key in env}
@@ -121,16 +122,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     files = config.stash.get(RECORD_FILES, [])
     if not files:
         return
-    from bench import store, tables
+    from bench.records.files import load_run
+    from bench.reporting import suite_page
 
     suites: dict[str, dict[str, RunRecord]] = {}
     for file in files:
-        run = store.load_run(file)
+        run = load_run(file)
         suites.setdefault(run.suite, {})[str(file)] = run
     for suite, runs in suites.items():
         if len({cell.cell.backend for run in runs.values() for cell in run.cells}) > 1:
             terminalreporter.section(f"specheat: {suite} side by side")
-            terminalreporter.write_line(tables.terminal_comparison(runs))
+            terminalreporter.write_line(suite_page.terminal_comparison(runs))
         for path, run in runs.items():
             terminalreporter.section(f"specheat: {path}")
-            terminalreporter.write_line(tables.terminal_table(run))
+            terminalreporter.write_line(suite_page.terminal_table(run))

@@ -11,17 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from bench.records import DecodeRequest, ForwardSeconds, Generation, ModelPair, Replay, Scalar
+from bench.records.decoding import DecodeRequest, ForwardSeconds, Generation, ModelPair, Replay, Scalar
 
 Clock = Callable[[], float]
-
-
-class BackendUnavailable(Exception):
-    """The package, the device or the model a backend needs is missing. The message says what to do; suites skip with it."""
-
-
-class IncomparableResults(Exception):
-    """Two results were measured under different conditions; the message lists the keys that differ."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,16 +17,25 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from backends import formatting, pairs, scoring, smollm2
-from bench import plan, prompts, store
+from backends.certification import scoring
+from backends.models import checkpoints, pairs
+from backends.models.cache import cache_folder
+from bench.errors import BackendUnavailable
+from bench.measurement import plan
+from bench.measurement.baseline import Baselines
+from bench.measurement.recording import NotMeasured, Recording, Workload
+from bench.measurement.session_log import SessionLog
+from bench.measurement.suite_run import SuiteRun
+from bench.options.settings import PRESETS, Settings
 from bench.plugin import RECORD_FILES, SETTINGS, settings_of
 from bench.progress import Reporter
-from bench.protocols import Backend, BackendUnavailable
-from bench.records import Cell, Evidence, ModelPair, TimedPair
-from bench.registry import backend_factory, installed_version
-from bench.session_log import SessionLog
-from bench.settings import PRESETS, Settings
-from bench.suite_run import Baselines, NotMeasured, Recording, SuiteRun, Workload
+from bench.prompts import formatting, sets
+from bench.protocols import Backend
+from bench.records import files
+from bench.records.decoding import ModelPair
+from bench.records.environment import installed_version
+from bench.records.runs import Cell, Evidence, TimedPair
+from bench.registry import backend_factory
 
 Variant = tuple[str | None, str | None, str]  # inflation of the target, draft, prompt source
 
@@ -87,7 +96,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             backend_factory(name)
         workloads = {each: prepare_workloads(each) for each in _with_their_models(suites)}
         if not settings.plan:
-            store.check_writable(settings.results)
+            files.check_writable(settings.results)
     except (ValueError, BackendUnavailable, OSError) as error:
         raise pytest.UsageError(str(error)) from None
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -190,11 +199,11 @@ def prepare_workload(settings: Settings, variant: Variant) -> Workload:
     inflation, draft, source = variant
     pair, hashes = _checked_pair(settings.pair, settings.target, draft, settings.dtype, settings.pairs_file, inflation)
     demanded = "num_prompts" in settings.given
-    prompt_set = prompts.load(source, limit=settings.num_prompts if demanded else None)
+    prompt_set = sets.load(source, limit=settings.num_prompts if demanded else None)
     if not demanded:
         wanted = settings.num_prompts or PRESETS[settings.preset].num_prompts
         prompt_set = replace(prompt_set, prompts=prompt_set.prompts[:wanted])
-    tokenizer = pairs.tokenizer(pair)
+    tokenizer = checkpoints.tokenizer(pair)
     prompt_format = formatting.prompt_format(
         tokenizer,
         chat_template=settings.chat_template,
@@ -205,7 +214,7 @@ def prepare_workload(settings: Settings, variant: Variant) -> Workload:
         prompt_set,
         tokenizer,
         prompt_format,
-        context_length=pairs.context_length(pair),
+        context_length=checkpoints.context_length(pair),
         max_new_tokens=settings.max_new_tokens,
         num_draft_tokens=max(settings.num_draft_tokens),
     )
@@ -235,8 +244,8 @@ def _checked_pair(
     pair = pairs.resolve(name, target=target, draft=draft, dtype=dtype, pairs_file=pairs_file)
     if inflation is not None:
         pair = pairs.inflated(pair, inflation)
-    pairs.check_compatible(pair)
-    return pair, pairs.model_hashes(pair)
+    checkpoints.check_compatible(pair)
+    return pair, checkpoints.model_hashes(pair)
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +360,7 @@ def train_and_measure(
     """Trains small drafts of several arms on the pair and writes a record of their alpha, as `specheat kd-matrix` does."""
     if missing := [name for name in ("peft", "accelerate") if installed_version(name) is None]:
         pytest.skip(f"training adapters needs {' and '.join(missing)}; pip install -e '.[distill]'")
-    from distill import small_matrix
+    from distill.runs import small_matrix
 
     def go(arms: Sequence[str]) -> None:
         reporter = request.config.stash[PREPARED].reporter
@@ -361,7 +370,7 @@ def train_and_measure(
             request.module.KD[settings.preset],
             settings=settings,
             workload=workload,
-            scratch=smollm2.cache_folder() / "kd",
+            scratch=cache_folder() / "kd",
             benchmark=benchmark,
             note=reporter.note,
         )

@@ -3,7 +3,7 @@
 `typical` is lossy by design: its gamma is shown, marked, and never the best.
 """
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 RULES = ("rejection", "one_hot", "exact_match", "block", "typical")
 DEFAULTS = {

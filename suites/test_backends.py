@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 
 @pytest.mark.compares_backends

@@ -1,6 +1,6 @@
 """Is the autoregressive arm as fast as the engine's own plain decode? If not, every gamma over it is inflated."""
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 
 def test_baseline_strength(benchmark, suite_run: SuiteRun) -> None:

@@ -5,7 +5,7 @@ All at the same budget. The tables give alpha, its change against the start, and
 
 from collections.abc import Callable, Sequence
 
-from distill.small_matrix import SIZES
+from distill.runs.small_matrix import SIZES
 
 ARMS = ("offline", "mixture", "weighted", "composed")
 KD = SIZES

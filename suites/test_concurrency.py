@@ -6,8 +6,8 @@ hottest temperature asked for: the others would show the same, at a sixteenfold 
 
 import pytest
 
+from bench.measurement.suite_run import SuiteRun
 from bench.protocols import Concurrent
-from bench.suite_run import SuiteRun
 
 
 def test_concurrency(benchmark, suite_run: SuiteRun, rule: str, num_draft_tokens: int, concurrency: int) -> None:

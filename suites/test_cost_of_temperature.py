@@ -4,7 +4,7 @@ Texts of fixed length, so that every temperature decodes behind the same context
 (draft, verify, accept, other) come from the replays, the shares of the slow-down from them and from block efficiency.
 """
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (0.0, 1.0), "end_token": "ignored", "instrument_every": 1},

@@ -6,8 +6,8 @@ seconds of sampling and training. Engines that decode several texts at once do s
 
 import pytest
 
+from bench.measurement.suite_run import SuiteRun
 from bench.protocols import Concurrent
-from bench.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,)},

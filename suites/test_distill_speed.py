@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from bench import environment
-from bench.registry import installed_version
-from bench.settings import Settings
-from bench.suite_run import Workload
-from distill import speed
-from distill.speed_arms import LOSS, STATUS, Training
-from distill.text import TextPlan, prompts_hash
+from bench.measurement.recording import Workload
+from bench.options.settings import Settings
+from bench.records import environment
+from bench.records.environment import installed_version
+from bench.reporting.suites import distill_speed
+from distill.runs import trl_comparison
+from distill.runs.trl_comparison import LOSS, STATUS, Training
+from distill.text.table import TextPlan, prompts_hash
 
 LIBRARIES = ("trl", "accelerate", "datasets")
 
@@ -41,7 +42,7 @@ def test_distill_speed(
     if settings.device != "cpu" or not STATUS.exists():
         pytest.skip("measures peak memory by Linux's account of processes, thus on a CPU")
 
-    size, pair, folder = speed.SIZES[settings.preset], workload.model_pair, tmp_path / "text"
+    size, pair, folder = trl_comparison.SIZES[settings.preset], workload.model_pair, tmp_path / "text"
     plan = TextPlan(
         model=workload.model_hashes["target"],
         prompts=prompts_hash(workload.prompt_ids),
@@ -51,7 +52,7 @@ def test_distill_speed(
         batch_rows=size.rows,
         seed=settings.seed,
     )
-    speed.text(folder, plan, workload.prompt_ids, target=pair.target)
+    trl_comparison.text(folder, plan, workload.prompt_ids, target=pair.target)
     training = Training(
         target=pair.target,
         draft=pair.draft,
@@ -61,7 +62,7 @@ def test_distill_speed(
         learning_rate=1e-4,
         seed=settings.seed,
     )
-    rounds = speed.Rounds(training, speed.orders(size.rounds))
+    rounds = trl_comparison.Rounds(training, trl_comparison.orders(size.rounds))
     benchmark.group = f"distill_speed {pair.name}"
     benchmark.pedantic(
         rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
@@ -74,10 +75,10 @@ def test_distill_speed(
 
     versions = {name: installed_version(name) for name in LIBRARIES}
     recorded = workload.recorded_pair
-    path = speed.store(
+    path = trl_comparison.store(
         settings.results,
-        speed.SpeedRecord(
-            schema=speed.SCHEMA,
+        trl_comparison.SpeedRecord(
+            schema=trl_comparison.SCHEMA,
             suite="distill_speed",
             preset=settings.preset,
             command=environment.command_line(),
@@ -94,4 +95,4 @@ def test_distill_speed(
         ),
     )
     with capsys.disabled():
-        print(f"\n\n{path}\n\n{speed.table(rounds.done)}\n")
+        print(f"\n\n{path}\n\n{distill_speed.table(rounds.done)}\n")

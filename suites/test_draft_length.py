@@ -4,7 +4,7 @@ The adaptive k changes from round to round: longer after full acceptance, shorte
 asked for.
 """
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"num_draft_tokens": (1, 3), "temperatures": (1.0,)},

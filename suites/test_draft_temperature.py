@@ -1,6 +1,6 @@
 """The draft at another temperature than the target: the free alternative to distilling one for each decode temperature."""
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,), "draft_temperatures": (0.7, 1.0)},

@@ -6,8 +6,8 @@ changing ones are held against: the same tokens of a text, at the same temperatu
 
 import pytest
 
-from bench.records import schedule_text
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
+from bench.records.decoding import schedule_text
 
 DEFAULTS = {
     "smoke": {"temperatures": (0.25, 1.0)},

@@ -4,7 +4,7 @@ Decoding a token reads every weight once; the linear layers that do so are the f
 floors are timed one beside the other.
 """
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,), "instrument_every": 1},

@@ -6,7 +6,7 @@ temperature on every draft and seed, is analytic and cheaper: `specheat kd-matri
 
 import pytest
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 START = "embedded:smollm2/draft"
 OFFLINE, ONLINE = (

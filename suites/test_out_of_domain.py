@@ -1,6 +1,6 @@
 """The same draft on other domains: is one of them easier at every temperature? `--prompts` names the domains, twice or more."""
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DOMAINS = ("instructions", "word_problems")
 DEFAULTS = {

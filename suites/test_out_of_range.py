@@ -3,7 +3,7 @@
 Beside gamma and alpha the tables say how degenerate the texts are: repeated 4-grams, distinct tokens, the share that ends.
 """
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0, 2.0)},

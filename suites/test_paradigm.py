@@ -9,7 +9,7 @@ seconds.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from distill.small_matrix import SIZES
+from distill.runs.small_matrix import SIZES
 
 ARMS = ("offline", "soft", "online@0", "online", "offline=online", "soft=online")
 KD = {**SIZES, "quick": replace(SIZES["quick"], kd_temperatures=(0.0, 1.0))}

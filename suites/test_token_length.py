@@ -1,8 +1,8 @@
 """Is acceptance related to the length of the token, and what does length add to entropy, frequency and position?
 
 Every text is decoded by an instrumented replay, not by the timed path: this suite is about acceptance, and its seconds say
-nothing of speed. A record is JSON lines, one text a line: `bench.token_length` says what is in it, and
-`bench.token_length_report` what it shows.
+nothing of speed. A record is JSON lines, one text a line: `bench.records.token_length` says what is in it, and
+`bench.reporting.suites.token_length` what it shows.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
-from backends import pairs, scoring, token_evidence
-from bench import environment, token_length, token_length_report
-from bench.measure import derive_seed
-from bench.metrics import JOINT_RULES
+from backends.certification import scoring, token_evidence
+from backends.models import checkpoints
+from bench.analysis.metrics import JOINT_RULES
+from bench.analysis.token_length import positions
+from bench.measurement.recording import Workload
+from bench.options.settings import Settings
+from bench.progress import Meter
 from bench.protocols import Backend, Replayable
-from bench.records import DecodeRequest
-from bench.settings import Settings
-from bench.suite_run import Workload
-from bench.token_length import Header, JudgedText
-from distill.progress import Meter
+from bench.records import environment, token_length
+from bench.records.decoding import DecodeRequest, derive_seed
+from bench.records.token_length import Header, JudgedText
+from bench.reporting.suites.token_length import length_table
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,), "num_prompts": 6},
@@ -62,7 +64,7 @@ def test_token_length(
 
 def report(path: Path, capsys: pytest.CaptureFixture) -> None:
     """Where the record lies, and acceptance by length; the models are left to `specheat tables`."""
-    table = token_length_report.length_table(token_length_report.positions(token_length.load(path)))
+    table = length_table(positions(token_length.load(path)))
     with capsys.disabled():
         print(f"\n\n{path}\n\n{table}\n")
 
@@ -123,7 +125,7 @@ class Judge:
         self.workload = workload
         lent = scoring.lent_target(backend)
         self.target = lent or scoring.load_target(workload.model_pair, settings.device)
-        self.speller = token_evidence.Speller(pairs.tokenizer(workload.model_pair))
+        self.speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair))
 
     def judge(self, temperature: float, prompt_index: int) -> JudgedText:
         asked = self._request(temperature, prompt_index)

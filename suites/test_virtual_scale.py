@@ -3,7 +3,7 @@
 The inflated target gives the same distribution (docs/virtual-scale.md), so alpha stays and c falls: gamma against measured c.
 """
 
-from bench.suite_run import SuiteRun
+from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"inflations": (None, "0.5b"), "temperatures": (1.0,), "instrument_every": 1},

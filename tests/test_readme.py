@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli
-from tests.readme_commands import commands
+from bench.commands import main
+from tests.studies.readme_commands import commands
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")])
 
 
@@ -49,13 +49,13 @@ SPECHEAT = [command for command in commands((ROOT / "README.md").read_text()) if
 @pytest.mark.parametrize("command", SPECHEAT)
 def test_commands_of_the_readme_have_options_that_there_are(command: str) -> None:
     program, *typed = shlex.split(command)
-    parser, _ = cli.command_line(typed)
+    parser, _ = main.command_line(typed)
     assert parser.prog == program
     parser.parse_args(typed)  # exits where it does not know one
 
 
 def test_every_command_of_the_readme_was_run_as_it_is_written() -> None:
-    """By `python -m tests.readme_commands`, whose log is in results/, but for the two that set everything up.
+    """By `python -m tests.studies.readme_commands`, whose log is in results/, but for the two that set everything up.
 
     Not with 2, which is bad input; 1 and 3 are verdicts.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.remembered import MOST, remembered
+from bench.analysis.remembered import MOST, remembered
 
 
 def test_an_object_is_computed_once_and_an_equal_one_for_itself() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from backends.conformance import ALLOWED_P
-from backends.reference import ReferenceBackend
-from bench.losslessness import ALLOWANCE, FALSE_ALARM
+from backends.conformance.kit import ALLOWED_P
+from backends.engines.reference import ReferenceBackend
+from bench.analysis.certificate import ALLOWANCE, FALSE_ALARM
 from tests.faults.catalogue import BELOW_RESOLUTION, ENDING, FAULTS, Fault
 from tests.faults.checks import CHECKS, LOOKS, decoded, first_alarm, grown, models
 

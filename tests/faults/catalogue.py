@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from backends.acceptance import judge_by_rejection
-from backends.tiny_pairs import END_TOKENS, Relation
+from backends.acceptance.rules import judge_by_rejection
+from backends.conformance.tiny_pairs import END_TOKENS, Relation
 from tests.faults import decoders as d
 from tests.faults.checks import Changes
 

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.conformance import (
-    ALLOWED_P,
+from backends.conformance.judge import (
     NUM_DRAFT_TOKENS,
     PROMPTS,
     FreshForwards,
     block_efficiency,
     chance_p,
-    changes_random_state,
     pooled,
     pooled_transforms,
     rare_p,
@@ -26,9 +24,10 @@ from backends.conformance import (
     unbalanced,
     uniform_p,
 )
-from backends.reference import ReferenceBackend
-from backends.tiny_pairs import Relation, tiny_models
-from bench.records import DecodeRequest, Generation
+from backends.conformance.kit import ALLOWED_P, changes_random_state
+from backends.conformance.tiny_pairs import Relation, tiny_models
+from backends.engines.reference import ReferenceBackend
+from bench.records.decoding import DecodeRequest, Generation
 
 LOOKS = (120, 250, 500, 1000, 2000, 4000)  # tokens after which a check looks at everything so far
 DEFAULT = DecodeRequest(PROMPTS[0], 60, NUM_DRAFT_TOKENS, temperature=0.8)

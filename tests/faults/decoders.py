@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from backends.acceptance import (
+from backends.acceptance.rules import (
     RULES,
     Judgement,
     judge_as_block,
@@ -20,10 +20,10 @@ from backends.acceptance import (
     judge_one_hot,
     residual_distribution,
 )
-from backends.cached_model import CachedModel
-from backends.reference import Drafts, ReferenceBackend
-from backends.sampling import _truncate, sample, warp
-from bench.records import DecodeRequest, Generation, Replay, Round
+from backends.acceptance.warping import sample, truncate, warp
+from backends.engines.reference import Drafts, ReferenceBackend
+from backends.forwards.cached_model import CachedModel
+from bench.records.decoding import DecodeRequest, Generation, Replay, Round
 
 Decoder = type[ReferenceBackend]
 Judge = Callable[[Tensor, Tensor, Tensor, Tensor], Judgement]
@@ -31,8 +31,6 @@ Change = Callable[[DecodeRequest], DecodeRequest]
 
 
 # The parts a judge is made of, right as they are
-
-
 def ratios(tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor) -> Tensor:
     """p/q of each draft token."""
     return own(target_probs_SV[:-1], tokens_G) / own(draft_probs_GV, tokens_G)
@@ -53,8 +51,6 @@ def outcome(passed_G: Tensor, next_probs_SV: Tensor, uniform_1: Tensor) -> Judge
 
 
 # Ways to break one step
-
-
 def judging(judge: Judge, *, drafting: str | None = None) -> Decoder:
     """The reference with another judge for whatever rule is asked."""
 
@@ -127,8 +123,6 @@ def counting(change: Callable[[Round], Round]) -> Decoder:
 
 
 # Judges
-
-
 def residual_is_the_target(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
     passed = uniforms[:-1] < ratios(tokens, draft_probs, target_probs)
     return outcome(passed, target_probs, uniforms[-1:])
@@ -255,8 +249,6 @@ def own_sample(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, unifor
 
 
 # Uniform numbers
-
-
 def reseeded_from_a_constant(uniforms: Tensor, num_drafts: int, generator: torch.Generator) -> None:
     """`manual_seed(42)` in front of every acceptance draw."""
     uniforms[num_drafts : 2 * num_drafts] = torch.rand(1, generator=torch.Generator().manual_seed(42))
@@ -282,8 +274,6 @@ def drawn_in_bfloat16(uniforms: Tensor, num_drafts: int, generator: torch.Genera
 
 
 # Temperatures
-
-
 def uninitialised(request: DecodeRequest) -> DecodeRequest:
     """A float buffer that nobody wrote holds whatever bits lay there."""
     bits = torch.randint(0, 2**31, (1,), dtype=torch.int32, generator=torch.Generator().manual_seed(request.seed))
@@ -305,15 +295,13 @@ class StaleTemperature(ReferenceBackend):
 
 
 # Truncation
-
-
 class TopPAfterVerification(ReferenceBackend):
     """The tests see whole distributions; only the target's own token is truncated."""
 
     def _round(self, request: DecodeRequest, *rest: object) -> Round:
         def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
             behind = next_probs(draft_probs, target_probs)
-            cut = torch.stack([_truncate(probs, top_k=0, top_p=request.top_p) for probs in behind])
+            cut = torch.stack([truncate(probs, top_k=0, top_p=request.top_p) for probs in behind])
             return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), cut, uniforms[-1:])
 
         with patch.dict(RULES, {request.rule: replace(RULES[request.rule], judge=judge)}):
@@ -344,8 +332,6 @@ class RepetitionPenalty(ReferenceBackend):
 
 
 # The first token, the bonus and the end
-
-
 class GreedyFirstToken(ReferenceBackend):
     """Prefill has a code path of its own, and it takes the argmax."""
 
@@ -435,8 +421,6 @@ class GreedyTakesTheSecondBest(ReferenceBackend):
 
 
 # Caches
-
-
 class RewindsTooLittle(CachedModel):
     """Off by one: the rejected token stays in the cache, and what follows stands one place further on."""
 
@@ -502,8 +486,6 @@ class ForgetsTheLastDraft(ReferenceBackend):
 
 
 # What is said about a right decoding
-
-
 def retokenised(_: DecodeRequest, generation: Generation) -> Generation:
     """Text decoded and encoded again merges some neighbours into one token."""
     ids = generation.token_ids

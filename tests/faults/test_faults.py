@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.reference import ReferenceBackend
+from backends.engines.reference import ReferenceBackend
 from tests.faults.catalogue import BELOW_RESOLUTION, FAULTS, Fault
 from tests.faults.checks import CHECKS, LOOKS, Changes, Relation, decoded, first_alarm, grown, models
 

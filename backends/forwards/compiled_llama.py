@@ -1,0 +1,158 @@
+"""The fused forward (`backends.forwards.fused_llama`) as one graph of `torch.compile`, for the few tokens that decoding feeds at a time.
+
+What lies between two products then takes two or three compiled loops instead of a score of calls. Two graphs are compiled:
+of one token, and of any other number up to MOST_TOKENS; what is longer, such as a prompt, is fed as `FusedLlama` does. Each
+graph lays the weights out for itself, so that they take their memory four times. CPU only; a C++ compiler is needed.
+Shape letters: as in `backends.forwards.fused_llama`; S tokens that are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+from torch._inductor import config as inductor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from backends.forwards.fused_llama import FusedLlama, normed, supports
+from backends.forwards.products import Layout
+
+MOST_TOKENS = 16
+MOST_GRAPHS = 1000
+
+# Of inductor, set where a graph is made: as options of `torch.compile` they would come too late for the first one.
+SETTINGS = {
+    "freezing": True,  # weights become constants, which are laid out once
+    "cpp_wrapper": True,  # no Python between the kernels
+}
+
+
+class Graph(nn.Module):
+    """The equations of `FusedLlama.feed`, with weights as parameters, which can be frozen."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        config = model.config
+        self.eps = config.rms_norm_eps
+        self.num_heads, self.num_key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_width = model.model.layers[0].self_attn.head_dim
+        self.embedding = _frozen(model.model.embed_tokens.weight)
+        self.last_norm, self.head = _frozen(model.model.norm.weight), _frozen(model.lm_head.weight)
+        self.layers = nn.ModuleList()
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            weights = {
+                "qkv": torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+                "out": attention.o_proj.weight,
+                "gate_up": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+                "down": mlp.down_proj.weight,
+                "attention_norm": layer.input_layernorm.weight,
+                "mlp_norm": layer.post_attention_layernorm.weight,
+            }
+            self.layers.append(nn.ParameterDict({name: _frozen(weight) for name, weight in weights.items()}))
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        places_T: Tensor,
+        cos_T1E: Tensor,
+        sin_T1E: Tensor,
+        seen_S: Tensor,
+        caches: list[Tensor],
+    ) -> Tensor:
+        """Logits (T, V) of tokens at those places; keys and values go into the caches. seen_S: all places known."""
+        num_tokens, num_seen, eps, width = len(tokens_T), len(seen_S), self.eps, self.head_width
+        heads, key_heads = self.num_heads, self.num_key_heads
+        mask_RS = None
+        if num_tokens > 1:
+            mask_RS = (seen_S <= places_T[:, None]).repeat(heads // key_heads, 1)
+        stream_TD = F.embedding(tokens_T, self.embedding)
+        for weights, cache_KLE in zip(self.layers, caches, strict=True):
+            qkv = F.linear(normed(stream_TD, weights["attention_norm"], eps), weights["qkv"])
+            qkv = qkv.view(num_tokens, heads + 2 * key_heads, width)
+            qk, values = qkv[:, : heads + key_heads], qkv[:, heads + key_heads :]
+            qk = qk * cos_T1E + qk.roll(width // 2, -1) * sin_T1E
+            cache_KLE.index_copy_(1, places_T, torch.cat((qk[:, heads:], values), 1).transpose(0, 1))
+            keys_KSE, values_KSE = cache_KLE[:key_heads, :num_seen], cache_KLE[key_heads:, :num_seen]
+            grouped = qk[:, :heads].view(num_tokens, key_heads, -1, width).permute(1, 2, 0, 3)
+            mixed = F.scaled_dot_product_attention(
+                grouped.reshape(1, key_heads, -1, width), keys_KSE[None], values_KSE[None], attn_mask=mask_RS
+            )
+            mixed = mixed.view(key_heads, -1, num_tokens, width).permute(2, 0, 1, 3).reshape(num_tokens, -1)
+            stream_TD = stream_TD + F.linear(mixed, weights["out"])
+            gate, up = F.linear(normed(stream_TD, weights["mlp_norm"], eps), weights["gate_up"]).chunk(2, -1)
+            stream_TD = stream_TD + F.linear(F.silu(gate) * up, weights["down"])
+        return F.linear(normed(stream_TD, self.last_norm, eps), self.head)
+
+
+def compilable(model: PreTrainedModel) -> LlamaForCausalLM:
+    """Raises: ValueError: the model, or the device it lies on, is none that is compiled here"""
+    if not supports(model) or model.device.type != "cpu":
+        got = f"{model.config.model_type} on {model.device.type}"
+        raise ValueError(f"backend reference: compile=true is for Llama-type models on a CPU, got {got}")
+    return model
+
+
+def _frozen(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach(), requires_grad=False)
+
+
+class CompiledLlama(FusedLlama):
+    """As `FusedLlama`, with the forward of a few tokens compiled when it is made, which takes minutes.
+
+    Raises:  ValueError: it cannot be compiled here
+    """
+
+    def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
+        super().__init__(model, layout)
+        self.graph: Callable[..., Tensor] = torch.compile(Graph(model), fullgraph=True)
+        try:
+            self._compile()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"backend reference: compile=true needs a C++ compiler that torch.compile can use: {reason}"
+            ) from error
+
+    def _compile(self) -> None:
+        """Both graphs, for any length but 0 and 1, which torch takes for constants."""
+        tokens_BT = torch.zeros(1, 3, dtype=torch.long)
+        # Each model adds two graphs to those of one function, of which torch would compile few.
+        limit = dynamo.patch(recompile_limit=MOST_GRAPHS)
+        with torch.inference_mode(False), torch.no_grad(), inductor.patch(SETTINGS), limit:
+            for num_tokens in (1, 3):
+                *of_tokens, seen_S, caches = self._inputs(tokens_BT[:, :num_tokens], 5)
+                for tensor in (seen_S, *(of_tokens if num_tokens > 1 else ())):
+                    torch._dynamo.mark_dynamic(tensor, 0)
+                for cache_KLE in caches:
+                    torch._dynamo.mark_dynamic(cache_KLE, 1)
+                self.graph(*of_tokens, seen_S, caches)
+
+    def _inputs(self, tokens_BT: Tensor, start: int) -> tuple[Any, ...]:
+        """Of the graph, for tokens behind the first `start`."""
+        end = start + tokens_BT.shape[1]
+        of_tokens = (tensor[start:end] for tensor in (self.places_L, self.cos_L1E, self.sin_L1E))
+        return tokens_BT[0].clone(), *of_tokens, self.places_L[:end], self.caches
+
+    def _make_room(self, room: int) -> None:
+        # Tensors made in inference mode could not be written to outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            super()._make_room(room)
+            self.caches = [layer.cache_KLE for layer in self.layers]
+            self.places_L = torch.arange(room)
+
+    def feed(self, tokens_BT: Tensor, *, num_logits: int) -> Tensor:
+        num_tokens = tokens_BT.shape[1]
+        if num_tokens > MOST_TOKENS:
+            return super().feed(tokens_BT, num_logits=num_logits)
+        if (end := self.length + num_tokens) > self.room:
+            self._make_room(max(end, 2 * self.room))
+        # Weights are frozen only outside inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            logits_TV: Tensor = self.graph(*self._inputs(tokens_BT, self.length))
+        self.length = end
+        return logits_TV[-num_logits:]

@@ -1,0 +1,180 @@
+"""Llama-type models in fewer, larger operations than transformers' own forward, which gives the same logits to rounding.
+
+On a CPU much of transformers' time for one token of a small model goes into small operations, one behind the other; records of
+the suite `backends` have both forwards side by side, as AR arm and as the engine's own plain decode. Here the products that
+share an input are one, weights are laid out beforehand (`backends.forwards.products`), keys and values are written into a buffer that is
+there already, and no module is called. Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
+Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, L tokens known, V vocabulary, D hidden size,
+H query heads, K key heads, G query heads of one key head, R = G T rows of one key head, E width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from backends.forwards.products import Layout, Product, can_pack, product
+
+FIRST_ROOM = 512  # tokens for which keys and values have room at first
+STATIC_ROPES = frozenset({"default", "linear", "llama3"})  # angles that depend on the position alone
+
+
+@dataclass(slots=True)
+class Layer:
+    """One decoder layer: products, and keys and values of the tokens so far."""
+
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    cache_KLE: Tensor  # keys of all key heads, then values
+
+
+def supports(model: PreTrainedModel) -> bool:
+    """Whether a model is of the kind that is computed here."""
+    return (
+        type(model) is LlamaForCausalLM
+        and model.config.hidden_act == "silu"
+        and not model.config.attention_bias
+        and not model.config.mlp_bias
+        and model.lm_head.bias is None
+        and model.model.rotary_emb.rope_type in STATIC_ROPES
+        and all(
+            type(layer.self_attn.q_proj) is nn.Linear for layer in model.model.layers
+        )  # neither quantised nor adapted
+    )
+
+
+class FusedLlama:
+    """A model that remembers what it has been fed, as `CachedModel`. `length` is the number of tokens in the cache."""
+
+    def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
+        config = model.config
+        self.model = model
+        self.device = model.device
+        self.eps = config.rms_norm_eps
+        self.num_heads, self.num_key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_width = model.model.layers[0].self_attn.head_dim
+        self.embedding = model.model.embed_tokens.weight
+        self.layout: Layout = layout if can_pack(self.embedding) else "plain"
+        self.products: list[Product] = []  # of one forward, in their order
+        self.last_norm = model.model.norm.weight
+        self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.head = self._product(model.lm_head.weight)
+        self.room = 0
+        self.length = 0
+        self._make_room(FIRST_ROOM)
+
+    def _layer(self, layer: nn.Module) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return Layer(
+            qkv=self._product(_fused(attention.q_proj, attention.k_proj, attention.v_proj)),
+            out=self._product(attention.o_proj.weight),
+            gate_up=self._product(_fused(mlp.gate_proj, mlp.up_proj)),
+            down=self._product(mlp.down_proj.weight),
+            attention_norm=layer.input_layernorm.weight,
+            mlp_norm=layer.post_attention_layernorm.weight,
+            cache_KLE=torch.empty(0),
+        )
+
+    def _product(self, weight: Tensor) -> Product:
+        self.products.append(product(weight, self.layout))
+        return self.products[-1]
+
+    def _make_room(self, room: int) -> None:
+        """Buffers and angles for so many tokens; what is in the cache stays."""
+        for layer in self.layers:
+            # A masked place must not hold a NaN.
+            buffer_KLE = self.embedding.new_zeros((2 * self.num_key_heads, room, self.head_width))
+            if self.length:
+                buffer_KLE[:, : self.length] = layer.cache_KLE[:, : self.length]
+            layer.cache_KLE = buffer_KLE
+        positions = torch.arange(room, device=self.device)[None]
+        cos_BLE, sin_BLE = self.model.model.rotary_emb(self.embedding, positions)
+        self.cos_L1E = cos_BLE[0, :, None].clone()
+        # (x1, x2) turns into (-x2, x1): the halves change places and the first changes its sign.
+        half = self.head_width // 2
+        self.sin_L1E = torch.cat((-sin_BLE[0, :, None, :half], sin_BLE[0, :, None, half:]), -1)
+        self.room = room
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.length = 0
+
+    def rewind(self, length: int) -> None:
+        """Drop everything behind the first `length` tokens. Nothing is copied: the next ones are written over it."""
+        self.length = min(self.length, length)
+
+    def feed(self, tokens_BT: Tensor, *, num_logits: int) -> Tensor:
+        """Append tokens and return the logits behind the last `num_logits` of them, (N, V) in the model's dtype."""
+        num_tokens = tokens_BT.shape[1]
+        start, end = self.length, self.length + num_tokens
+        if end > self.room:
+            self._make_room(max(end, 2 * self.room))
+        cos_T1E, sin_T1E = self.cos_L1E[start:end], self.sin_L1E[start:end]
+        mask_RL = causal_mask(start, num_tokens, self.num_heads // self.num_key_heads, self.embedding)
+        stream_TD = F.embedding(tokens_BT[0], self.embedding)
+        for layer in self.layers:
+            mixed_TD = self._attention(layer, stream_TD, cos_T1E, sin_T1E, mask_RL, start, end)
+            stream_TD = layer.out.add(mixed_TD, stream_TD)
+            gate, up = layer.gate_up(normed(stream_TD, layer.mlp_norm, self.eps)).chunk(2, -1)
+            stream_TD = layer.down.add(F.silu(gate).mul_(up), stream_TD)
+        self.length = end
+        return self.head(normed(stream_TD[-num_logits:], self.last_norm, self.eps))
+
+    def _attention(
+        self,
+        layer: Layer,
+        stream_TD: Tensor,
+        cos_T1E: Tensor,
+        sin_T1E: Tensor,
+        mask_RL: Tensor | None,
+        start: int,
+        end: int,
+    ) -> Tensor:
+        """What the heads found (T, D), before it is projected out; keys and values go into the cache."""
+        num_tokens, heads, key_heads = end - start, self.num_heads, self.num_key_heads
+        qkv = layer.qkv(normed(stream_TD, layer.attention_norm, self.eps))
+        qkv = qkv.view(num_tokens, heads + 2 * key_heads, self.head_width)
+        qk = qkv[:, : heads + key_heads]
+        torch.addcmul(qk * cos_T1E, qk.roll(self.head_width // 2, -1), sin_T1E, out=qk)
+        layer.cache_KLE[:, start:end] = qkv[:, heads:].transpose(0, 1)
+        # Query heads of one key head are rows of one product, so that no key is read twice.
+        grouped = qkv[:, :heads].view(num_tokens, key_heads, -1, self.head_width).permute(1, 2, 0, 3)
+        mixed = F.scaled_dot_product_attention(
+            grouped.reshape(1, key_heads, -1, self.head_width),
+            layer.cache_KLE[None, :key_heads, :end],
+            layer.cache_KLE[None, key_heads:, :end],
+            attn_mask=mask_RL,
+        )
+        mixed = mixed.view(key_heads, -1, num_tokens, self.head_width).permute(2, 0, 1, 3)
+        return mixed.reshape(num_tokens, -1)
+
+
+def _fused(*linears: nn.Module) -> Tensor:
+    """One weight for products of the same input. The modules keep views of it, so that memory is not needed twice."""
+    fused = torch.cat([linear.weight for linear in linears]).detach()
+    for linear, part in zip(linears, fused.split([len(linear.weight) for linear in linears]), strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=False)
+    return fused
+
+
+def normed(stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm, in float32 up to the weight, as transformers does it."""
+    if stream_TD.dtype == torch.float32:
+        return F.rms_norm(stream_TD, weight_D.shape, weight_D, eps)
+    return F.rms_norm(stream_TD.float(), weight_D.shape, None, eps).to(stream_TD.dtype) * weight_D
+
+
+def causal_mask(start: int, num_tokens: int, num_groups: int, like: Tensor) -> Tensor | None:
+    """0 where a token may look, minus infinity behind it, for all tokens once a group; None where there is one token."""
+    if num_tokens == 1:
+        return None
+    mask_TL = like.new_full((num_tokens, start + num_tokens), float("-inf"))
+    return mask_TL.triu_(start + 1).repeat(num_groups, 1)

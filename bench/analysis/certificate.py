@@ -1,0 +1,460 @@
+"""The losslessness certificate: whether an engine's tokens follow its target, judged from the evidence that is stored.
+
+Temperature > 0. Under the null every `pit` is uniform and independent of the past, whatever the texts, so tokens of
+different prompts, seeds and temperatures are pooled, and so are those of one slot, because a token's slot is known
+before it is drawn. All tokens together and each slot are tested twice: by the Kolmogorov-Smirnov distance D of the
+transforms, and by mean surprisal minus entropy, which sees a wrong temperature where D is blind, most tokens being
+certain. LOSSY: a test of "no further from the target than numerical noise takes it" is significant, all tests of a
+certificate sharing one false-alarm rate (Holm). LOSSLESS: none is, and the upper bounds of D and of the temperature's
+error are below their margins. Otherwise INCONCLUSIVE, with the tokens it needs.
+
+Bounds on D are one-sided 99 %. Lower: Massart's inequality, D - sqrt(ln(2 / 0.01) / 2n). Upper: D + 2.33 / (2 sqrt(n))
++ 1 / 2n: the true distance is reached at one point, unknown but not chosen by the data, and one binomial bounds it
+there, so nothing is due for having looked everywhere. That is why 3,115 tokens are enough, and not 4,239.
+
+Temperature 0. Every token's logit lies within tau of the best, tau being that machine's noise; in float32 the ids also
+equal the autoregressive ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.analysis.remembered import remembered
+from bench.records.decoding import Schedule
+from bench.records.runs import CellRecord, Evidence, RunRecord, TextEvidence
+
+Array = NDArray[np.float64]
+CertificateVerdict = Literal["LOSSLESS", "LOSSY", "INCONCLUSIVE"]
+
+FALSE_ALARM = 0.01  # of LOSSY, all tests of a certificate (or of a run) together
+MARGIN = 0.05  # of D
+TEMPERATURE_MARGIN = 0.2  # relative: without it a greedy decoder would pass for T = 0.1, which D hardly sees
+ALLOWANCE = {"float32": 0.005, "bfloat16": 0.02}  # of D, and of the relative error of the temperature
+LOSSY_RULES = frozenset({"typical"})  # lossy by design, and declared so
+MIN_SLOT_TOKENS = 20  # below it a slot only dilutes the level of the others
+OFF_SUPPORT_RATE = 0.001  # near_tie is a 99.9th percentile: noise may take one token in a thousand beyond it
+BONUS, FIRST, ALL = -1, 0, None
+Slot = int | None
+Test = tuple[str, Slot]  # what is tested, and in which slot
+_Z_99 = NormalDist().inv_cdf(0.99)
+_LOWER = math.sqrt(math.log(2 / 0.01) / 2)  # times 1 / sqrt(n); 99 % of lossless decoders stay below it too
+UPPER_BOUND_LEVEL = _Z_99 / 2
+_NOISE_QUANTILE = NormalDist().inv_cdf(0.9995)  # near_tie is that many standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Evidence of texts decoded at one temperature, or by one schedule of temperatures above 0."""
+
+    evidence: Evidence
+    temperature: float  # the hottest of a schedule
+    differing_texts: int = 0  # T = 0, float32: texts whose ids are not the autoregressive ones
+    schedule: Schedule = ()  # empty: `temperature` throughout
+
+
+@dataclass(frozen=True, slots=True)
+class SlotResult:
+    """The two tests of one slot. Bounds are one-sided 99 %; p-values are of "no further than numerical noise"."""
+
+    slot: Slot  # None: all tokens
+    num_tokens: int
+    distance: float  # D
+    distance_low: float
+    distance_high: float
+    distance_p: float
+    surprisal_z: float  # of mean surprisal minus entropy; negative: tokens are too likely
+    temperature_error: float  # relative, as surprisal shows it to first order; positive: hotter than asked
+    temperature_low: float
+    temperature_high: float
+    surprisal_p: float
+
+    @property
+    def name(self) -> str:
+        return {ALL: "all tokens", FIRST: "first token", BONUS: "bonus slot"}.get(self.slot, f"slot {self.slot}")
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The verdict and what it rests on."""
+
+    verdict: CertificateVerdict
+    words: tuple[str, ...]
+    num_tokens: int
+    tokens_needed: int | None  # for LOSSLESS, by a lossless decoder, 99 times in 100; None: no number is enough
+    slots: tuple[SlotResult, ...] = ()  # T > 0; all tokens first
+    off_support: int = 0  # tokens that truncation forbids, beyond its boundary
+    at_boundary: int = 0  # tokens that it forbids, within the numerical noise of its boundary
+    near_ties: int = 0  # T = 0: tokens below the best, within tau of it
+    beyond_tau: int = 0  # T = 0
+    differing_texts: int = 0  # T = 0, float32
+    largest_gap: float = 0.0  # T = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The columns that the tests need, one entry a token."""
+
+    slots: NDArray[np.int64]
+    pit: Array
+    excess: Array
+    variance: Array
+    noise: Array  # relative error of the temperature that numerical noise looks like
+
+    def of(self, slot: Slot) -> _Tokens:
+        if slot is ALL:
+            return self
+        chosen = self.slots == slot
+        return _Tokens(
+            self.slots[chosen], self.pit[chosen], self.excess[chosen], self.variance[chosen], self.noise[chosen]
+        )
+
+
+def certify(samples: Sequence[Sample], *, margin: float = MARGIN, false_alarm: float = FALSE_ALARM) -> Certificate:
+    """Judge one or several samples of the same decoder together.
+
+    Args:    samples: all at T > 0, or all at T = 0; false_alarm: probability of LOSSY for a lossless decoder, at most
+    Raises:  ValueError: no tokens, an unknown dtype, or both T = 0 and T > 0
+    """
+    num_tokens = sum(len(text.slots) for sample in samples for text in sample.evidence.texts)
+    if not num_tokens:
+        raise ValueError("expected evidence of at least one token, got none")
+    if all(sample.temperature == 0 for sample in samples):
+        return _certify_greedy(samples, num_tokens, margin)
+    if any(sample.temperature == 0 for sample in samples):
+        raise ValueError("expected samples at T = 0 or at T > 0, got both: they are judged by different tests")
+    return _certify_sampled(samples, margin, false_alarm)
+
+
+def tokens_for_lossless(margin: float = MARGIN, *, distance: float = 0.0) -> int | None:
+    """Tokens at which a decoder whose true D is `distance` gets an upper bound below the margin 99 times in 100."""
+    if distance >= margin:
+        return None
+    return math.ceil(((_LOWER + UPPER_BOUND_LEVEL) / (margin - distance)) ** 2)
+
+
+POOLED_BY = ("backend", "rule", "pair", "dtype", "device")  # what cells have in common that are certified together
+
+
+def certificate_of(record: CellRecord, run: RunRecord) -> Certificate | None:
+    """The certificate of a cell within its run; None where it has no evidence.
+
+    A cell at T > 0 is judged alone, where only LOSSY counts, and then together with every cell of the same backend, rule
+    and pair that is not LOSSY alone. All these tests share one false-alarm rate.
+    """
+    if record.evidence is None or not record.evidence.texts:
+        return None
+    if record.cell.temperature == 0:
+        return certify([_sample(record)])
+    siblings = [cell for cell in run.cells if _poolable(cell, record)]
+    of_run = any(cell is record for cell in siblings)
+    if not of_run:
+        siblings.append(record)
+    level = FALSE_ALARM / (len(siblings) + 1)
+    alone = certify([_sample(record)], false_alarm=level)
+    if alone.verdict == "LOSSY" or len(siblings) == 1:
+        return alone
+    if not of_run:
+        return pool(siblings)
+    pools = _pools(run.cells)
+    key = tuple(getattr(record.cell, name) for name in POOLED_BY)
+    if key not in pools:
+        pools[key] = pool(siblings)
+    return pools[key]
+
+
+@remembered
+def _pools(cells: tuple[CellRecord, ...]) -> dict[tuple[object, ...], Certificate | None]:
+    """Certificates of cells taken together, by what they have in common; filled as they are asked for."""
+    return {}
+
+
+def pool(records: Sequence[CellRecord]) -> Certificate | None:
+    """The certificate of cells at T > 0 taken together, those left out that are LOSSY alone; None if none is left."""
+    level = FALSE_ALARM / (len(records) + 1)
+    samples = [_sample(record) for record in records]
+    samples = [sample for sample in samples if certify([sample], false_alarm=level).verdict != "LOSSY"]
+    return certify(samples, false_alarm=level) if samples else None
+
+
+def _poolable(cell: CellRecord, record: CellRecord) -> bool:
+    if cell.evidence is None or not cell.evidence.texts or cell.cell.temperature == 0:
+        return False
+    return all(getattr(cell.cell, name) == getattr(record.cell, name) for name in POOLED_BY)
+
+
+def _sample(record: CellRecord) -> Sample:
+    assert record.evidence is not None
+    differing = 0
+    if record.cell.temperature == 0 and record.evidence.dtype == "float32":
+        differing = sum(pair.ar.token_ids != pair.sd.token_ids for pair in record.pairs)
+    return Sample(record.evidence, record.cell.temperature, differing, record.cell.schedule)
+
+
+# Temperature 0
+def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float) -> Certificate:
+    gaps = [(np.array(text.logit_gap), s.evidence.near_tie) for s in samples for text in s.evidence.texts]
+    beyond = sum(int((gap > near_tie).sum()) for gap, near_tie in gaps)
+    near_ties = sum(int(((gap > 0) & (gap <= near_tie)).sum()) for gap, near_tie in gaps)
+    largest = max(float(gap.max()) for gap, _ in gaps)
+    differing = sum(sample.differing_texts for sample in samples)
+    # That many tokens without a fault: at 99 %, the share of faulty ones is below the margin.
+    needed = math.ceil(math.log(0.01) / math.log(1 - margin))
+    words = []
+    if beyond:
+        words.append(f"{beyond} of {num_tokens} tokens are not the target's best, by logit gaps of up to {largest:.3g}")
+    if differing:
+        words.append(f"{differing} texts differ from the autoregressive ones")
+    verdict: CertificateVerdict = "LOSSY"
+    if not words:
+        verdict = "LOSSLESS" if num_tokens >= needed else "INCONCLUSIVE"
+        words.append(f"every one of {num_tokens} tokens is the target's best or ties with it within numerical noise")
+        if verdict == "INCONCLUSIVE":
+            words.append(f"{needed} tokens are needed")
+    if near_ties:
+        words.append(f"{near_ties} near-ties")
+    return Certificate(
+        verdict,
+        tuple(words),
+        num_tokens,
+        needed,
+        near_ties=near_ties,
+        beyond_tau=beyond,
+        differing_texts=differing,
+        largest_gap=largest,
+    )
+
+
+# Temperature > 0
+def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: float) -> Certificate:
+    tokens = _columns(samples)
+    allowance = max(_allowance(sample.evidence.dtype) for sample in samples)
+    present, counts = np.unique(tokens.slots, return_counts=True)
+    tested = [int(slot) for slot, count in zip(present, counts, strict=True) if count >= MIN_SLOT_TOKENS]
+    results = [_test(tokens, ALL, allowance)]
+    if len(present) > 1:
+        results += [_test(tokens.of(slot), slot, allowance) for slot in sorted(tested, key=lambda s: (s == BONUS, s))]
+    num_tokens = len(tokens.pit)
+    off_support = sum(len(text.off_support) for text in _texts(samples))
+    p_values: dict[Test, float] = {("off support", ALL): _binomial_tail(off_support, num_tokens, OFF_SUPPORT_RATE)}
+    for result in results:
+        p_values["distance", result.slot] = result.distance_p
+        p_values["surprisal", result.slot] = result.surprisal_p
+    significant = _holm(p_values, false_alarm)
+    needed = _tokens_needed(results[0], tokens, margin)
+    verdict: CertificateVerdict
+    if significant:
+        verdict, words = "LOSSY", tuple(_lossy_words(significant, results, off_support))
+    elif _within_margins(results[0], tokens, margin):
+        verdict, words = "LOSSLESS", (_lossless_words(results[0]),)
+    else:
+        verdict, words = "INCONCLUSIVE", tuple(_inconclusive_words(results[0], needed, margin))
+    return Certificate(
+        verdict,
+        words,
+        num_tokens,
+        needed,
+        slots=tuple(results),
+        off_support=off_support,
+        at_boundary=int((tokens.pit == 1).sum()) - off_support,
+    )
+
+
+def _texts(samples: Sequence[Sample]) -> Iterator[TextEvidence]:
+    return (text for sample in samples for text in sample.evidence.texts)
+
+
+def _columns(samples: Sequence[Sample]) -> _Tokens:
+    def joined(column: Callable[[TextEvidence], tuple[float, ...]]) -> Array:
+        return np.concatenate([np.array(column(text), dtype=np.float64) for text in _texts(samples)])
+
+    return _Tokens(
+        slots=joined(lambda text: text.slots).astype(np.int64),
+        pit=joined(lambda text: text.pit),
+        excess=joined(lambda text: text.excess_surprisal),
+        variance=joined(lambda text: text.surprisal_variance),
+        noise=np.concatenate([_noise(sample, len(text.pit)) for sample in samples for text in sample.evidence.texts]),
+    )
+
+
+def _noise(sample: Sample, num_tokens: int) -> Array:
+    """Relative error of each token's temperature that numerical noise on logits looks like: it only ever flattens.
+
+    Between two tokens, averaging a logistic function over a normal error of standard deviation s divides its argument
+    by about sqrt(1 + pi s^2 / 8), and s = sigma / T; 1 + pi s^2 / 8 is above that root.
+    """
+    starts, temperatures = zip(*(sample.schedule or ((0, sample.temperature),)), strict=True)
+    noise = [math.pi / 8 * (sample.evidence.near_tie / _NOISE_QUANTILE / each) ** 2 for each in temperatures]
+    # A text may end before its schedule.
+    return np.repeat(noise, np.diff(np.minimum((*starts, num_tokens), num_tokens)))
+
+
+def _allowance(dtype: str) -> float:
+    if dtype not in ALLOWANCE:
+        raise ValueError(f"expected evidence of dtype {' or '.join(ALLOWANCE)}, got {dtype!r}")
+    return ALLOWANCE[dtype]
+
+
+def _test(tokens: _Tokens, slot: Slot, allowance: float) -> SlotResult:
+    num_tokens = len(tokens.pit)
+    ordered, ranks = np.sort(tokens.pit), np.arange(num_tokens)
+    distance = float(max(((ranks + 1) / num_tokens - ordered).max(), (ordered - ranks / num_tokens).max()))
+    root = math.sqrt(num_tokens)
+    # How far the law of the transforms is from uniform is at most the allowance; how far the sample is from its law is
+    # bounded by Massart, for any law.
+    distance_p = min(1.0, 2 * math.exp(-2 * num_tokens * max(0.0, distance - allowance) ** 2))
+
+    surplus, variance = float(tokens.excess.sum()), float(tokens.variance.sum())
+    # The variance alone is wrong by far when a few rare tokens decide; with the squares mixed in like this the tails of
+    # the ratio are sub-Gaussian (Delyon 2009, Electron. J. Probab. 14, for any martingale).
+    scale = math.sqrt((float((tokens.excess**2).sum()) + 2 * variance) / 3)
+    hottest = float(((allowance + tokens.noise) * tokens.variance).sum())
+    beyond = max(surplus - hottest, -surplus - allowance * variance)
+    # To first order surprisal grows by its variance times the relative error of the temperature.
+    error, width = (surplus / variance, _Z_99 * scale / variance) if variance > 0 else (0.0, math.inf)
+    return SlotResult(
+        slot=slot,
+        num_tokens=num_tokens,
+        distance=distance,
+        distance_low=max(0.0, distance - _LOWER / root),
+        distance_high=min(1.0, distance + UPPER_BOUND_LEVEL / root + 0.5 / num_tokens),
+        distance_p=distance_p,
+        surprisal_z=surplus / scale if scale > 0 else 0.0,
+        temperature_error=error,
+        temperature_low=error - width,
+        temperature_high=error + width,
+        surprisal_p=min(1.0, math.erfc(beyond / scale / math.sqrt(2))) if scale > 0 else 1.0,
+    )
+
+
+def _binomial_tail(successes: int, trials: int, rate: float) -> float:
+    """Probability of at least so many successes."""
+    from scipy.special import bdtrc
+
+    return float(bdtrc(successes - 1, trials, rate)) if successes else 1.0
+
+
+def _holm(p_values: dict[Test, float], false_alarm: float) -> list[Test]:
+    """The tests that are significant together at a family-wise rate, most significant first."""
+    ordered = sorted(p_values, key=lambda test: p_values[test])
+    levels = (false_alarm / (len(ordered) - place) for place in range(len(ordered)))
+    passing = itertools.takewhile(lambda pair: p_values[pair[0]] <= pair[1], zip(ordered, levels, strict=True))
+    return [test for test, _ in passing]
+
+
+def _mean_noise(tokens: _Tokens) -> float:
+    total = float(tokens.variance.sum())
+    return float((tokens.noise * tokens.variance).sum()) / total if total > 0 else 0.0
+
+
+def _within_margins(whole: SlotResult, tokens: _Tokens, margin: float) -> bool:
+    hottest = TEMPERATURE_MARGIN + _mean_noise(tokens)
+    return (
+        whole.distance_high < margin
+        and whole.temperature_low > -TEMPERATURE_MARGIN
+        and whole.temperature_high < hottest
+    )
+
+
+def _tokens_needed(whole: SlotResult, tokens: _Tokens, margin: float) -> int | None:
+    """For LOSSLESS, should what the bounds cannot explain by chance be the truth."""
+    for_distance = tokens_for_lossless(margin, distance=whole.distance_low)
+    if not math.isfinite(whole.temperature_high) or for_distance is None:
+        return None
+    low, high = whole.temperature_low, whole.temperature_high
+    room = min(TEMPERATURE_MARGIN + min(0.0, high), TEMPERATURE_MARGIN + _mean_noise(tokens) - max(0.0, low))
+    if room <= 0:
+        return None
+    # The interval shrinks with the root of n; its centre may lie one half-width from the truth.
+    half_width = (high - low) / 2
+    return max(for_distance, math.ceil(whole.num_tokens * (2 * half_width / room) ** 2))
+
+
+# In words
+def _lossless_words(whole: SlotResult) -> str:
+    return (
+        f"no test of {whole.num_tokens} tokens finds a fault; D is at most {whole.distance_high:.3f}, and "
+        f"{_temperature_interval(whole)}"
+    )
+
+
+def _temperature_interval(whole: SlotResult) -> str:
+    return f"the temperature is off by {whole.temperature_low:+.0%} to {whole.temperature_high:+.0%}"
+
+
+def _inconclusive_words(whole: SlotResult, needed: int | None, margin: float) -> Iterator[str]:
+    yield (
+        f"no fault is found, but {whole.num_tokens} tokens only show that D is at most {whole.distance_high:.3f} "
+        f"(margin {margin:g}), and that {_temperature_interval(whole)}"
+    )
+    if needed is not None:
+        yield f"about {needed} tokens are needed"
+    else:
+        yield "more tokens would not do: numerical noise, or a small fault, takes the output that far"
+
+
+def _lossy_words(significant: Sequence[Test], results: Sequence[SlotResult], off_support: int) -> Iterator[str]:
+    whole = results[0]
+    if ("off support", ALL) in significant:
+        yield f"{off_support} tokens lie outside what top-k and top-p leave: truncation was not, or otherwise, applied"
+    if ("surprisal", ALL) in significant:
+        yield _temperature_words(whole)
+    elif ("distance", ALL) in significant:
+        yield f"the tokens do not follow the target: D is {whole.distance:.3f}, at least {whole.distance_low:.3f}"
+    # Slots are worth words where the fault is not common to all: it shows more clearly in one than in all tokens
+    # together, or a slot without it contradicts them.
+    departing = {slot for _, slot in significant} - {ALL}
+    error = whole.temperature_error
+    contradicting = any(
+        not result.temperature_low <= error <= result.temperature_high
+        for result in results[1:]
+        if result.slot not in departing
+    )
+    if departing and (contradicting or min(map(_smaller_p, results[1:])) < _smaller_p(whole)):
+        yield _slot_words(departing, results[1:])
+
+
+def _smaller_p(result: SlotResult) -> float:
+    return min(result.distance_p, result.surprisal_p)
+
+
+def _temperature_words(whole: SlotResult) -> str:
+    how, error = ("unlikely", "higher") if whole.temperature_error > 0 else ("likely", "lower")
+    if abs(whole.temperature_error) > 1:
+        return f"tokens are far too {how}: no temperature near the one asked explains it"
+    return (
+        f"tokens are too {how}: the temperature was {error} than asked, by about {abs(whole.temperature_error):.0%}, "
+        "or something acts like it"
+    )
+
+
+def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
+    names = _listed(result.name for result in results if result.slot in departing)
+    others = _listed(result.name for result in results if result.slot not in departing)
+    drafted = {result.slot for result in results} - {BONUS, FIRST}
+    if not others:
+        return "every slot departs: what they share, such as the temperature, truncation or the target's pass"
+    if departing == {BONUS}:
+        where = "what the bonus token is drawn from, or its position"
+    elif departing == {FIRST}:
+        where = "the prompt's pass, or how its token is drawn"
+    elif departing == drafted:
+        where = "the acceptance test or the residual distribution"
+    elif departing < drafted:
+        where = "the position of the recovered token, or a stale cache"
+    else:
+        where = "what these have in common"
+    return f"{names} depart{'s' if len(departing) == 1 else ''}, {others} not: {where}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = (*names,) or ("",)
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,0 +1,144 @@
+"""Effects of cells: paired by prompt, from raw counts and seconds.
+
+Alpha is the counted one and gamma the ratio of totals, as in the tables. An effect is a weighted sum of such numbers over a few
+cells; its error is a jackknife that leaves a prompt out of all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.analysis import metrics
+from bench.analysis.rows import Row
+from bench.analysis.stretches import Stretch
+from bench.records import decoding
+from bench.records.runs import CellRecord
+from bench.statistics.effects import Array, Effect, Number, Sample, Statistic, contrast, jackknife
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An effect and where it comes from."""
+
+    effect: Effect
+    detail: str  # what was compared with what
+    files: tuple[str, ...]  # below the folder of results
+    commands: tuple[str, ...]  # that made them
+
+
+Columns = Callable[[CellRecord], Iterator[tuple[int, Sequence[float]]]]  # prompt and summands of each pair of texts
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number of a cell: what is summed over each prompt, and what sums give."""
+
+    columns: Columns
+    of: Number
+
+
+def compared(statistic: Statistic, cells: Sequence[tuple[Row, Columns]], detail: str) -> Finding | None:
+    """A statistic of cells, on the prompts that all cells of a prompt set have; None where one has no such numbers."""
+    sums = [_by_prompt(columns(row.record)) for row, columns in cells]
+    sets = [row.record.cell.prompts_hash for row, _ in cells]
+    shared: dict[str, set[int]] = {}
+    for prompt_set, of_prompts in zip(sets, sums, strict=True):
+        shared[prompt_set] = shared.get(prompt_set, set(of_prompts)) & of_prompts.keys()
+    if not all(shared.values()):
+        return None
+    samples = [
+        Sample(prompt_set, np.array([of_prompts[prompt] for prompt in sorted(shared[prompt_set])]))
+        for prompt_set, of_prompts in zip(sets, sums, strict=True)
+    ]
+    runs = {row.file: row.run for row, _ in cells}
+    detail = f"{detail}; {' and '.join(str(len(prompts)) for prompts in shared.values())} prompts"
+    commands = tuple(dict.fromkeys(run.command for run in runs.values()))
+    return Finding(jackknife(statistic, samples), detail, tuple(runs), commands)
+
+
+def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str) -> Finding | None:
+    """A weighted sum of the quantity of cells."""
+    statistic = contrast(quantity.of, [weight for weight, _ in cells])
+    return compared(statistic, [(row, quantity.columns) for _, row in cells], detail)
+
+
+def _by_prompt(summands: Iterator[tuple[int, Sequence[float]]]) -> dict[int, Array]:
+    found: dict[int, Array] = {}
+    for prompt, values in summands:
+        found[prompt] = found.get(prompt, np.zeros(len(values))) + np.array(values, float)
+    return found
+
+
+# Quantities
+def _counts(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+    for pair in record.pairs:
+        if pair.sd.rounds is not None:
+            counts = metrics.count_rounds(pair.sd.rounds)
+            yield metrics.cluster(pair), (counts.accepted, counts.tested)
+
+
+def counts_in(stretch: Stretch) -> Columns:
+    """Accepted and tested draft tokens of a stretch of the text."""
+
+    def columns(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+        for pair in record.pairs:
+            if pair.sd.rounds is None:
+                continue
+            first = len(pair.sd.token_ids) - sum(
+                round_.emitted for round_ in pair.sd.rounds
+            )  # 1 where prefill gave one
+            accepted = tested = 0
+            for round_ in pair.sd.rounds:
+                accepted += stretch.overlap(first, round_.accepted)
+                tested += stretch.overlap(first, round_.accepted + decoding.is_rejection(round_))
+                first += round_.emitted
+            yield metrics.cluster(pair), (accepted, tested)
+
+    return columns
+
+
+def _arm_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+    columns = metrics.time_columns(record, metrics.times_measured(record))
+    if columns is not None:
+        yield from zip(map(metrics.cluster, record.pairs), zip(*columns, strict=True), strict=True)
+
+
+def _arm_seconds_of_rounds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+    """Seconds and tokens of the autoregressive arm, seconds and rounds of the speculative one."""
+    for (prompt, (ar_s, ar_tokens, sd_s, _)), pair in zip(_arm_seconds(record), record.pairs, strict=True):
+        rounds = pair.sd.rounds
+        if rounds is not None:
+            with_prefill = sum(round_.emitted for round_ in rounds) == len(pair.sd.token_ids)
+            untimed = (
+                with_prefill and metrics.times_measured(record) == "decode"
+            )  # then the first round is in no seconds
+            yield prompt, (ar_s, ar_tokens, sd_s, len(rounds) - untimed)
+
+
+def _phase_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+    for pair in record.pairs:
+        if pair.replay is not None:
+            yield metrics.cluster(pair), (pair.replay.phase_s.accept, pair.replay.phase_s.verify)
+
+
+def alpha_of(sums: Array) -> Array:
+    """Of accepted and tested tokens."""
+    found: Array = sums[..., 0] / sums[..., 1]
+    return found
+
+
+def log_ratio_of(sums: Array) -> Array:
+    """Of seconds and what they were spent on, of one arm and of the other: log of the one's cost less the other's."""
+    found: Array = np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
+    return found
+
+
+ALPHA = Quantity(_counts, alpha_of)
+LOG_GAMMA = Quantity(_arm_seconds, log_ratio_of)
+
+# Cells run minutes apart: what machines do in between cancels against what ran beside it.
+LOG_ROUND_COST = Quantity(_arm_seconds_of_rounds, lambda sums: -log_ratio_of(sums))  # in autoregressive tokens
+LOG_ACCEPT_COST = Quantity(_phase_seconds, lambda sums: np.log(sums[..., 0] / sums[..., 1]))  # in verifications

@@ -1,0 +1,97 @@
+"""TODO: purpose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.analysis.certificate import LOSSY_RULES, Certificate, certificate_of
+from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, gamma, native_ratio, replays_of
+from bench.records.decoding import Replay, is_rejection
+from bench.records.runs import SHARED_BY, CellRecord, RunRecord
+from bench.statistics import intervals
+
+Label = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE", "INVALID"]
+AGREEMENT_P = 0.001  # over all cells of a run: below it counted and expected acceptance disagree
+UNCERTIFIED = "uncertified"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    valid: bool
+    label: Label
+    reasons: tuple[str, ...]
+    certificate: str  # LOSSLESS, LOSSY, INCONCLUSIVE, LOSSY-DECLARED or uncertified
+
+
+# Verdict
+def verdict_of(record: CellRecord, run: RunRecord) -> Verdict:
+    """Whether a record can be believed, what its gamma shows, and why.
+
+    INVALID records have no gamma in any table, only their reasons. The floor and the baseline come from the run.
+    """
+    judged = certificate_of(record, run)
+    certificate = _certificate_label(record, judged)
+    faults = list(_faults(record, run))
+    if judged is not None and certificate == "LOSSY":
+        faults.append(f"certificate: LOSSY, {'; '.join(judged.words)}")
+    ratio = gamma(record)
+    if ratio is None and record.error is None:
+        faults.append("no tokens were decoded in one of the arms")
+    if faults or ratio is None:
+        return Verdict(False, "INVALID", tuple(faults), certificate)
+    if not ratio.adequate:
+        reason = f"{ratio.num_clusters} prompts, at least {intervals.MIN_CLUSTERS} are needed"
+        return Verdict(True, "INCONCLUSIVE", (reason,), certificate)
+    floor = aa_floor(run)
+    if floor is None:
+        return Verdict(True, "INCONCLUSIVE", ("no A/A floor was measured",), certificate)
+    return Verdict(True, intervals.gamma_verdict(ratio, floor), (), certificate)
+
+
+def _certificate_label(record: CellRecord, judged: Certificate | None) -> str:
+    if record.cell.rule in LOSSY_RULES:
+        return "LOSSY-DECLARED"
+    return UNCERTIFIED if judged is None else judged.verdict
+
+
+def _faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
+    """Reasons for which a record is INVALID."""
+    if record.error is not None:
+        yield f"error: {record.error}"
+        return
+    if sharing := run.environment.get(SHARED_BY):
+        yield f"timed on a machine that {sharing} runs shared"
+    if not record.warmup_settled:
+        yield "warm-up never settled"
+    if record.throttle:
+        yield f"throttled: {', '.join(record.throttle)}"
+    strength, floor = native_ratio(run), aa_floor(run)
+    if strength is not None and floor is not None and math.log(strength.estimate) > floor:
+        yield f"baseline {strength.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
+    replay_faults = tuple(_replay_faults(record, run))
+    yield from replay_faults
+    agreement = None if replay_faults else acceptance_agreement(record)
+    if agreement is not None and agreement.p < AGREEMENT_P / max(1, len(run.cells)):
+        yield f"counted and expected acceptance disagree: z = {agreement.z:.1f}, p = {agreement.p:.1g}"
+
+
+def _replay_faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
+    """An engine that cannot be seeded says `seeded: false` in its settings; its replays are other texts by right."""
+    replays = tuple(replays_of(record))
+    if run.backend_settings.get("seeded", True):
+        differing = sum(replay.token_ids != pair.sd.token_ids for pair, replay in replays)
+        if differing:
+            yield f"{differing} of {len(replays)} replays gave other token ids than the timed run"
+    unbalanced = sum(not _balanced(replay, record.cell.rule) for _, replay in replays)
+    if unbalanced:
+        yield f"{unbalanced} of {len(replays)} replays do not have one acceptance probability per tested position"
+
+
+def _balanced(replay: Replay, rule: str) -> bool:
+    if rule in JOINT_RULES:
+        return replay.joint_length is not None and len(replay.joint_length) == len(replay.rounds)
+    tested = [round_.accepted + is_rejection(round_) for round_ in replay.rounds]
+    return tested == [len(probs) for probs in replay.acceptance_probs]

@@ -1,0 +1,101 @@
+"""TODO: purpose."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.analysis.rows import newest_rows, row_groups
+from bench.reporting.derived import asked_keys, derived_files, load_experiments
+from bench.reporting.table import Table
+
+PRINTED = ("markdown", "latex", "terminal")
+
+
+class Tables:
+    help = "write tables, figures and the index of a folder of results"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")
+        parser.add_argument("--machine", metavar="NAME", help="only this machine's tables and figures")
+        parser.add_argument("--suite", metavar="NAME", help="only this suite's tables and figures")
+        parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
+        printing = parser.add_argument_group(
+            "printing", "With one of these, tables go to standard output and no file is written (docs/tables.md)."
+        )
+        printing.add_argument(
+            "--columns",
+            metavar="NAMES",
+            help="these columns in this order, such as T,k,gamma,alpha; a wrong name lists all",
+        )
+        printing.add_argument(
+            "--pivot",
+            nargs=3,
+            metavar=("ROW", "x", "COLUMN"),
+            help="gamma and alpha (or --columns) over two names of cell identity, such as: T x backend",
+        )
+        printing.add_argument("--format", choices=PRINTED, help="how to print (default: markdown)")
+
+    def run(self, args: Namespace) -> int:
+        from rich.console import Console
+
+        status = Console(stderr=True).status("reading records")
+        if args.columns or args.pivot or args.format:
+            if args.check:
+                raise ValueError(
+                    "expected --check alone, got it with --columns, --pivot or --format, which write no file"
+                )
+            with status:
+                text = printed(args)
+            print(text, end="")
+            return 0
+        messages = []
+        with status:
+            for path, content in derived_files(args.results, machine=args.machine, suite=args.suite):
+                status.update(f"{path.name} and others")
+                if path.is_file() and path.read_bytes() == content:
+                    continue
+                messages.append(f"{path} differs from what the records give" if args.check else str(path))
+                if not args.check:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+        for message in messages:
+            print(message)
+        return 1 if messages and args.check else 0
+
+
+def printed(args: Namespace) -> str:
+    """What `--columns`, `--pivot` and `--format` ask for."""
+    from bench.reporting import formats
+
+    found = tuple(_chosen_tables(args))
+    if args.format == "latex":
+        labels = formats.labelled(found)
+        floats = [formats.latex_float(table, label=label) for table, label in zip(found, labels, strict=True)]
+        return formats.latex_packages(found) + "\n".join(floats)
+    if args.format == "terminal":
+        return "\n".join(f"{table.title}\n\n{formats.terminal(table)}\n" for table in found)
+    folder = args.results.as_posix()
+    return "\n".join(f"## {table.title}\n\n{formats.markdown(table, folder)}\n" for table in found)
+
+
+def _chosen_tables(args: Namespace) -> Iterator[Table]:
+    from bench.reporting import custom_tables, suite_page
+
+    experiments = {key: (runs, newest_rows(runs)) for key, runs in load_experiments(args.results).items()}
+    asked = asked_keys(
+        [key for key, (_, rows) in experiments.items() if rows], args.results, machine=args.machine, suite=args.suite
+    )
+    names = [name.strip() for name in args.columns.split(",")] if args.columns else []
+    for key in asked:
+        runs, rows = experiments[key]
+        if args.pivot:
+            down, by, across = args.pivot
+            if by != "x":
+                raise ValueError(f"expected --pivot ROW x COLUMN, got {' '.join(args.pivot)}")
+            yield from custom_tables.pivot_tables(rows, down=down, across=across, values=names or custom_tables.VALUES)
+        elif names:
+            yield from (custom_tables.chosen_table(group, names) for group in row_groups(rows))
+        else:
+            yield from (*suite_page.suite_tables(runs), *suite_page.further_tables(rows))

@@ -1,0 +1,14 @@
+"""TODO: purpose."""
+
+from __future__ import annotations
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class BackendUnavailable(Exception):
+    """The package, the device or the model a backend needs is missing. The message says what to do; suites skip with it."""
+
+
+class IncomparableResults(Exception):
+    """Two results were measured under different conditions; the message lists the keys that differ."""

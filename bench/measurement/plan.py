@@ -1,0 +1,88 @@
+"""What a run would do, before it does it: cells, minutes and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench.analysis import metrics
+from bench.measurement.recording import Workload
+from bench.options.settings import Settings
+from bench.records import environment, files
+from bench.records.decoding import ModelPair
+
+ARMS_PER_PAIR = 2.0  # AR and SD, in units of one AR generation
+INSTRUMENTS_PER_PAIR = 1.5  # the replay, and bare forwards
+ARMS_PER_BASELINE = 3  # AR, AR again, the engine's own
+LOAD_S = 10.0  # loading a pair and warming up
+
+
+def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
+    """The cells, one a line, with estimated minutes and memory; where the estimate comes from is said.
+
+    Args:    suites: names of cells with the settings and the workload that they share
+    """
+    _, settings, workload = suites[0]
+    seconds_per_token, source = _seconds_per_token(settings, workload)
+    names = [name for cells, _, _ in suites for name in cells]
+    minutes = sum(_seconds(*suite, seconds_per_token) for suite in suites) / 60
+    shapes = dict.fromkeys(
+        f"{len(workload.prompt_ids) * settings.repeats} pairs ({len(workload.prompt_ids)} prompts x {settings.repeats}) "
+        f"of {settings.max_new_tokens} tokens"
+        for _, settings, workload in suites
+    )
+    return "\n".join(
+        (
+            *names,
+            f"{len(names)} cells of {' or '.join(shapes)}",
+            f"at most {minutes:.1f} minutes, if every text reaches its last token ({source}); "
+            "what suites train is not counted",
+            f"about {memory_bytes(workload.model_pair) / 2**30:.1f} GiB of memory for weights and working space; "
+            f"{environment.available_memory_bytes() / 2**30:.1f} GiB are free",
+        )
+    )
+
+
+def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, seconds_per_token: float) -> float:
+    generation_s, num_prompts = settings.max_new_tokens * seconds_per_token, len(workload.prompt_ids)
+    num_baselines = len({cell.partition("::")[0] for cell in cells}) * len(settings.backends)
+    every = settings.instrument_every
+    arms = ARMS_PER_PAIR + (INSTRUMENTS_PER_PAIR / every if every else 0.0)
+    cells_s = len(cells) * num_prompts * settings.repeats * arms * generation_s
+    return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
+
+
+def _seconds_per_token(settings: Settings, workload: Workload) -> tuple[float, str]:
+    """From an earlier record of this pair on this machine, else from streaming the weights once a token."""
+    folder = settings.results / environment.machine_slug(environment.capture(settings.device))
+    try:
+        runs = files.load_runs(folder) if folder.is_dir() else ()
+    except ValueError:  # a broken record is not this run's affair
+        runs = ()
+    for run in reversed(runs):
+        for record in run.cells:
+            measured = metrics.seconds_per_token(record, "ar")
+            if run.model_hashes == dict(workload.model_hashes) and measured is not None:
+                return measured.estimate, f"measured here on {run.created[:10]}"
+    return _weight_bytes(workload.model_pair.target) / _copy_bandwidth(), "guessed from the memory bandwidth"
+
+
+def _weight_bytes(model: str) -> int:
+    return sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+
+
+def memory_bytes(pair: ModelPair) -> float:
+    """What a resolved pair takes: weights, caches and logits, and Python with torch and transformers loaded."""
+    return 1.5 * sum(map(_weight_bytes, {pair.target, pair.draft})) + 1.5 * 2**30
+
+
+def _copy_bandwidth() -> float:
+    """Bytes a second that one copy of a large array reads."""
+    source = np.zeros(2**26, dtype=np.uint8)
+    source.copy()
+    start = time.perf_counter()
+    source.copy()
+    return source.nbytes / (time.perf_counter() - start)

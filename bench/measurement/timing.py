@@ -1,0 +1,323 @@
+"""Timing: one generation, a warm-up, a pair, a baseline triple, a cell of pairs as pytest-benchmark rounds.
+
+The unit is the pair: one prompt, autoregressive (AR) and speculative (SD) adjacent in time, in a balanced, seeded and
+stored order. Every timed region waits for the backend before it starts and before it stops. Seconds are wall-clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from bench.measurement import turns
+from bench.protocols import Backend, Clock, Concurrent, ForwardTimed, NativeBaseline, Replayable
+from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ForwardSeconds, Generation, derive_seed
+from bench.records.runs import BaselineTriple, Order, TimedArm, TimedPair
+
+T = TypeVar("T")
+
+WARMUP_TOKENS = 4  # one short generation per warm-up step
+WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
+WARMUP_TREND = 0.05  # ... by more than this share
+WARMUP_MAX_STEPS = 24
+FORWARD_SAMPLES = 3  # bare forwards of each kind, timed behind an instrumented pair
+
+
+@contextmanager
+def uninstrumented() -> Iterator[None]:
+    """Pause coverage tracers and profilers: they would slow the arm that runs more Python."""
+    tracer, profiler = sys.gettrace(), sys.getprofile()
+    sys.settrace(None)
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+        sys.setprofile(profiler)
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed(Generic[T]):
+    """What a call gave, when it started, and its seconds without those in which this process was stopped."""
+
+    given: T
+    start: float
+    end: float
+    pauses: turns.Pauses
+
+    def own(self, seconds: float) -> float:
+        """Of so many seconds from the start."""
+        return seconds - self.pauses.between(self.start, self.start + seconds)
+
+    @property
+    def seconds(self) -> float:
+        return self.own(self.end - self.start)
+
+
+def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_side: bool) -> _Timed[T]:
+    """Wait for the backend at both ends, with instrumentation paused."""
+    with uninstrumented(), turns.side_by_side() if side_by_side else nullcontext(turns.Pauses()) as pauses:
+        backend.synchronize()
+        start = clock()
+        given = call()
+        backend.synchronize()
+        end = clock()
+    return _Timed(given, start, end, pauses)
+
+
+def time_call(
+    backend: Backend,
+    call: Callable[[DecodeRequest], Generation],
+    request: DecodeRequest,
+    clock: Clock = time.perf_counter,
+    *,
+    side_by_side: bool = False,
+) -> TimedArm:
+    """Time one generation; side_by_side: in slices with the same call of others, where there are any (`bench.orchestration.parties`)."""
+    timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side)
+    return _timed_arm(request, timed.given, timed.seconds, timed)
+
+
+def time_together(
+    backend: Backend,
+    requests: Sequence[DecodeRequest],
+    clock: Clock = time.perf_counter,
+    *,
+    side_by_side: bool = False,
+) -> tuple[TimedArm, ...]:
+    """Time texts that are decoded at once; each has the seconds to its own last token.
+
+    Raises:  ValueError: the backend decodes one text at a time, or says that a text ended after the call
+    """
+    if len(requests) == 1:
+        return (time_call(backend, backend.generate, requests[0], clock, side_by_side=side_by_side),)
+    if not isinstance(backend, Concurrent):
+        raise ValueError(f"backend {backend.name} decodes one text at a time")
+    timed = _timed(backend, partial(backend.generate_together, requests), clock, side_by_side=side_by_side)
+    seconds = timed.end - timed.start
+    last = [generation.last_token_s for generation in timed.given]
+    if not all(one is not None and 0 < one <= seconds for one in last):
+        raise ValueError(f"expected last tokens within the {seconds:.3f} s of the call, {backend.name} says {last}")
+    return tuple(
+        _timed_arm(request, generation, timed.own(generation.last_token_s or seconds), timed)
+        for request, generation in zip(requests, timed.given, strict=True)
+    )
+
+
+def _timed_arm(request: DecodeRequest, generation: Generation, seconds: float, timed: _Timed[Any]) -> TimedArm:
+    first_token_s = generation.first_token_s
+    return TimedArm(
+        seed=request.seed,
+        seconds=seconds,
+        first_token_s=None if first_token_s is None else timed.own(first_token_s),
+        token_ids=generation.token_ids,
+        finish_reason=generation.finish_reason,
+        rounds=generation.rounds,
+    )
+
+
+def autoregressive(request: DecodeRequest) -> DecodeRequest:
+    """The same request for the baseline arm."""
+    return replace(request, num_draft_tokens=AUTOREGRESSIVE)
+
+
+def warm_up(
+    backend: Backend, request: DecodeRequest, *, concurrency: int = 1, clock: Clock = time.perf_counter
+) -> tuple[tuple[float, ...], bool]:
+    """Decode short texts in both arms until they stop getting faster.
+
+    Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS.
+    """
+    short = replace(request, max_new_tokens=min(WARMUP_TOKENS, request.max_new_tokens), eos_token_ids=())
+    series: list[float] = []
+    while len(series) < WARMUP_MAX_STEPS:
+        arms = [
+            text
+            for arm in (autoregressive(short), short)
+            for text in time_together(backend, [replace(arm, seed=seed) for seed in range(concurrency)], clock)
+        ]
+        series.append(sum(arm.seconds for arm in arms) / sum(len(arm.token_ids) for arm in arms))
+        if len(series) >= 2 * WARMUP_WINDOW:
+            before = statistics.median(series[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
+            latest = statistics.median(series[-WARMUP_WINDOW:])
+            if latest > before * (1 - WARMUP_TREND):
+                return tuple(series), True
+    return tuple(series), False
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """What one round of a cell will do: the texts that each arm decodes together, one as a rule."""
+
+    texts: tuple[tuple[int, int], ...]  # prompt and repeat of each
+    order: Order
+
+
+def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 1) -> tuple[PairPlan, ...]:
+    """Every prompt `repeats` times, half of the pairs AR first (to within one), in a seeded order of orders.
+
+    The repeats of one prompt alternate, so that a drift of the machine does not lean on one arm. With concurrency each
+    round decodes a prompt and those behind it, around the end, so every prompt comes `repeats * concurrency` times.
+    """
+    orders: list[Order] = ["ar_first", "sd_first"]
+    flips = [index % 2 for index in range(num_prompts)]
+    random.Random(derive_seed(seed, "order")).shuffle(flips)
+    return tuple(
+        PairPlan(
+            tuple(((prompt + place) % num_prompts, repeat * concurrency + place) for place in range(concurrency)),
+            orders[(flips[prompt] + repeat) % 2],
+        )
+        for repeat in range(repeats)
+        for prompt in range(num_prompts)
+    )
+
+
+def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[str, ...], ...]:
+    """The order of the baseline arms for each prompt: all permutations in turn, from a seeded start."""
+    names = ("ar", "ar_again", "native") if native else ("ar", "ar_again")
+    orders = list(itertools.permutations(names))
+    random.Random(derive_seed(seed, "baseline")).shuffle(orders)
+    return tuple(orders[index % len(orders)] for index in range(num_prompts))
+
+
+class ArmRounds(Generic[T]):
+    """Several arms per round, driven by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
+
+    Every round runs its arms in its own order; pytest-benchmark times the arm named `timed_arm`, the arms before it run
+    in `setup`, those behind it in `teardown`. Our clock times all of them alike.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[Sequence[str]],
+        *,
+        timed_arm: str,
+        run_arm: Callable[[int, str], T],
+        on_round: Callable[[int, Mapping[str, T]], None],
+    ) -> None:
+        self.orders = orders
+        self.timed_arm = timed_arm
+        self.run_arm = run_arm
+        self.on_round = on_round
+        self.index = -1
+        self.arms: dict[str, T] = {}
+
+    def setup(self) -> None:
+        self.index += 1
+        self.arms = {}
+        order = self.orders[self.index]
+        self._run(order[: order.index(self.timed_arm)])
+
+    def timed(self) -> None:
+        self._run((self.timed_arm,))
+
+    def teardown(self) -> None:
+        order = self.orders[self.index]
+        self._run(order[order.index(self.timed_arm) + 1 :])
+        self.on_round(self.index, self.arms)
+
+    def _run(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.arms[name] = self.run_arm(self.index, name)
+
+    def run_all(self) -> None:
+        """Without pytest-benchmark: the same rounds."""
+        for _ in self.orders:
+            self.setup()
+            self.timed()
+            self.teardown()
+
+
+def pair_rounds(
+    backend: Backend,
+    plans: Sequence[PairPlan],
+    request_for: Callable[[int], DecodeRequest],
+    *,
+    on_pairs: Callable[[tuple[TimedPair, ...]], None],
+    instrument_every: int = 1,
+    clock: Clock = time.perf_counter,
+) -> ArmRounds[tuple[TimedArm, ...]]:
+    """The pairs of one cell as rounds, `on_pairs` gets those of each.
+
+    Args:    request_for: gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own
+             instrument_every: 4 for bare forwards and a replay behind every fourth pair, which take as long as an arm; 0:
+             behind none
+    """
+
+    def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
+        request = request_for(text[0])
+        request = replace(request, seed=derive_seed(request.seed, *text, arm))
+        return request if arm == "sd" else autoregressive(request)
+
+    def run_arm(index: int, arm: str) -> tuple[TimedArm, ...]:
+        texts = [seeded(text, arm) for text in plans[index].texts]
+        return time_together(backend, texts, clock, side_by_side=True)
+
+    def on_round(index: int, arms: Mapping[str, tuple[TimedArm, ...]]) -> None:
+        plan = plans[index]
+        pairs = []
+        for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
+            request = seeded(text, "sd")
+            # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
+            context_length = len(request.prompt_ids) + len(sd.token_ids) // 2
+            alone = len(plan.texts) == 1
+            instrumented = instrument_every > 0 and sum(text) % instrument_every == 0
+            pairs.append(
+                TimedPair(
+                    *text,
+                    plan.order,
+                    ar,
+                    sd,
+                    # Bare forwards of one text say nothing of many.
+                    forwards=_forwards(backend, request, context_length) if alone and instrumented else (),
+                    replay=backend.replay(request) if instrumented and isinstance(backend, Replayable) else None,
+                    group=None if alone else plan.texts[0][0],
+                )
+            )
+        on_pairs(tuple(pairs))
+
+    orders = [("ar", "sd") if plan.order == "ar_first" else ("sd", "ar") for plan in plans]
+    return ArmRounds(orders, timed_arm="sd", run_arm=run_arm, on_round=on_round)
+
+
+def baseline_rounds(
+    backend: Backend,
+    prompt_indices: Sequence[int],
+    orders: Sequence[tuple[str, ...]],
+    request_for: Callable[[int], DecodeRequest],
+    *,
+    on_triple: Callable[[BaselineTriple], None],
+    clock: Clock = time.perf_counter,
+) -> ArmRounds[TimedArm]:
+    """Each prompt without speculation: twice by the AR arm (A/A), once by the engine's own plain decode, if any."""
+
+    def run_arm(index: int, arm: str) -> TimedArm:
+        request = autoregressive(request_for(prompt_indices[index]))
+        call = backend.generate
+        if arm == "native":
+            if not isinstance(backend, NativeBaseline):
+                raise ValueError(f"backend {backend.name} has no plain decode of its own")
+            call = backend.generate_natively
+        request = replace(request, seed=derive_seed(request.seed, prompt_indices[index], arm))
+        return time_call(backend, call, request, clock, side_by_side=True)
+
+    def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
+        on_triple(
+            BaselineTriple(prompt_indices[index], orders[index], arms["ar"], arms["ar_again"], arms.get("native"))
+        )
+
+    return ArmRounds(orders, timed_arm="ar", run_arm=run_arm, on_round=on_round)
+
+
+def _forwards(backend: Backend, request: DecodeRequest, context_length: int) -> tuple[ForwardSeconds, ...]:
+    if not isinstance(backend, ForwardTimed):
+        return ()
+    return backend.time_forwards(request, context_length=context_length, samples=FORWARD_SAMPLES)

@@ -1,0 +1,185 @@
+"""TODO: purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """A 63-bit seed that depends on every part, the same on every machine."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+# Acceptance
+def is_rejection(round_: Round) -> bool:
+    """Whether a draft token failed: the target's own token stands where a draft token was."""
+    return round_.accepted < round_.drafted and round_.emitted == round_.accepted + 1
+
+
+FinishReason = Literal["stop", "length"]
+DraftLength = Literal["constant", "adaptive"]
+Scalar = str | int | float | bool | None
+Schedule = tuple[tuple[int, float], ...]  # (index of the first new token, temperature) of each piece
+AUTOREGRESSIVE = 0  # num_draft_tokens of the baseline arm
+
+
+def parse_schedule(text: str) -> Schedule:
+    """`1@0,0.25@24`: temperature 1 from the first new token on, 0.25 from the one with index 24 on.
+
+    Raises: ValueError: another form, or no schedule that `check_schedule` passes
+    """
+    try:
+        pieces = [piece.split("@") for piece in text.split(",")]
+        schedule = tuple((int(start), float(temperature)) for temperature, start in pieces)
+    except ValueError:
+        raise ValueError(f"expected a schedule such as 1@0,0.25@24 (temperature@first token), got {text!r}") from None
+    check_schedule(schedule)
+    return schedule
+
+
+def schedule_text(schedule: Schedule) -> str:
+    """As `parse_schedule` reads it."""
+    return ",".join(f"{temperature:.15g}@{start}" for start, temperature in schedule)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises: ValueError: it leaves the first token out, does not ascend, or has a temperature that is none."""
+    starts = [start for start, _ in schedule]
+    if starts[:1] not in ([], [0]):
+        raise ValueError(f"expected a schedule whose first piece starts at token 0, got {starts[0]}")
+    if any(second <= first for first, second in itertools.pairwise(starts)):
+        raise ValueError(f"expected a schedule of pieces in ascending order, got starts {', '.join(map(str, starts))}")
+    for _, temperature in schedule:
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"expected a schedule of finite temperatures >= 0, got {temperature}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """A target and a draft, both plain transformers checkpoints (folders, or hub ids where the row says so)."""
+
+    name: str
+    target: str
+    draft: str
+    family: str  # "causal" or "encoder-decoder"
+    dtype: str  # "bfloat16" or "float32"
+    licence: str = ""
+    note: str = ""
+    device_map: str = ""  # how transformers spreads the target over devices; empty: it lies on one
+    tensor_parallel_size: int = 1  # GPUs over which vLLM splits the models
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """One generation, fully specified. The autoregressive baseline is the same request with num_draft_tokens = 0."""
+
+    prompt_ids: tuple[int, ...]  # (P,) P >= 1
+    max_new_tokens: int  # >= 1
+    num_draft_tokens: int = AUTOREGRESSIVE  # k
+    temperature: float = 1.0  # decode T; 0 is greedy
+    draft_temperature: float | None = None  # None: the decode T
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    rule: str = "rejection"
+    seed: int = 0
+    eos_token_ids: tuple[int, ...] = ()  # empty: the end token is ignored
+    schedule: Schedule = ()  # of the decode T, which the draft T follows; empty: `temperature` throughout
+    draft_length: DraftLength = "constant"  # adaptive: k is the most that a round drafts
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError("expected a prompt of at least one token, got an empty one")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"expected max_new_tokens >= 1, got {self.max_new_tokens}")
+        if self.num_draft_tokens < 0:
+            raise ValueError(f"expected num_draft_tokens >= 0, got {self.num_draft_tokens}")
+        for name, value in (("temperature", self.temperature), ("draft_temperature", self.draft_temperature)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"expected a finite {name} >= 0, got {value}")
+        if self.top_k < 0:
+            raise ValueError(f"expected top_k >= 0 (0 is off), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"expected top_p in (0, 1] (1 is off), got {self.top_p}")
+        check_schedule(self.schedule)
+
+    def temperature_at(self, index: int) -> float:
+        """Decode T of a new token; the first has index 0."""
+        return next((piece for start, piece in reversed(self.schedule) if start <= index), self.temperature)
+
+    def draft_temperature_at(self, index: int) -> float:
+        """Draft T of a new token: the decode T of its place, unless it was given."""
+        return self.temperature_at(index) if self.draft_temperature is None else self.draft_temperature
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One draft-then-verify pass: 0 <= accepted <= drafted <= k, emitted <= accepted + 1.
+
+    emitted == accepted + 1 when the target's own token followed; emitted == accepted when an accepted end token or the
+    token limit closed the round first. Draft tokens behind that point were drafted and not tested.
+    """
+
+    drafted: int
+    accepted: int
+    emitted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one call of a backend produced. `rounds` is empty for an autoregressive call, None where the engine cannot tell."""
+
+    token_ids: tuple[int, ...]  # (N,) 1 <= N <= max_new_tokens
+    finish_reason: FinishReason
+    rounds: tuple[Round, ...] | None  # emit N - 1 tokens; N where drafting precedes the prefill (it is part of round 1)
+    first_token_s: float | None  # seconds from the call to the first new token; None where the engine cannot tell
+    last_token_s: float | None = (
+        None  # seconds to the last one, where texts were decoded together; None: the call's end
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSeconds:
+    """Where the seconds of an instrumented replay went; `other` is the rest of the loop."""
+
+    prefill: float
+    draft: float
+    verify: float
+    accept: float
+    other: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """An untimed second run of one request with the instruments on.
+
+    `acceptance_probs` holds, per round, the probability that each *tested* draft token is accepted, given what came
+    before it (for the rejection rule, sum_v min(p_v, q_v)); `joint_length` holds, for rules judged jointly, the expected
+    number of accepted tokens of the round instead.
+    """
+
+    token_ids: tuple[int, ...]
+    rounds: tuple[Round, ...]
+    acceptance_probs: tuple[tuple[float, ...], ...]
+    joint_length: tuple[float, ...] | None
+    phase_s: PhaseSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSeconds:
+    """One bare forward of each kind at the same context length, model call only, and the floor of each beside it.
+
+    The floor is the linear layers alone, which stream every weight once; None where nobody measured it.
+    """
+
+    context_length: int
+    ar_s: float  # target, 1 token
+    draft_s: float  # draft, 1 token
+    verify_s: float  # target, k + 1 tokens
+    ar_floor_s: float | None = None
+    draft_floor_s: float | None = None
+    verify_floor_s: float | None = None

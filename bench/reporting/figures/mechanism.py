@@ -1,0 +1,204 @@
+"""Figures of why gamma is what it is: where the seconds of a round go, and gamma as bare forwards predict it.
+
+Drawn like those of `bench.reporting.figures.overview`: the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.analysis import metrics
+from bench.analysis.metrics import ROUND_PHASES, round_costs
+from bench.analysis.rows import Row
+from bench.records.files import Runs
+from bench.reporting import captions
+from bench.reporting.figures import canvas, overview
+from bench.reporting.figures.canvas import FORMATS
+from bench.reporting.figures.overview import Series
+from bench.statistics.intervals import RatioInterval
+
+_PANELS_A_LINE = 3
+_PANEL_HEIGHT = 1.7  # inches
+_LEAST_PLACES = 3  # few bars stay narrow
+# Light next to dark in stacking order, and hatched where colours of neighbours are near in grey.
+_PHASE_LOOKS = {
+    "draft": {"color": "#0072B2"},
+    "verify": {"color": "#F5D9A8", "hatch": "//"},
+    "accept": {"color": "#000000"},
+    "other": {"color": "#FFFFFF", "hatch": ".."},
+}
+
+
+# Phases
+def render_phases(runs: Runs) -> dict[str, bytes]:
+    """Seconds of a round by phase, of one suite's newest group of rows; empty where no valid cell was replayed.
+
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
+    rows = _replayed(runs)
+    if not rows:
+        return {}
+    with canvas.our_style():
+        figure = _draw_phases(rows)
+        return {name: canvas.saved(figure, name) for name in FORMATS}
+
+
+def has_phases(runs: Runs) -> bool:
+    """Whether `render_phases` gives one."""
+    return bool(_replayed(runs))
+
+
+def _replayed(runs: Runs) -> list[Row]:
+    return [row for row in overview.newest_group(runs) if row.verdict.valid and round_costs(row.record) is not None]
+
+
+def _draw_phases(rows: Sequence[Row]) -> Any:
+    """A panel a line of the suite's main figure, all to one scale."""
+    axis, lines = overview.series_of(rows)
+    num_columns = min(len(lines), _PANELS_A_LINE)
+    num_lines = math.ceil(len(lines) / num_columns)
+    titles = ["\n".join(textwrap.wrap(line.label, 100 // num_columns)) for line in lines]
+    above = 0.2 + 0.14 * max(title.count("\n") + bool(title) for title in titles)
+    between = 0.5 + above
+    caption = canvas.wrapped(_phases_caption(rows))
+    below = 0.75 + canvas.caption_height(caption)
+    height = above + num_lines * _PANEL_HEIGHT + (num_lines - 1) * between + below
+    figure = canvas.blank(height, caption)
+    panels = figure.subplots(num_lines, num_columns, sharey=True, squeeze=False)
+    figure.subplots_adjust(0.08, below / height, 0.98, 1 - above / height, wspace=0.08, hspace=between / _PANEL_HEIGHT)
+    for panel, line, title in zip(panels.flat, lines, titles, strict=False):
+        _stack(panel, line)
+        panel.set_title(title, loc="left", fontsize=8)
+        panel.set_xlabel(axis)
+    for panel in panels.flat[len(lines) :]:
+        panel.set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("ms / round")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    anchor = (0.08, (below - 0.42) / height)
+    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=anchor, borderaxespad=0, ncols=len(labels))
+    return figure
+
+
+def _stack(axes: Any, line: Series) -> None:
+    """Bars at even places: temperatures need not be evenly spaced."""
+    costs = [round_costs(row.record) or {} for row in line.rows]
+    places = range(len(line.x))
+    bottom = np.zeros(len(line.x))
+    for name in ROUND_PHASES:
+        heights = np.array([1000 * cost[name] for cost in costs])
+        axes.bar(places, heights, bottom=bottom, width=0.7, edgecolor="0.2", lw=0.6, label=name, **_PHASE_LOOKS[name])
+        bottom += heights
+    for place, total in zip(places, bottom, strict=True):
+        axes.annotate(f"{total:.3g}", (place, total), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_xticks(list(places), [f"{x:g}" for x in line.x])
+    axes.set_xlim(-0.75, max(len(line.x), _LEAST_PLACES) - 0.25)
+
+
+def _phases_caption(rows: Sequence[Row]) -> str:
+    return (
+        f"{rows[0].record.cell.suite} on {overview.device(rows[0])}. Milliseconds of a round by phase, their sum above the "
+        "bar: means over the rounds of the untimed replays, which synchronise at every phase, so that a round costs more "
+        f"there than in the timed arm. {overview.settings_sentence(rows)}"
+    )
+
+
+# Predicted and measured
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Gamma of one cell."""
+
+    label: str  # backend and rule
+    predicted: float
+    measured: RatioInterval
+
+
+def predicted_points(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """Of the valid cells that have both."""
+    return tuple(
+        Point(_kind(row), predicted, measured)
+        for row in rows
+        if row.verdict.valid
+        if (predicted := metrics.predicted_gamma(row.record)) is not None
+        if (measured := metrics.gamma(row.record)) is not None
+    )
+
+
+def render_predicted(rows: Sequence[Row]) -> dict[str, bytes]:
+    """Gamma measured against gamma predicted, of cells of all suites; empty where none has both.
+
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
+    points = predicted_points(rows)
+    if not points:
+        return {}
+    with canvas.our_style():
+        figure = _draw_predicted(points, overview.device(rows[0]))
+        return {name: canvas.saved(figure, name) for name in FORMATS}
+
+
+def _kind(row: Row) -> str:
+    return f"{row.record.cell.backend}, {row.record.cell.rule}{' LOSSY' if row.lossy else ''}"
+
+
+def _draw_predicted(points: Sequence[Point], device: str) -> Any:
+    caption = canvas.wrapped(_predicted_caption(points, device))
+    below = 0.6 + canvas.caption_height(caption)
+    side = 4.4  # inches of the square
+    height = side + below + 0.15
+    figure = canvas.blank(height, caption)
+    axes = figure.add_axes((0.09, below / height, side / canvas.WIDTH, side / height))
+    ends = _ends(points)
+    axes.plot(ends, ends, color="0.3", lw=0.8)
+    for place in (axes.axhline, axes.axvline):
+        place(1, color="0.8", lw=0.8, zorder=0)
+    for number, (label, _) in enumerate(Counter(point.label for point in points).most_common()):  # rare ones on top
+        _scatter(axes, [point for point in points if point.label == label], number)
+    axes.set(xlim=ends, ylim=ends, xlabel="gamma predicted from bare forwards", ylabel="gamma measured")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+    return figure
+
+
+def _scatter(axes: Any, points: Sequence[Point], number: int) -> None:
+    style = canvas.look(number)
+    measured = [point.measured for point in points]
+    low = [found.estimate - found.low if math.isfinite(found.high) else 0.0 for found in measured]
+    high = [found.high - found.estimate if math.isfinite(found.high) else 0.0 for found in measured]
+    axes.errorbar(
+        [point.predicted for point in points],
+        [found.estimate for found in measured],
+        yerr=(low, high),
+        color=style["color"],
+        marker=style["marker"],
+        mfc="white" if number % 2 else style["color"],
+        ls="none",
+        ms=4.5,
+        mew=0.9,
+        elinewidth=0.6,
+        zorder=3 + number,
+        label=f"{points[0].label} ({len(points)})",
+    )
+
+
+def _ends(points: Sequence[Point]) -> tuple[float, float]:
+    """Of both axes: every point and a margin; an interval may reach beyond."""
+    values = [value for point in points for value in (point.predicted, point.measured.estimate)]
+    margin = 0.15 * (max(values) - min(values)) + 0.02
+    return min(values) - margin, max(values) + margin
+
+
+def _predicted_caption(points: Sequence[Point], device: str) -> str:
+    ratios = [point.measured.estimate / point.predicted for point in points]
+    return (
+        f"All suites on {device}. {captions.FORMULA}. A point a cell, {len(points)} in all, with its 95 % interval over "
+        "prompts. Predicted: block efficiency x AR forward / (k x draft forward + verify forward), of bare forwards timed in "
+        "the same run. On the line a round costs nothing but its forwards; below it, what the loop adds. "
+        f"Measured / predicted: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}."
+    )

@@ -1,0 +1,269 @@
+"""`specheat distill`: trains a draft by a recipe, from prompts to a checkpoint that every backend loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.models import pairs
+from bench import registry
+
+if TYPE_CHECKING:
+    from bench.protocols import Backend
+    from bench.records.decoding import ModelPair
+    from distill.runs.job import Job
+    from distill.training.recipes import Recipe
+
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PROMPTS = ("instructions:train", "word_problems:train")
+HELD_OUT = ("instructions:held_out", "word_problems:held_out")
+LAYERS = "layers:"
+TEXT_TOKENS = 100_000
+
+
+class Distill:
+    help = "train a draft on its target's text; the same command goes on with a run that was stopped"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        option = parser.add_argument
+        option("recipe", metavar="RECIPE", help="base, offline, soft, online, matched, mixture, weighted or composed")
+        option("--data-temperature", metavar="T", help="KD data temperature, of the text; 0 is greedy")
+        option("--mix", metavar="T:SHARE,...", help="KD data temperatures of a mixed recipe, such as 0.7:1,0.8:1,0.9:2")
+        option("--loss", metavar="NAME", help="loss on soft labels: forward_kl, reverse_kl, js, tv or lk")
+        option("--loss-temperature", metavar="T", help="KD loss temperature (default: the recipe's)")
+        option("--on-policy", metavar="LAMBDA", help="share of fresh texts that the draft writes, 0..1 (online: 1)")
+        option("--text-tokens", metavar="N", help=f"distinct answer tokens of fixed text (default: {TEXT_TOKENS})")
+        option("--through", metavar="BACKEND", help="let this installed backend write the target's text")
+        option("--seed", default="0", metavar="N", help="seed of text and order (default: 0)")
+        job_options(parser)
+
+    def run(self, args: Namespace) -> int:
+        return interruptible(_run, args)
+
+
+def interruptible(run: Callable[[Namespace], int], args: Namespace) -> int:
+    """Run a command that goes on where it was; Ctrl-C says so."""
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def job_options(parser: ArgumentParser) -> None:
+    """What a job needs to know beside its recipe and seed."""
+    option = parser.add_argument
+    option("--out", type=Path, required=True, metavar="DIR", help="where drafts, cards and the state of the run go")
+    option("--texts", type=Path, metavar="DIR", help="where text is kept for other runs (default: beside --out)")
+    option("--pair", metavar="NAME", help="model pair by name (default: smollm2); see `specheat pairs`")
+    option("--target", metavar="ID|DIR", help="target model instead of a named pair")
+    option("--draft", metavar="ID|DIR", help="draft to start from; with --pair it replaces the pair's draft")
+    option("--start", metavar=f"ID|DIR|{LAYERS}LIST", help=f"other start: a draft, or target layers ({LAYERS}0,1,29)")
+    option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
+    option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+    option("--train", default="layers", metavar="WHAT", help="layers, all or adapters (default: layers)")
+    option("--adapter-rank", default="8", metavar="N", help="rank of the adapters (default: 8)")
+    option("--tokens", default="300000", metavar="N", help="answer tokens to train on, repeats counted")
+    option("--learning-rate", default="8e-4", metavar="RATE", help="at its peak (default: 8e-4)")
+    option("--optimizer", default="adamw", metavar="NAME", help="adamw, or muon for the matrices (default: adamw)")
+    option("--vocabulary", default="0", metavar="N", help="tokens a batch's loss sees; 0 is all (default: 0)")
+    option("--batch-tokens", default="4096", metavar="N", help="tokens of one forward (default: 4096)")
+    option("--accumulate", default="1", metavar="N", help="forwards a step, over all processes (default: 1)")
+
+    option("--prompts", action="append", metavar="SET[@TIMES]", help="training prompts; repeat for several")
+    option("--self-written", default="0", metavar="N", help="more prompts, which the target writes itself")
+    option("--held-out", action="append", metavar="SET", help="prompts to measure on; repeat for several")
+    option("--max-new-tokens", default="128", metavar="N", help="longest answer in tokens (default: 128)")
+    option("--batch-rows", default="256", metavar="N", help="texts sampled at once (default: 256)")
+
+
+def _run(args: Namespace) -> int:
+    recipe = _recipe(args)
+    if recipe.fresh and args.text_tokens is not None:
+        raise ValueError(f"recipe {recipe.name} uses each text once; expected --tokens and no --text-tokens")
+    text_tokens = 0 if recipe.fresh else whole("--text-tokens", args.text_tokens or str(TEXT_TOKENS))
+    job, pair = job_of(args, recipe, text_tokens=text_tokens, seed=whole("--seed", args.seed))
+    if args.through is not None:
+        registry.backend_factory(args.through)
+
+    from distill.runs.job import distill
+    from distill.text.workers import launched
+
+    texts = args.texts or args.out.absolute().parent / "texts"
+    with launched(args.device) as (workers, device), _engine(args.through, pair, job.recipe, device) as backend:
+        if workers.is_main:
+            print("\n".join(_described(job)), file=sys.stderr)
+        card = distill(job, args.out, texts, device=device, backend=backend, workers=workers)
+        if workers.is_main:
+            print("\n".join(_summary(card, args.out)))
+    return 0
+
+
+def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> tuple[Job, ModelPair]:
+    """What the options ask for. The pair comes last: what is wrong elsewhere is said before a hub is asked."""
+    from distill.runs.job import Job, check_held_out
+    from distill.training.loop import TrainPlan
+
+    plan = TrainPlan(
+        num_tokens=whole("--tokens", args.tokens),
+        batch_tokens=whole("--batch-tokens", args.batch_tokens),
+        accumulate=whole("--accumulate", args.accumulate),
+        learning_rate=number("--learning-rate", args.learning_rate),
+        optimizer=args.optimizer,
+        vocabulary=whole("--vocabulary", args.vocabulary),
+    )
+    job = Job(
+        target="",
+        start="the pair's draft",
+        layers=(),
+        trained=args.train,
+        adapter_rank=whole("--adapter-rank", args.adapter_rank),
+        recipe=recipe,
+        plan=plan,
+        text_tokens=text_tokens,
+        prompts=_sources(args.prompts or (() if whole("--self-written", args.self_written) else PROMPTS)),
+        self_written=whole("--self-written", args.self_written),
+        held_out=tuple(args.held_out or HELD_OUT),
+        max_new_tokens=whole("--max-new-tokens", args.max_new_tokens),
+        batch_rows=whole("--batch-rows", args.batch_rows),
+        seed=seed,
+    )
+    check_held_out(job)
+    pair, layers = _models(args)
+    return replace(job, target=pair.target, start="" if layers else pair.draft, layers=layers), pair
+
+
+def _recipe(args: Namespace) -> Recipe:
+    from distill.training import recipes
+
+    recipe = recipes.recipe(args.recipe, _optional("--data-temperature", args.data_temperature))
+    if args.mix is not None:
+        recipe = recipes.with_shares(recipe, _shares(args.mix))
+    loss_temperature = _optional("--loss-temperature", args.loss_temperature)
+    if recipe.labels == "hard" and (args.loss is not None or loss_temperature is not None):
+        raise ValueError(
+            f"recipe {recipe.name} learns the text's own tokens and has no loss to choose; "
+            "expected base, soft or online with --loss or --loss-temperature"
+        )
+    if args.loss is not None:
+        recipe = replace(recipe, loss=replace(recipe.loss, name=args.loss))
+    if loss_temperature is not None:
+        recipe = replace(recipe, loss=replace(recipe.loss, temperature=loss_temperature))
+    on_policy = _optional("--on-policy", args.on_policy)
+    return recipe if on_policy is None else replace(recipe, on_policy=on_policy)
+
+
+def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
+    """The pair in which the draft is where training starts, and the target's layers where it is made of them."""
+    draft, layers = args.draft, tuple[int, ...]()
+    if args.start is not None:
+        if draft is not None:
+            raise ValueError("expected --draft or --start, got both")
+        if args.start.startswith(LAYERS):
+            layers = tuple(whole("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
+            draft = args.target
+        else:
+            draft = args.start
+    pair = pairs.ready(args.pair, target=args.target, draft=draft, pairs_file=args.pairs_file)
+    if layers and pair.family != "causal":
+        raise ValueError(
+            f"--start {LAYERS}...: expected a target that is a decoder alone, got {pair.name}; give a draft"
+        )
+    num_layers = json.loads((Path(pair.target) / "config.json").read_text()).get("num_hidden_layers", 0)
+    if layers and max(layers) >= num_layers:
+        raise ValueError(f"--start: expected layers of 0..{num_layers - 1}, got {max(layers)}")
+    return pair, layers
+
+
+@contextmanager
+def _engine(name: str | None, pair: ModelPair, recipe: Recipe, device: str) -> Iterator[Backend | None]:
+    """The backend that writes the text, if one is asked to."""
+    if name is None:
+        yield None
+        return
+    backend = registry.backend_factory(name)(pair, device=device, options={})
+    try:
+        hottest = max(temperature for temperature, _ in recipe.temperatures)
+        if hottest > backend.capabilities.max_temperature:
+            raise ValueError(
+                f"expected temperatures of at most {backend.capabilities.max_temperature}, which is as hot as "
+                f"{backend.name} samples, got {hottest}"
+            )
+        yield backend
+    finally:
+        backend.close()
+
+
+def _described(job: Job) -> list[str]:
+    """The recipe and the training in words; the card has all of it."""
+    recipe, plan = job.recipe, job.plan
+    total, alike = sum(share for _, share in recipe.temperatures), len({share for _, share in recipe.temperatures}) == 1
+    data = ", ".join(f"{at:g}" if alike else f"{at:g} ({share / total:.0%})" for at, share in recipe.temperatures)
+    loss = f", loss {recipe.loss.name} at KD loss T {recipe.loss.temperature:g}" if recipe.labels == "soft" else ""
+    text = f"fresh text, lambda {recipe.on_policy:g}" if recipe.fresh else "fixed text, lambda 0"
+    return [
+        f"recipe {recipe.name}: KD data T {data}; {text}; {recipe.labels} labels{loss}",
+        f"training: {plan.num_tokens:,} tokens, batches of {plan.batch_tokens:,}, {plan.accumulate} a step; {plan.optimizer}, "
+        f"learning rate {plan.learning_rate:g}; vocabulary of a batch: {f'{plan.vocabulary:,}' if plan.vocabulary else 'all'}",
+    ]
+
+
+def _summary(card: dict[str, Any], out: Path) -> list[str]:
+    tokens, seconds = card["tokens"], card["seconds"]
+    lines = [
+        f"{kind}: {tokens[kind]:,} tokens in {seconds[kind]:,.0f} s"
+        for kind in ("text_by_target", "text_by_draft", "trained")
+        if tokens[kind]
+    ]
+    for found in card["held_out_acceptance"]:
+        lines.append(
+            f"{found['prompt_set']}  T = {found['temperature']}  alpha_text {found['alpha_text']:.3f}  "
+            f"k = {found['num_draft_tokens']}: alpha {found['alpha']:.3f}, "
+            f"block efficiency {found['block_efficiency']:.2f}"
+        )
+    return [*lines, f"draft: {out / 'draft'}   card: {out / 'card.json'}"]
+
+
+def _sources(given: Sequence[str]) -> tuple[str, ...]:
+    """Prompt sets, each as often as it is asked for behind an @."""
+    found: list[str] = []
+    for text in given:
+        times = re.fullmatch(r"(.+)@([0-9]+)", text)
+        found += [times[1]] * whole("--prompts", times[2], least=1) if times else [text]
+    return tuple(found)
+
+
+def _shares(text: str) -> tuple[tuple[float, float], ...]:
+    parts = [part.partition(":") for part in text.split(",")]
+    return tuple((number("--mix", temperature), number("--mix", share or "1")) for temperature, _, share in parts)
+
+
+def _optional(name: str, text: str | None) -> float | None:
+    return None if text is None else number(name, text)
+
+
+def number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a number, got {text!r}")
+    return value
+
+
+def whole(name: str, text: str, *, least: int = 0) -> int:
+    plain = text.replace("_", "")
+    if not plain.isdecimal() or int(plain) < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {text!r}")
+    return int(plain)

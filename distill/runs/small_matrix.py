@@ -1,0 +1,119 @@
+"""A KD matrix as a suite: drafts trained for minutes rather than hours, on the pair and prompts that a pytest run was given."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.measurement.recording import Workload
+from bench.options.settings import Settings
+from bench.records import environment, kd_matrix
+from bench.records.kd_matrix import Matrix
+from bench.reporting.suites.kd_matrix import tables
+from distill.runs import matrix
+from distill.runs.job import Job
+from distill.runs.matrix import MatrixPlan
+from distill.training import recipes
+from distill.training.loop import TrainPlan
+
+TRAINING_PROMPTS = "instructions:train"
+TEXTS = "texts"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is trained and measured."""
+
+    kd_temperatures: tuple[float, ...]
+    decode_temperatures: tuple[float, ...]
+    seeds: tuple[int, ...]
+    num_tokens: int  # a draft is trained on
+    batch_tokens: int
+    batch_rows: int  # texts sampled at once
+    max_new_tokens: int
+
+
+SIZES = {
+    # KD T 0.2, so that mixtures up to it have few temperatures to sample at.
+    "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
+    "quick": Size(
+        (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48
+    ),
+    "paper": Size(
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        tuple(step / 10 for step in range(11)),
+        (0, 1, 2),
+        num_tokens=52_000,
+        batch_tokens=1024,
+        batch_rows=256,
+        max_new_tokens=128,
+    ),
+}
+
+
+def measure(
+    suite: str,
+    arms: Sequence[str],
+    size: Size,
+    *,
+    settings: Settings,
+    workload: Workload,
+    scratch: Path,
+    benchmark: Any,
+    note: Callable[[str], None],
+) -> tuple[str, Path]:
+    """Train and measure through `benchmark.pedantic`; an interrupted run goes on with --resume.
+
+    Args:    scratch: for drafts, while the run lasts, and for text, which later runs use again
+    Returns: the tables and the path of the record
+    """
+    plan = _plan(arms, size, settings, workload)
+    out = scratch / suite
+    if not settings.resume:
+        shutil.rmtree(out, ignore_errors=True)
+    header = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": environment.command_line(),
+        "environment": environment.capture(settings.device),
+        "preset": settings.preset,
+        "model_pair": workload.recorded_pair.name,
+        "model_hashes": dict(workload.model_hashes),
+    }
+    names = [kd_matrix.START, *(each.name for each in plan.drafts())]
+    run = partial(
+        matrix.run,
+        *(plan, out, scratch / TEXTS),
+        device=settings.device,
+        header=header,
+        on_draft=lambda name: note(f"{suite}: draft {names.index(name) + 1} of {len(names)}, {name}"),
+    )
+    found: Matrix = benchmark.pedantic(run, rounds=1, iterations=1)
+    path = kd_matrix.store(out, settings.results, suite=suite)
+    shutil.rmtree(out)
+    return tables(found), path
+
+
+def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workload) -> MatrixPlan:
+    domain = settings.prompts[0]
+    job = Job(
+        target=workload.model_pair.target,
+        start=workload.model_pair.draft,
+        layers=(),
+        trained="adapters",
+        adapter_rank=8,
+        recipe=recipes.offline(0.0),
+        plan=TrainPlan(num_tokens=size.num_tokens, batch_tokens=size.batch_tokens, learning_rate=1e-3),
+        text_tokens=size.num_tokens,
+        prompts=(TRAINING_PROMPTS,),
+        self_written=0,
+        held_out=(domain,),
+        max_new_tokens=size.max_new_tokens,
+        batch_rows=size.batch_rows,
+        seed=settings.seed,
+    )
+    return MatrixPlan(tuple(arms), size.kd_temperatures, size.decode_temperatures, size.seeds, (domain,), job)

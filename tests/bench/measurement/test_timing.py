@@ -1,0 +1,219 @@
+"""Timing on a fake clock: nothing sleeps, and every second is accounted for."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+
+from bench.analysis import metrics
+from bench.measurement import timing, turns
+from bench.orchestration import parties
+from bench.records import decoding
+from bench.records.decoding import DecodeRequest, ForwardSeconds, Generation, PhaseSeconds, Replay
+from bench.records.runs import TimedPair
+from tests.support.fakes import AsynchronousFake, ConcurrentFake, FakeClock
+
+REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
+
+
+def test_a_timed_call_waits_for_the_work_it_asked_for() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    assert timing.time_call(backend, backend.generate, REQUEST, clock).seconds == 5 * 3.0
+
+
+def test_a_timed_call_does_not_pay_for_work_queued_before_it() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    backend.queued_s = 1000.0
+    assert timing.time_call(backend, backend.generate, REQUEST, clock).seconds == 5 * 3.0
+
+
+def test_instrumentation_is_paused_inside_a_timed_call_and_restored_behind_it() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    seen = []
+
+    def call(request: DecodeRequest) -> object:
+        seen.append((sys.gettrace(), sys.getprofile()))
+        return AsynchronousFake.generate(backend, request)
+
+    def profiler(*_: object) -> None: ...
+
+    before = sys.getprofile()
+    sys.setprofile(profiler)
+    try:
+        timing.time_call(backend, call, REQUEST, clock)  # type: ignore[arg-type]
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(before)
+    assert seen == [(None, None)]
+
+
+def test_seconds_in_which_the_process_was_stopped_are_no_part_of_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    start = clock()
+    stopped = turns.Pauses(((start - 5.0, start - 4.0), (start + 2.0, start + 3.5), (start + 9.0, start + 10.0)))
+    monkeypatch.setattr(parties, "side_by_side", lambda: nullcontext(stopped))
+
+    def call(request: DecodeRequest) -> Generation:
+        return replace(AsynchronousFake.generate(backend, request), first_token_s=4.0)
+
+    timed = timing.time_call(backend, call, REQUEST, clock, side_by_side=True)
+    assert timed.seconds == 5 * 3.0 - 1.5 - 1.0
+    assert timed.first_token_s == 4.0 - 1.5
+    # Of a warm-up, which nobody makes beside it, all seconds count.
+    assert timing.time_call(backend, call, REQUEST, clock).first_token_s == 4.0
+
+
+def test_warm_up_goes_on_until_the_series_stops_falling() -> None:
+    clock = FakeClock()
+    # 20 calls at falling cost, then steady: two calls a step.
+    backend = AsynchronousFake(clock, slowness=lambda call: max(1.0, 10.0 - call // 2))
+    series, settled = timing.warm_up(backend, REQUEST, clock=clock)
+    assert settled
+    assert series[-1] == series[-timing.WARMUP_WINDOW] < series[0]
+    assert len(series) > 2 * timing.WARMUP_WINDOW
+
+
+def test_a_series_that_never_settles_is_said_to_be_unsettled() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock, slowness=lambda call: 0.8 ** (call // 2))
+    series, settled = timing.warm_up(backend, REQUEST, clock=clock)
+    assert not settled
+    assert len(series) == timing.WARMUP_MAX_STEPS
+
+
+def test_orders_are_balanced_over_prompts_and_alternate_within_one() -> None:
+    plans = timing.plan_pairs(9, 2, seed=1)
+    first, second = plans[:9], plans[9:]
+    assert abs(Counter(p.order for p in first)["ar_first"] - 4.5) == 0.5
+    assert Counter(p.order for p in plans) == {"ar_first": 9, "sd_first": 9}
+    assert [p.texts for p in plans] == [((prompt, repeat),) for repeat in range(2) for prompt in range(9)]
+    assert all(a.order != b.order for a, b in zip(first, second, strict=True))
+    assert timing.plan_pairs(9, 2, seed=1) == plans != timing.plan_pairs(9, 2, seed=2)
+
+
+def test_with_concurrency_every_prompt_comes_equally_often_and_no_text_twice() -> None:
+    plans = timing.plan_pairs(5, 2, seed=1, concurrency=3)
+    texts = [text for plan in plans for text in plan.texts]
+    assert all(len({prompt for prompt, _ in plan.texts}) == 3 for plan in plans)
+    assert len(set(texts)) == len(texts) == 30
+    assert set(Counter(prompt for prompt, _ in texts).values()) == {6}
+    assert len(timing.plan_pairs(2, 1, seed=1, concurrency=5)[0].texts) == 5  # more than there are prompts
+
+
+def test_texts_decoded_together_have_seconds_of_their_own_and_make_one_cluster() -> None:
+    clock = FakeClock()
+    backend = ConcurrentFake(clock)
+    plans = timing.plan_pairs(4, 1, seed=0, concurrency=2)
+    pairs: list[TimedPair] = []
+    timing.pair_rounds(backend, plans, lambda _: REQUEST, on_pairs=pairs.extend, clock=clock).run_all()
+    assert [len(calls) for calls in backend.together] == [2] * 8
+    assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs[:2]] == [(20.0, 15.0), (40.0, 30.0)]
+    assert Counter(map(metrics.cluster, pairs)) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert len({pair.sd.seed for pair in pairs}) == 8
+
+
+class InstrumentedFake(AsynchronousFake):
+    """Offers both instruments, and counts how often they were used."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.timed: list[DecodeRequest] = []
+        self.replayed: list[DecodeRequest] = []
+
+    def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
+        self.timed.append(request)
+        return (ForwardSeconds(context_length, 1.0, 1.0, 1.0),) * samples
+
+    def replay(self, request: DecodeRequest) -> Replay:
+        self.replayed.append(request)
+        return Replay((), (), (), None, PhaseSeconds(0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_instruments_stand_behind_every_nth_prompt_and_each_prompt_has_them_in_some_repeat(every: int) -> None:
+    clock = FakeClock()
+    backend = InstrumentedFake(clock)
+    pairs: list[TimedPair] = []
+    rounds = timing.pair_rounds(
+        *(backend, timing.plan_pairs(6, 3, seed=0), lambda _: REQUEST),
+        on_pairs=pairs.extend,
+        instrument_every=every,
+        clock=clock,
+    )
+    rounds.run_all()
+    instrumented = [pair for pair in pairs if pair.replay is not None]
+    assert len(instrumented) == len(backend.timed) == len(backend.replayed) == 18 // every
+    assert all(bool(pair.forwards) == (pair.replay is not None) for pair in pairs)
+    assert {pair.prompt_index for pair in instrumented} == set(range(6))
+
+
+def test_a_text_that_ends_after_the_call_is_refused_and_so_is_load_on_a_backend_that_takes_none() -> None:
+    clock = FakeClock()
+    with pytest.raises(ValueError, match="last tokens within"):
+        timing.time_together(ConcurrentFake(clock, late_s=1000.0), [REQUEST, REQUEST], clock)
+    with pytest.raises(ValueError, match="one text at a time"):
+        timing.time_together(AsynchronousFake(clock), [REQUEST, REQUEST], clock)
+
+
+def test_every_baseline_order_comes_up_equally_often() -> None:
+    assert set(Counter(timing.plan_baseline(12, seed=3, native=True)).values()) == {2}
+    assert set(Counter(timing.plan_baseline(12, seed=3, native=False)).values()) == {6}
+
+
+def test_seeds_depend_on_prompt_repeat_and_arm_and_on_nothing_else() -> None:
+    seeds = {
+        decoding.derive_seed(0, prompt, repeat, arm) for prompt in range(5) for repeat in (0, 1) for arm in ("ar", "sd")
+    }
+    assert len(seeds) == 20
+    assert decoding.derive_seed(0, 1, "ar") == decoding.derive_seed(0, 1, "ar")
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_pairs_run_both_arms_adjacent_in_the_planned_order_with_the_right_arm_under_the_benchmark() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    plans = timing.plan_pairs(4, 1, seed=0)
+    pairs: list[TimedPair] = []
+    rounds = timing.pair_rounds(backend, plans, lambda _: REQUEST, on_pairs=pairs.extend, clock=clock)
+    timed = []
+    for plan in plans:
+        rounds.setup()
+        before = len(backend.calls)
+        rounds.timed()
+        timed.append(backend.calls[before].num_draft_tokens)
+        rounds.teardown()
+        kinds = [call.num_draft_tokens for call in backend.calls[-2:]]
+        assert kinds == ([0, 1] if plan.order == "ar_first" else [1, 0])
+    assert timed == [1, 1, 1, 1]
+    assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs] == [(20.0, 15.0)] * 4
+    assert [pair.order for pair in pairs] == [plan.order for plan in plans]
+    assert len({pair.ar.seed for pair in pairs} | {pair.sd.seed for pair in pairs}) == 8
+
+
+def test_the_baseline_of_a_backend_without_a_decode_of_its_own_is_the_arm_against_itself() -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock)
+    triples = []
+    orders = timing.plan_baseline(2, seed=0, native=False)
+    timing.baseline_rounds(backend, (0, 1), orders, lambda _: REQUEST, on_triple=triples.append, clock=clock).run_all()
+    assert [triple.native for triple in triples] == [None, None]
+    assert all(call.num_draft_tokens == 0 for call in backend.calls)
+    assert all(triple.ar.seed != triple.ar_again.seed for triple in triples)
+
+
+def test_asking_that_backend_for_its_own_decode_is_an_error() -> None:
+    clock = FakeClock()
+    orders = timing.plan_baseline(1, seed=0, native=True)
+    rounds = timing.baseline_rounds(
+        AsynchronousFake(clock), (0,), orders, lambda _: REQUEST, on_triple=print, clock=clock
+    )
+    with pytest.raises(ValueError, match="has no plain decode of its own"):
+        rounds.run_all()

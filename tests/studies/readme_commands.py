@@ -1,0 +1,76 @@
+"""Every command of the README as it is written: `python -m tests.studies.readme_commands --log readme.jsonl`, in a clone.
+
+The files and models that commands name (alpaca.jsonl, models/target, ...) have to lie in the clone's folder. The log has a line
+a command: its exit status, its seconds, the last line it printed. Commands in the log are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.records import environment
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ("make", "pytest", "specheat")
+
+
+def commands(document: str) -> list[str]:
+    """Those in indented blocks, without what stands behind a #, each on one line."""
+    blocks = "\n".join(line.strip() for line in document.splitlines() if line.startswith("    "))
+    lines = re.sub(r"\s*\\\n\s*", " ", blocks).splitlines()
+    typed = (re.sub(r"\s+#.*", "", line) for line in lines)
+    return [line for line in typed if line.partition(" ")[0] in PROGRAMS]
+
+
+def run(command: str, printed: Path) -> dict[str, object]:
+    """The command in a shell, with the programs of this environment first; what it prints goes to a file."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    began = time.monotonic()
+    with printed.open("w") as file:
+        status = subprocess.call(
+            command, shell=True, cwd=ROOT, env=os.environ | {"PATH": path}, stdout=file, stderr=subprocess.STDOUT
+        )
+    last = [line for line in printed.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    return {
+        "command": command,
+        "status": status,
+        "seconds": round(time.monotonic() - began, 1),
+        "last_line": "".join(last),
+        "commit": environment.capture("cpu").get("harness_commit"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.studies.readme_commands", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--log", type=Path, required=True, help="JSON lines; what it holds is not run again")
+    parser.add_argument("--only", default="", metavar="REGEX", help="commands that it matches")
+    parser.add_argument("--skip", default="$^", metavar="REGEX", help="commands that it matches are left out")
+    parser.add_argument("--printed", type=Path, default=Path("readme-output"), metavar="DIR", help="what they print")
+    args = parser.parse_args()
+    args.printed.mkdir(parents=True, exist_ok=True)
+    done = args.log.read_text().splitlines() if args.log.exists() else []
+    known = {json.loads(line)["command"] for line in done}
+    for number, command in enumerate(commands((ROOT / "README.md").read_text()), start=1):
+        if command in known or not re.search(args.only, command) or re.search(args.skip, command):
+            continue
+        print(f"{number}: {command}", flush=True)
+        outcome = run(command, args.printed / f"{number}.txt")
+        print(f"   exit {outcome['status']} after {outcome['seconds']} s: {outcome['last_line']}", flush=True)
+        with args.log.open("a") as log:
+            log.write(json.dumps(outcome) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

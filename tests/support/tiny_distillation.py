@@ -1,0 +1,114 @@
+"""A target, a draft that half agrees with it, prompts and text: a distillation that takes seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from distill.runs.job import Job
+from distill.text.sampler import sample_answers
+from distill.text.table import WINDOW_BATCHES, Row, TextPlan, extend, prompts_hash
+from distill.training.drafts import Draft, trainable
+from distill.training.loop import TrainPlan
+from distill.training.recipes import Recipe
+from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
+
+END = 2  # of the tiny tokenizer
+# One digit each: the tokenizer finds its special words w0, w1 and w2 in the others.
+PROMPTS = tuple((3 + place % 7, 3 + place // 7, 3 + 3 * place % 7, 3 + 5 * place % 7) for place in range(24))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads of a tiny product cost more than they do, most of all where other programs run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_target() -> LlamaForCausalLM:
+    target = tiny_llama(seed=1)
+    target.generation_config.eos_token_id = END
+    return target
+
+
+def tiny_draft(**noise: float) -> LlamaForCausalLM:
+    return nearby(tiny_target(), seed=2, **({"noise": 0.08} | noise))
+
+
+def tiny_text(
+    folder: Path,
+    temperature: float,
+    *,
+    num_tokens: int = 600,
+    max_new_tokens: int = 24,
+    target: LlamaForCausalLM | None = None,
+) -> tuple[Row, ...]:
+    """What the tiny target, or another, says at one T."""
+    plan = TextPlan(
+        model="tiny",
+        prompts=prompts_hash(PROMPTS),
+        temperatures=((temperature, 1.0),),
+        max_new_tokens=max_new_tokens,
+        end_token_ids=(END,),
+        batch_rows=len(PROMPTS),
+        seed=3,
+    )
+    sample = partial(sample_answers, target or tiny_target(), max_new_tokens=max_new_tokens, end_token_ids=(END,))
+    return extend(folder, plan, PROMPTS, sample, num_tokens=num_tokens).rows
+
+
+def tiny_windows(folder: Path, temperature: float, *, num_windows: int, max_new_tokens: int) -> tuple[Row, ...]:
+    """The rows of the first windows of batches, in each of which every prompt is asked equally often."""
+    num_rows = num_windows * WINDOW_BATCHES * len(PROMPTS)
+    rows = tiny_text(folder, temperature, num_tokens=num_rows * max_new_tokens, max_new_tokens=max_new_tokens)
+    return rows[:num_rows]
+
+
+def in_training(model: LlamaForCausalLM | None = None, trained: str = "layers") -> Draft:
+    return trainable(model or tiny_draft(), trained)  # type: ignore[arg-type]
+
+
+def weights(draft: Draft) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in draft.parameters()}
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def tiny_job(folder: Path, recipe: Recipe, **changed: object) -> Job:
+    """A job on checkpoints and prompts that are made in `folder` if they are not there."""
+    prompts = folder / "prompts.jsonl"
+    if not prompts.exists():
+        lines = [
+            {"text": " ".join(f"w{token}" for token in ids), "split": "held_out" if place % 3 == 0 else "train"}
+            for place, ids in enumerate(PROMPTS)
+        ]
+        save_checkpoint(tiny_target(), folder / "target")
+        save_checkpoint(tiny_draft(), folder / "start")
+        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = {
+        "target": str(folder / "target"),
+        "start": str(folder / "start"),
+        "layers": (),
+        "trained": "layers",
+        "adapter_rank": 4,
+        "recipe": recipe,
+        "plan": TrainPlan(num_tokens=2000, batch_tokens=256, learning_rate=5e-3),
+        "text_tokens": 0 if recipe.fresh else 500,
+        "prompts": (f"{prompts}:train",),
+        "self_written": 0,
+        "held_out": (f"{prompts}:held_out",),
+        "max_new_tokens": 16,
+        "batch_rows": 16,
+        "seed": 0,
+    }
+    return Job(**(options | changed))  # type: ignore[arg-type]
