@@ -1,56 +1,72 @@
-"""TODO: purpose."""
+"""Measure and judge the noise floor: the autoregressive arm against itself, both arms of a prompt adjacent in time."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-from backends.doctor.facts import FAILURES, resolved_pair
+import numpy as np
+
+from backends.doctor.check import Check
+from backends.doctor.installation import FAILURES, resolved
+from bench.analysis.metrics import spent
+from bench.measurement.timing import baseline_rounds, plan_baseline, warm_up
 from bench.options import settings
 from bench.protocols import Backend, Clock
-from bench.records.decoding import DecodeRequest, ModelPair
+from bench.records.decoding import DecodeRequest, ModelPair, derive_seed
+from bench.records.environment import throttle_reasons
 from bench.records.runs import BaselineTriple
+from bench.statistics import intervals
 
-if TYPE_CHECKING:
-    from backends.doctor.checks import Finding, NoiseRun
-
-
-TEMPERATURE = 1.0  # as for the floor of a suite: another seed gives another text
+TOPIC = "noise floor"
+TEMPERATURE = 1.0  # as in the floor of a suite: another seed gives other tokens
 WARMUP_LIMIT_S = 60.0
-HINDERING = ("memory", "pairs")  # topics without which the A/A run cannot be
+REQUIRED = ("memory", "pairs")  # a problem with one of these topics prevents the A/A run
+GOOD_FLOOR = 0.02  # the margin of SAME: a higher floor cannot show that two things are equally fast
+POOR_FLOOR = 0.05
+DRIFT = 0.02
 
 
-def noise_findings(
-    args: Namespace, asked: ModelPair, found: Sequence[Finding], *, seconds: float
-) -> tuple[tuple[Finding, ...], bool]:
-    """What the A/A run shows, or why there is none; and whether it was interrupted."""
-    from backends.doctor import checks
+@dataclass(frozen=True, slots=True)
+class NoiseRun:
+    """The autoregressive arm against itself."""
 
-    topic = "noise floor"
-    hindrance = next((each.topic for each in found if each.state == "problem" and each.topic in HINDERING), None)
+    pair: str
+    warmup_settled: bool
+    triples: tuple[BaselineTriple, ...]  # in the order in which they ran
+    throttle: tuple[str, ...] = ()
+    interrupted: bool = False
+
+
+def noise_floor(
+    args: Namespace, requested: ModelPair, found: Sequence[Check], *, seconds: float
+) -> tuple[tuple[Check, ...], bool]:
+    """Return what the A/A run shows, or why there was none; and whether it was interrupted."""
+    hindrance = next((each.topic for each in found if each.state == "problem" and each.topic in REQUIRED), None)
     if hindrance is not None:
-        return (checks.Finding(topic, "note", f"not measured, because of the problem with {hindrance} above"),), False
+        return (Check(TOPIC, "note", f"not measured, because of the problem with {hindrance} above"),), False
     try:
-        run = _measured(args, asked, seconds=seconds)
+        run = _measured(args, requested, seconds=seconds)
     except FAILURES as error:
         text = f"not measured: {' '.join(str(error).split())}"
-        return (checks.Finding(topic, "problem", text, "Put that right, or name another pair or --device."),), False
+        return (Check(TOPIC, "problem", text, "Correct that, or name another pair or --device."),), False
     except KeyboardInterrupt:
-        return (checks.Finding(topic, "note", "interrupted before anything was measured"),), True
-    return tuple(checks.noise(run)), run.interrupted
+        return (Check(TOPIC, "note", "interrupted before anything was measured"),), True
+    return tuple(judge(run)), run.interrupted
 
 
-def _measured(args: Namespace, asked: ModelPair, *, seconds: float) -> NoiseRun:
+def _measured(args: Namespace, requested: ModelPair, *, seconds: float) -> NoiseRun:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from backends.models import checkpoints
     from bench.registry import backend_factory
 
-    pair = resolved_pair(asked)
+    pair = resolved(requested)
     checkpoints.check_compatible(pair)
     requests = _requests(pair)
     backend = backend_factory("reference")(pair, device=args.device, options={})
@@ -69,7 +85,7 @@ def _measured(args: Namespace, asked: ModelPair, *, seconds: float) -> NoiseRun:
 
 
 def _requests(pair: ModelPair) -> tuple[DecodeRequest, ...]:
-    """Our own prompts, cut where they are too long for the pair."""
+    """Return requests for the built-in prompts, cut where they are too long for the pair."""
     from backends.models import checkpoints
     from bench.prompts import formatting, sets
 
@@ -106,12 +122,8 @@ def aa_run(
 ) -> NoiseRun:
     """Decode each prompt twice without speculation, prompt after prompt, until the time is up or Ctrl-C.
 
-    Args:    report: gets prompts and seconds so far
+    Args: report: receives the prompts and seconds so far
     """
-    from backends.doctor.checks import NoiseRun
-    from bench.measurement.timing import warm_up
-    from bench.records.environment import throttle_reasons
-
     triples: list[BaselineTriple] = []
     settled = interrupted = False
     throttle = {*throttle_reasons(device)}
@@ -123,7 +135,7 @@ def aa_run(
             if clock() - started >= seconds:
                 break
     except TimeoutError:
-        pass  # a machine that is so busy does not settle
+        pass  # a machine that is this busy never settles
     except KeyboardInterrupt:
         interrupted = True
     throttle |= {*throttle_reasons(device)}
@@ -131,7 +143,7 @@ def aa_run(
 
 
 def _until(end_s: float, clock: Clock) -> Clock:
-    """The clock, raising TimeoutError from `end_s` on."""
+    """Return the clock, which raises TimeoutError from `end_s` on."""
 
     def checked() -> float:
         now = clock()
@@ -148,12 +160,7 @@ def _rounds(
     on_triple: Callable[[BaselineTriple], None],
     clock: Clock,
 ) -> Iterator[None]:
-    """Each time both arms of one prompt; all prompts again and again, with other seeds."""
-    from dataclasses import replace
-
-    from bench.measurement.timing import baseline_rounds, plan_baseline
-    from bench.records.decoding import derive_seed
-
+    """Run both arms of one prompt at a time, over all prompts again and again with new seeds."""
     for repeat in itertools.count():
         seed = derive_seed(0, "doctor", repeat)
 
@@ -167,3 +174,68 @@ def _rounds(
             rounds.timed()
             rounds.teardown()
             yield
+
+
+def judge(run: NoiseRun) -> Iterator[Check]:
+    """Judge how small a difference can be seen here, and whether the machine kept its speed."""
+    if not run.warmup_settled and not run.interrupted:
+        yield Check(TOPIC, "problem", "the warm-up never settled", "End the other programs, and try again.")
+    if run.throttle:
+        yield Check(
+            TOPIC, "problem", f"the GPU was throttled: {', '.join(run.throttle)}", "Let it cool, then try again."
+        )
+    num_prompts = len({triple.prompt_index for triple in run.triples})
+    if run.interrupted:
+        yield Check(TOPIC, "note", f"interrupted after {num_prompts} prompts")
+    if num_prompts < intervals.MIN_CLUSTERS:
+        yield Check(
+            TOPIC,
+            "note",
+            f"{num_prompts} prompts were measured on {run.pair}; below {intervals.MIN_CLUSTERS} there is no interval",
+            "Let it go on for longer (--seconds)." if run.warmup_settled or run.interrupted else "",
+        )
+        return
+    yield _floor(run, num_prompts)
+    yield _drift(run)
+
+
+def _floor(run: NoiseRun, num_prompts: int) -> Check:
+    first, second = (np.array([spent(getattr(t, arm), "decode") for t in run.triples]).T for arm in ("ar", "ar_again"))
+    if not (first.sum(axis=1) > 0).all() or not (second.sum(axis=1) > 0).all():
+        text = f"the generations of {run.pair} end with their first token, so nothing was timed"
+        return Check(TOPIC, "note", text, "Name another pair with --pair.")
+    clusters = [triple.prompt_index for triple in run.triples]
+    floor = intervals.log_ratio_floor(first[0], first[1], second[0], second[1], clusters)
+    speed = (first[0].sum() + second[0].sum()) / (first[1].sum() + second[1].sum())
+    text = (
+        f"A/A floor {floor:.1%}: differences below {floor:.1%} cannot be seen here with {num_prompts} prompts "
+        f"({run.pair}, {1000 * speed:.3g} ms/token)"
+    )
+    if floor <= GOOD_FLOOR:
+        return Check(TOPIC, "ok", text)
+    wanted = math.ceil(num_prompts * (floor / GOOD_FLOOR) ** 2)
+    enough = f"measure about {wanted} prompts, which would bring it to {GOOD_FLOOR:.0%}"
+    if floor <= POOR_FLOOR:
+        return Check(TOPIC, "note", text, f"For smaller differences {enough}.")
+    return Check(TOPIC, "problem", text, f"End the other programs, or {enough}.")
+
+
+def _drift(run: NoiseRun) -> Check:
+    """Compare the second half of the run with the first: Welch's t on the logarithm of seconds per token."""
+    from scipy.stats import ttest_ind
+
+    both = [spent(triple.ar, "decode") + spent(triple.ar_again, "decode") for triple in run.triples]
+    logs = np.array([math.log((a_s + b_s) / (a + b)) for a_s, a, b_s, b in both if a + b > 0 and a_s + b_s > 0])
+    half = len(logs) // 2
+    if half < 2 or not logs.std():
+        return Check(TOPIC, "ok", "the speed stayed the same")
+    drift = float(logs[half:].mean() - logs[:half].mean())
+    low, high = ttest_ind(logs[half:], logs[:half], equal_var=False).confidence_interval(0.95)
+    text = (
+        f"the second half of the run was {abs(drift):.1%} {'slower' if drift > 0 else 'faster'} than the first "
+        f"(95 % interval of the change in seconds per token {low:+.1%} to {high:+.1%})"
+    )
+    if low <= 0 <= high or abs(drift) <= DRIFT:
+        return Check(TOPIC, "ok", f"steady: {text}")
+    remedy = "Find out what changed meanwhile (heat, another program), and measure when it has settled."
+    return Check(TOPIC, "problem" if abs(drift) > POOR_FLOOR else "note", f"drifting: {text}", remedy)

