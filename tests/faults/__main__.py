@@ -1,4 +1,4 @@
-"""Measures every planted fault anew: `python -m tests.faults > docs/faults.md`. Ten minutes on one core."""
+"""Measure every planted fault again: `python -m tests.faults > docs/faults.md`. It takes ten minutes on one core."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from tests.faults.checks import CHECKS, LOOKS, decoded, first_alarm, grown, mode
 MORE_LOOKS = (8000, 16000, 32000)
 HEALTHY_RUNS = 100
 HEALTHY_LOOKS = LOOKS[:4]
+_LOOKS, _COMPARISONS = f"{1 / FALSE_ALARM:.0f}", f"{1 / ALLOWED_P:,.0f}"
 HEALTHY_CHECKS = ("certificate", "white box", "alpha, uncached forwards", "end tokens")
 
 INTRODUCTION = f"""# Planted faults
 
-Broken speculative decoders, each one small change to the reference that real code has made, and the check that sees
-it. Derived: `python -m tests.faults > docs/faults.md` measures every row anew, and `tests/faults/test_faults.py` measures
-the first table in every test run.
+To see which broken decoders the checks find, read the tables. To measure every row again (ten minutes on one core):
 
-*Class* says what can see a fault. *distribution*: the output does not follow the target; acceptance need not show it.
-*efficiency*: the output is lossless, but acceptance is not that of the two models. *accounting*: what is reported is
-not what happened. *Tokens* is how many the check had seen when it first raised the alarm, looking at about
-{", ".join(f"{look:,}" for look in LOOKS)}. The models are random and tiny (64 tokens), the draft disturbed and
-overconfident, T = 0.8, k = 3 and texts of 60 tokens unless the fault needs something else. Counts of tokens are of this
-pair; another pair needs more or fewer.
+    python -m tests.faults > docs/faults.md
+
+Each row is a broken speculative decoder: one small change to the reference that real code has made.
+The column "caught by" names the check that finds it. `tests/faults/test_faults.py` measures the first table in every test run.
+To run the checks on your own engine, use the [conformance kit](backends.md#prove-that-a-backend-conforms).
+
+The column "class" gives what can find a fault:
+
+- *distribution*: the output does not follow the target. Acceptance need not show it.
+- *efficiency*: the output is lossless, but acceptance is not that of the two models.
+- *accounting*: what is reported is not what happened.
+
+The column "tokens" gives how many tokens the check had seen when it first raised the alarm.
+It looks at about {", ".join(f"{look:,}" for look in LOOKS)} tokens.
+The models are random and tiny (64 tokens in the vocabulary). The draft is disturbed and overconfident.
+T = 0.8, k = 3 and outputs have 60 tokens, unless the fault needs something else.
+The counts of tokens belong to this pair. Another pair needs more or fewer.
 """
 
 
@@ -39,8 +49,9 @@ def main() -> None:
     print(f"""
 ## Below resolution
 
-Not caught by the certificate at {LOOKS[-1]:,} tokens. D, the distance of all tokens from the target, is a 99 % upper bound
-from the largest sample; a departure within the numerical allowance ({ALLOWANCE["float32"]:g} in float32) is no fault to it.
+The certificate does not catch these at {LOOKS[-1]:,} tokens. D is the distance of all tokens from the target:
+a 99 % upper bound from the largest sample. A departure within the numerical allowance ({ALLOWANCE["float32"]:g} in float32)
+is no fault for the certificate.
 
 | fault | what went wrong | class | tokens needed by the certificate |\n|---|---|---|---|""")
     for fault in BELOW_RESOLUTION:
@@ -71,11 +82,12 @@ def _healthy() -> str:
     rows = "\n".join(f"| {check} | {raised.count(check)} of {HEALTHY_RUNS} |" for check in HEALTHY_CHECKS)
     return f"""## The healthy decoder
 
-The reference passes every check of the first table on the same requests, in every test run. Checks that count or
-compare exactly cannot raise a false alarm. Those that test a sample are built for at most one in
-{1 / FALSE_ALARM:.0f} a look (certificate) and one in {1 / ALLOWED_P:,.0f} a comparison (the others). Measured on the
-reference, each run with seeds of its own, alarms at any of {len(HEALTHY_LOOKS)} looks at up to
-{HEALTHY_LOOKS[-1]:,} tokens:
+The reference passes every check of the first table on the same requests, in every test run.
+Checks that count or compare exactly cannot raise a false alarm.
+Those that test a sample allow at most one false alarm in {_LOOKS} looks (certificate), or in {_COMPARISONS} comparisons
+(the others).
+Measured on the reference, with other seeds in each run; alarms at any of {len(HEALTHY_LOOKS)} looks, at up to
+{HEALTHY_LOOKS[-1]:,} tokens, count:
 
 | check | runs with a false alarm |
 |---|--:|

@@ -109,7 +109,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     distribution(
         "reseeded with the request's seed",
-        "the generator is seeded anew before every acceptance draw",
+        "the generator is seeded again before every acceptance draw",
         d.drawing(d.reseeded_from_the_request),
     ),
     distribution(
@@ -199,7 +199,7 @@ FAULTS: tuple[Fault, ...] = (
         TOP_P,
     ),
     distribution(
-        "repetition penalty", "1.2 from the checkpoint's generation_config, never asked for", d.RepetitionPenalty
+        "repetition penalty", "1.2 from the checkpoint's generation_config, never requested", d.RepetitionPenalty
     ),
     # the target's cache
     distribution(
@@ -251,7 +251,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     efficiency(
         "bonus skipped",
-        "the row behind the last accepted draft token is thrown away",
+        "the row after the last accepted draft token is thrown away",
         BY_BLOCK_EFFICIENCY,
         d.BonusSkipped,
     ),
@@ -295,8 +295,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     accounting("always 'length'", "the finish reason is never 'stop'", "books", d.reporting(d.always_length), ENDING),
     accounting(
-        "accepted behind the end",
-        "draft tokens behind an accepted end token count as accepted",
+        "accepted after the end",
+        "draft tokens after an accepted end token count as accepted",
         "books",
         d.counting(d.accepted_behind_the_end_token),
         ENDING,
@@ -309,11 +309,11 @@ FAULTS: tuple[Fault, ...] = (
     ),
     accounting(
         "tokens counted by encoding again",
-        "neighbours merge when the text is tokenised anew",
+        "neighbours merge when the text is tokenised again",
         "books",
         d.reporting(d.retokenised),
     ),
-    accounting("limit seen between rounds", "a text may be longer than asked for", "books", d.LimitSeenBetweenRounds),
+    accounting("limit seen between rounds", "an output may be longer than requested", "books", d.LimitSeenBetweenRounds),
     accounting("rounds of the last prompt", "the list of rounds is not emptied", "books", d.RoundsOfTheLastPrompt),
     accounting(
         "replay with another seed", "expected acceptance is that of another text", "replay", d.ReplaysAnotherSeed
@@ -326,7 +326,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     accounting(
         "expected for untested tokens",
-        "draft tokens behind a rejection count as tested",
+        "draft tokens after a rejection count as tested",
         "replay",
         d.ReplayExpectsForUntested,
     ),
@@ -354,7 +354,7 @@ BELOW_RESOLUTION: tuple[Fault, ...] = (
     ),
     distribution(
         "top-k of 50",
-        "a library default, never asked for; 64 tokens in all",
+        "a library default, never requested; 64 tokens in all",
         d.verifying(lambda r: replace(r, top_k=50)),
     ),
     distribution(

@@ -4,7 +4,7 @@ Both sides decode the same prompts, which differ in length, speed and acceptance
 as engines do that draw alike from the same seed. The machine drifts as in `tests.studies.simulated_runs`: each side by itself where the
 runs are separate, both through one series where they are measured in turns; and in turns each launch of a side may be faster or
 slower as a whole, by a share of its own. `python -m tests.studies.simulated_comparisons` prints the
-rates that docs/compare.md states.
+rates that docs/validation.md states.
 """
 
 from __future__ import annotations

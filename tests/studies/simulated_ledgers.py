@@ -2,7 +2,7 @@
 
 Prompts differ in how much of the draft they accept, in how fast they are and in how long their texts are, and texts that accept
 more are longer; cells share their prompts and draw texts of their own. KD effects differ between seeds and between prompts.
-`python -m tests.studies.simulated_ledgers` prints the rates that docs/claims.md states.
+`python -m tests.studies.simulated_ledgers` prints the rates that docs/validation.md states.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The example of docs/add_a_backend.md, loaded as a third party's package would be: from another folder, by its name."""
+"""The example of docs/backends.md, loaded as a third party's package would be: from another folder, by its name."""
 
 from __future__ import annotations
 
