@@ -1,4 +1,4 @@
-# Two commands matter: `make bench` and `make test`. Both set the environment up first.
+# Two commands matter: `make bench` and `make test`. Both set up the environment first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,25 +9,25 @@ ARGS ?=
 
 setup: $(STAMP)
 
-# The lock is complete and was resolved once, so pip installs it without looking at declared dependencies.
-# Compiled once by all cores: where PYTHONDONTWRITEBYTECODE is set, every process would compile transformers for itself.
-# Packages carry a few files of other Pythons, which do not compile; nobody imports them.
+# The lock lists every package, so pip installs it with --no-deps. -qq hides pip's warnings; errors still appear.
+# All cores compile the packages once. Otherwise every process compiles transformers again where PYTHONDONTWRITEBYTECODE is set.
+# A few files of some packages are for other Pythons and do not compile; `|| true` ignores them, nothing imports them.
 $(STAMP): requirements/cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --no-compile -r requirements/cpu.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install -qq --no-deps --no-compile -r requirements/cpu.lock
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q -j 0 $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') > /dev/null || true
 	touch $@
 
-# The main job: gamma and alpha over decoding temperatures on the embedded pair. `make bench ARGS="--preset smoke"`.
+# The main job: gamma and alpha over decoding temperatures on the embedded pair. A short version: `make bench ARGS="--preset smoke"`.
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only suites/ $(ARGS)
 
-# A worker a core, each of one thread: two threads each would wait for one another.
+# One worker per core with one thread each. With more threads than cores, threads wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not engine" -n auto --maxprocesses 8 --dist worksteal
 
-# Conformance on real vLLM engines, each in a process of its own.
+# Conformance on real vLLM engines. Each engine runs in a separate process.
 test-engines: setup
 	$(BIN)/python -m pytest tests -m engine
 
@@ -37,11 +37,11 @@ check: setup
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow and not engine" -n auto --maxprocesses 8 --dist worksteal
 
-# Markdown, LaTeX and figures, derived from the raw records in results/.
+# Regenerate the markdown, LaTeX and figures in results/ from the raw records.
 tables: setup
 	$(BIN)/specheat tables results
 
-# Resolve requirements/cpu.in anew. Needs a network; the lock is committed.
+# Resolve requirements/cpu.in into the lock again. This needs a network; the lock is committed.
 lock: setup
 	$(BIN)/python requirements/make_lock.py requirements/cpu.in > requirements/cpu.lock.new
 	mv requirements/cpu.lock.new requirements/cpu.lock
