@@ -1,4 +1,4 @@
-"""TODO: purpose."""
+"""Exit codes, and the errors that a command reports in one line."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ class BackendUnavailable(Exception):
 
 class IncomparableResults(Exception):
     """Two results were measured under different conditions; the message lists the keys that differ."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its type if there is no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
