@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.records.kd_matrix import START, Cell, Matrix, Measured
+from bench.records.kd_matrix import START, Matrix, MatrixCell, MeasuredDraft
 
 CONFIDENCE = 0.95
 ARMS_OF_ONE_TEMPERATURE = ("offline", "soft", "online")
@@ -27,7 +27,7 @@ Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
 Row = list[Interval | None]  # one entry a decode temperature
 
 
-def estimate(of_seeds: Sequence[Cell], against: Sequence[Cell] = ()) -> Interval:
+def estimate(of_seeds: Sequence[MatrixCell], against: Sequence[MatrixCell] = ()) -> Interval:
     """Alpha, or how much higher it is than that of other drafts on the same texts, with other seeds and other prompts in mind.
 
     Both kinds of chance are added up as squares of half-widths: the spread between seeds, with t on seeds less one, and the
@@ -48,7 +48,7 @@ def estimate(of_seeds: Sequence[Cell], against: Sequence[Cell] = ()) -> Interval
     return Interval(float(of_each.mean()), half_width)
 
 
-def _ratios(of_seeds: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
+def _ratios(of_seeds: Sequence[MatrixCell]) -> tuple[np.ndarray, np.ndarray]:
     """accepted / tested of each seed; and the mean over seeds without each prompt."""
     accepted, tested = (np.array([getattr(cell, name) for cell in of_seeds], float) for name in ("accepted", "tested"))
     totals = accepted.sum(1, keepdims=True), tested.sum(1, keepdims=True)
@@ -80,8 +80,8 @@ def changes(matrix: Matrix) -> dict[Kind, Row]:
     return _with_matched(found, columns)
 
 
-def kinds_of(matrix: Matrix) -> dict[Kind, list[Measured]]:
-    kinds: dict[Kind, list[Measured]] = {}
+def kinds_of(matrix: Matrix) -> dict[Kind, list[MeasuredDraft]]:
+    kinds: dict[Kind, list[MeasuredDraft]] = {}
     for line in matrix.measured:
         kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
     return kinds

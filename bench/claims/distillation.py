@@ -21,7 +21,7 @@ from bench.statistics.effects import Effect
 from bench.statistics.intervals import MIN_CLUSTERS
 
 if TYPE_CHECKING:
-    from bench.records.kd_matrix import Matrix, Measured
+    from bench.records.kd_matrix import Matrix, MeasuredDraft
 
 
 Array = NDArray[np.float64]
@@ -69,7 +69,7 @@ def effect(matrix: Matrix, design: Design, *, in_logs: bool = False) -> tuple[Ef
     return found, f"{len(complete)} seeds, {values.shape[1] - 1} prompts of {matrix.domains[0]}"
 
 
-def _alphas(line: Measured) -> dict[Cell, Array]:
+def _alphas(line: MeasuredDraft) -> dict[Cell, Array]:
     """(1 + P,) of each cell: alpha of all prompts, then without each; none of an online draft with another lambda than 1."""
     found: dict[Cell, Array] = {}
     if line.on_policy == (line.arm == "online"):

@@ -24,14 +24,16 @@ class ArmRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class TrainingRound:
     """Every arm once."""
 
     order: tuple[str, ...]
     runs: dict[str, ArmRun]
 
 
-def load_rounds(path: Path) -> Sequence[Round]:
+def load_rounds(path: Path) -> Sequence[TrainingRound]:
     """Return the rounds of one record, in the order in which they ran."""
     _, *lines = (json.loads(line) for line in path.read_text().splitlines())
-    return [Round(tuple(line["order"]), {arm: ArmRun(**run) for arm, run in line["runs"].items()}) for line in lines]
+    return [
+        TrainingRound(tuple(line["order"]), {arm: ArmRun(**run) for arm, run in line["runs"].items()}) for line in lines
+    ]

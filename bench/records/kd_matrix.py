@@ -19,7 +19,7 @@ RECORD, DRAFTS = "matrix.jsonl", "drafts"
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MatrixCell:
     """One draft at one decode temperature on one domain: sums over each prompt's text, at the k of `held_out`."""
 
     domain: str
@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredDraft:
     """A line of the record."""
 
     draft: str
@@ -45,7 +45,7 @@ class Measured:
     seed: int | None
     tokens: dict[str, int]
     seconds: dict[str, float]
-    cells: tuple[Cell, ...]
+    cells: tuple[MatrixCell, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Matrix:
     """A record: what was asked for, in plain data, and the drafts measured so far."""
 
     plan: dict[str, Any]
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredDraft, ...]
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -80,7 +80,8 @@ def load(path: Path) -> Matrix:
         plan = header["plan"]
         only = {"domain": _domains(plan)[0]}  # of records of one domain, whose cells do not name it
         measured = tuple(
-            Measured(**line | {"cells": tuple(Cell(**only | cell) for cell in line["cells"])}) for line in lines
+            MeasuredDraft(**line | {"cells": tuple(MatrixCell(**only | cell) for cell in line["cells"])})
+            for line in lines
         )
         return Matrix(plan, measured)
     except (ValueError, KeyError, TypeError) as error:

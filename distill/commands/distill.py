@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from argparse import ArgumentParser, Namespace
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends.models import pairs
 from bench import registry
+from bench.errors import INTERRUPTED
+from bench.options.values import count_of, count_or_0, number_of
 
 if TYPE_CHECKING:
     from bench.protocols import Backend
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from distill.training.recipes import Recipe
 
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PROMPTS = ("instructions:train", "word_problems:train")
 HELD_OUT = ("instructions:held_out", "word_problems:held_out")
 LAYERS = "layers:"
@@ -91,8 +91,8 @@ def _run(args: Namespace) -> int:
     recipe = _recipe(args)
     if recipe.fresh and args.text_tokens is not None:
         raise ValueError(f"recipe {recipe.name} uses each text once; expected --tokens and no --text-tokens")
-    text_tokens = 0 if recipe.fresh else whole("--text-tokens", args.text_tokens or str(TEXT_TOKENS))
-    job, pair = job_of(args, recipe, text_tokens=text_tokens, seed=whole("--seed", args.seed))
+    text_tokens = 0 if recipe.fresh else count_or_0("--text-tokens", args.text_tokens or str(TEXT_TOKENS))
+    job, pair = job_of(args, recipe, text_tokens=text_tokens, seed=count_or_0("--seed", args.seed))
     if args.through is not None:
         registry.backend_factory(args.through)
 
@@ -115,27 +115,27 @@ def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> t
     from distill.training.loop import TrainPlan
 
     plan = TrainPlan(
-        num_tokens=whole("--tokens", args.tokens),
-        batch_tokens=whole("--batch-tokens", args.batch_tokens),
-        accumulate=whole("--accumulate", args.accumulate),
-        learning_rate=number("--learning-rate", args.learning_rate),
+        num_tokens=count_or_0("--tokens", args.tokens),
+        batch_tokens=count_or_0("--batch-tokens", args.batch_tokens),
+        accumulate=count_or_0("--accumulate", args.accumulate),
+        learning_rate=number_of("--learning-rate", args.learning_rate),
         optimizer=args.optimizer,
-        vocabulary=whole("--vocabulary", args.vocabulary),
+        vocabulary=count_or_0("--vocabulary", args.vocabulary),
     )
     job = Job(
         target="",
         start="the pair's draft",
         layers=(),
         trained=args.train,
-        adapter_rank=whole("--adapter-rank", args.adapter_rank),
+        adapter_rank=count_or_0("--adapter-rank", args.adapter_rank),
         recipe=recipe,
         plan=plan,
         text_tokens=text_tokens,
-        prompts=_sources(args.prompts or (() if whole("--self-written", args.self_written) else PROMPTS)),
-        self_written=whole("--self-written", args.self_written),
+        prompts=_sources(args.prompts or (() if count_or_0("--self-written", args.self_written) else PROMPTS)),
+        self_written=count_or_0("--self-written", args.self_written),
         held_out=tuple(args.held_out or HELD_OUT),
-        max_new_tokens=whole("--max-new-tokens", args.max_new_tokens),
-        batch_rows=whole("--batch-rows", args.batch_rows),
+        max_new_tokens=count_or_0("--max-new-tokens", args.max_new_tokens),
+        batch_rows=count_or_0("--batch-rows", args.batch_rows),
         seed=seed,
     )
     check_held_out(job)
@@ -170,7 +170,7 @@ def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
         if draft is not None:
             raise ValueError("expected --draft or --start, got both")
         if args.start.startswith(LAYERS):
-            layers = tuple(whole("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
+            layers = tuple(count_or_0("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
             draft = args.target
         else:
             draft = args.start
@@ -239,31 +239,14 @@ def _sources(given: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for text in given:
         times = re.fullmatch(r"(.+)@([0-9]+)", text)
-        found += [times[1]] * whole("--prompts", times[2], least=1) if times else [text]
+        found += [times[1]] * count_of("--prompts", times[2]) if times else [text]
     return tuple(found)
 
 
 def _shares(text: str) -> tuple[tuple[float, float], ...]:
     parts = [part.partition(":") for part in text.split(",")]
-    return tuple((number("--mix", temperature), number("--mix", share or "1")) for temperature, _, share in parts)
+    return tuple((number_of("--mix", temperature), number_of("--mix", share or "1")) for temperature, _, share in parts)
 
 
 def _optional(name: str, text: str | None) -> float | None:
-    return None if text is None else number(name, text)
-
-
-def number(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a number, got {text!r}")
-    return value
-
-
-def whole(name: str, text: str, *, least: int = 0) -> int:
-    plain = text.replace("_", "")
-    if not plain.isdecimal() or int(plain) < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {text!r}")
-    return int(plain)
+    return None if text is None else number_of(name, text)

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.options.values import parse_temperatures
+from bench.options.settings import RUNS
+from bench.options.values import count_of, temperatures_of
 from bench.records import environment
+from bench.records.command_line import own_words
 from bench.reporting.suites.kd_matrix import tables
-from distill.commands.distill import interruptible, job_of, job_options, whole
+from distill.commands.distill import interruptible, job_of, job_options
 
 if TYPE_CHECKING:
     from distill.runs.matrix import MatrixPlan
@@ -48,7 +50,7 @@ class KdMatrix:
             metavar="SET",
             help=f"held-out prompts to measure on, repeat for several; claims are about the first (default: {DOMAIN})",
         )
-        option("--results", type=Path, default=Path("results"), metavar="DIR", help="for the record (default: results)")
+        option("--results", type=Path, default=RUNS, metavar="DIR", help=f"where the record goes (default: {RUNS})")
         job_options(parser)
         parser.set_defaults(train="adapters")
 
@@ -65,7 +67,7 @@ def _run(args: Namespace) -> int:
     texts = args.texts or args.out.absolute().parent / "texts"
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": environment.command_line(),
+        "command": own_words(),
         "environment": environment.capture(args.device),
     }
 
@@ -80,19 +82,19 @@ def _run(args: Namespace) -> int:
 def _plan(args: Namespace) -> MatrixPlan:
     arms = tuple(args.arms.split(","))
     kd_temperatures, decode_temperatures = (
-        parse_temperatures(given, option)
+        temperatures_of(option, given)
         for option, given in (
             ("--kd-temperatures", args.kd_temperatures),
             ("--decode-temperatures", args.decode_temperatures),
         )
     )
-    seeds = tuple(range(whole("--seeds", args.seeds, least=1)))
+    seeds = tuple(range(count_of("--seeds", args.seeds)))
     from distill.runs.job import check_held_out
     from distill.runs.matrix import MatrixPlan
     from distill.training import recipes
 
     any_recipe = recipes.offline(0.0)
-    job, _ = job_of(args, any_recipe, text_tokens=whole("--tokens", args.tokens, least=1), seed=0)
+    job, _ = job_of(args, any_recipe, text_tokens=count_of("--tokens", args.tokens), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")
     domains = tuple(dict.fromkeys(args.domain or [DOMAIN]))

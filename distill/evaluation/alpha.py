@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from bench.statistics.theory import SlotTotals, propagate_slots
 from distill.text.batches import Batch, in_order
-from distill.text.table import Row
+from distill.text.table import TextRow
 from distill.training.losses import CHUNK_ROWS, blocks
 
 BATCH_TOKENS = 4096
@@ -36,7 +36,7 @@ class TextAcceptance:
 
 def acceptance(
     draft: PreTrainedModel,
-    rows: Sequence[Row],
+    rows: Sequence[TextRow],
     target_head_VD: Tensor,
     temperatures: Sequence[tuple[float, float]],
 ) -> tuple[tuple[TextAcceptance, ...], ...]:
@@ -121,7 +121,7 @@ class Split:
 
 
 def split(
-    draft: PreTrainedModel, rows_at: Mapping[float, Sequence[Row]], target_head_VD: Tensor, *, frozen_at: float
+    draft: PreTrainedModel, rows_at: Mapping[float, Sequence[TextRow]], target_head_VD: Tensor, *, frozen_at: float
 ) -> dict[float, Split]:
     """The way from `frozen_at` to each decode T. It is one of alpha_text: slots of rounds have no frozen contexts.
 

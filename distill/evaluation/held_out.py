@@ -14,7 +14,7 @@ from bench.records.kd_matrix import NUM_DRAFT_TOKENS
 from distill.evaluation.alpha import acceptance, alpha_text, slot_totals
 from distill.text.prompts import encoded
 from distill.text.sampler import Ask
-from distill.text.table import Row, TextPlan, claim, prompts_hash, sampled_shard
+from distill.text.table import TextPlan, TextRow, claim, prompts_hash, sampled_shard
 from distill.text.teacher import Teacher
 from distill.text.workers import ALONE, Workers
 
@@ -28,7 +28,7 @@ class HeldOut:
 
     prompt_set: str
     temperature: float
-    rows: tuple[Row, ...]
+    rows: tuple[TextRow, ...]
 
 
 @dataclass(frozen=True, slots=True)

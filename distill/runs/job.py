@@ -27,9 +27,9 @@ from distill.text import hidden
 from distill.text.prompts import Prompts, encoded, self_written, user_turn
 from distill.text.sampler import sample_answers
 from distill.text.table import (
-    Row,
     Shard,
     TextPlan,
+    TextRow,
     TextTable,
     batches,
     extend,
@@ -324,12 +324,14 @@ class _Run:
                 workers=self.workers,
             )
 
-    def _portions(self, plan: TextPlan, prompts: Prompts, by_target: Path, by_draft: Path) -> Iterator[tuple[Row, ...]]:
+    def _portions(
+        self, plan: TextPlan, prompts: Prompts, by_target: Path, by_draft: Path
+    ) -> Iterator[tuple[TextRow, ...]]:
         """Text that is used once: of each batch of asks the draft, as it is then, answers its share, the target the rest."""
         for index, asks in enumerate(batches(plan, prompts)):
             rng = random.Random(asks[0].seed)
             drafted = [rng.random() < self.job.recipe.on_policy for _ in asks]
-            rows: tuple[Row, ...] = ()
+            rows: tuple[TextRow, ...] = ()
             if not all(drafted):
                 share = [ask for ask, by in zip(asks, drafted, strict=True) if not by]
                 rows = sampled_shard(by_target, index, share, self.sampler, workers=self.workers).rows

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 
 from bench.records.files import write_atomically
-from bench.records.kd_matrix import DRAFTS, IN_SECONDS_OF, NUM_DRAFT_TOKENS, RECORD, START, Cell, Matrix, Measured, load
+from bench.records.kd_matrix import (
+    DRAFTS,
+    IN_SECONDS_OF,
+    NUM_DRAFT_TOKENS,
+    RECORD,
+    START,
+    Matrix,
+    MatrixCell,
+    MeasuredDraft,
+    load,
+)
 from distill.evaluation.alpha import acceptance, slot_totals
 from distill.evaluation.held_out import HeldOut, held_out_text
 from distill.runs.job import DRAFT, Job, distill
@@ -130,14 +140,14 @@ def run(
 
     def measure(name: str, folder: Path, made: dict[str, Any]) -> None:
         model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
-        measured: list[Cell] = []
+        measured: list[MatrixCell] = []
         for domain, of_domain in text().items():
             found = cells(model, teacher, of_domain, domain)
             if name == START:
                 sums = rescaled(model, teacher, of_domain)
                 found = tuple(replace(cell, rescaled=of_cell) for cell, of_cell in zip(found, sums, strict=True))
             measured += found
-        done[name] = Measured(draft=name, cells=tuple(measured), **made)
+        done[name] = MeasuredDraft(draft=name, cells=tuple(measured), **made)
         with path.open("a") as file:
             file.write(json.dumps(asdict(done[name])) + "\n")
 
@@ -165,7 +175,7 @@ def run(
     return load(path)
 
 
-def _within_budget(planned: Planned, measured: Mapping[str, Measured]) -> Job:
+def _within_budget(planned: Planned, measured: Mapping[str, MeasuredDraft]) -> Job:
     """The job on as many tokens as it is to have: the plan's, or what another draft's seconds are worth at its own pace."""
     if planned.budget is None:
         return planned.job
@@ -187,14 +197,14 @@ def _texts(plan: MatrixPlan, teacher: Teacher, texts: Path) -> dict[str, tuple[H
     return {domain: held_out_text(teacher, (domain,), texts, temperatures=at) for domain in plan.domains}
 
 
-def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut], domain: str) -> tuple[Cell, ...]:
+def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut], domain: str) -> tuple[MatrixCell, ...]:
     """The draft along each text, a number for every prompt; draft T = decode T."""
     found = []
     for text in texts:
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
         totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
         found.append(
-            Cell(
+            MatrixCell(
                 domain=domain,
                 temperature=text.temperature,
                 tokens=tuple(len(of_prompt.overlap) for of_prompt in along),

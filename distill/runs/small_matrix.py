@@ -13,6 +13,7 @@ from typing import Any
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.records import environment, kd_matrix
+from bench.records.command_line import own_words
 from bench.records.kd_matrix import Matrix
 from bench.reporting.suites.kd_matrix import tables
 from distill.runs import matrix
@@ -78,7 +79,7 @@ def measure(
         shutil.rmtree(out, ignore_errors=True)
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": environment.command_line(),
+        "command": own_words(),
         "environment": environment.capture(settings.device),
         "preset": settings.preset,
         "model_pair": workload.recorded_pair.name,

@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from bench.records.decoding import ModelPair, Scalar
-from bench.records.distill_speed import ArmRun, Round
+from bench.records.distill_speed import ArmRun, TrainingRound
 from bench.records.environment import machine_slug
 from bench.records.files import write_atomically
 from distill.text import hidden
@@ -70,7 +70,7 @@ class SpeedRecord:
     schema: int
     suite: str
     preset: str
-    command: str
+    command: tuple[str, ...]
     created: str  # ISO 8601, UTC
     environment: dict[str, Scalar]
     model_pair: ModelPair
@@ -80,7 +80,7 @@ class SpeedRecord:
     loss: str
     text: TextPlan
     training: Training
-    rounds: tuple[Round, ...]
+    rounds: tuple[TrainingRound, ...]
 
 
 def text(folder: Path, plan: TextPlan, prompts: Sequence[tuple[int, ...]], *, target: str) -> TextTable:
@@ -107,7 +107,7 @@ class Rounds:
     def __init__(self, training: Training, orders: Sequence[tuple[str, ...]]) -> None:
         self.training = training
         self.orders = orders
-        self.done: list[Round] = []
+        self.done: list[TrainingRound] = []
         self.runs: dict[str, ArmRun] = {}
 
     @property
@@ -126,7 +126,7 @@ class Rounds:
         self.waiting.close()
         self._run(self.order[self.order.index(TIMED_ARM) + 1 :])
         check_same_steps(self.runs)
-        self.done.append(Round(self.order, self.runs))
+        self.done.append(TrainingRound(self.order, self.runs))
 
     def _run(self, names: Sequence[str]) -> None:
         for name in names:

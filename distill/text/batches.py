@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill.text.generation import behind_encoder, padded
-from distill.text.table import Row
+from distill.text.table import TextRow
 
 WINDOW_BATCHES = 32  # batches whose rows are sorted by length together: little padding, and still mixed
 
@@ -25,7 +25,7 @@ WINDOW_BATCHES = 32  # batches whose rows are sorted by length together: little 
 class Batch:
     """Some rows, ready for a teacher-forced pass."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TextRow, ...]
 
     def token_ids_BT(self) -> Tensor:
         # The last token of a text predicts nothing.
@@ -70,10 +70,10 @@ class Batch:
         return hidden_BTD.flatten(0, 1)[places.to(model.device)]
 
 
-def in_order(rows: Iterable[Row], *, batch_tokens: int) -> list[Batch]:
+def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
     """Batches of at most `batch_tokens` places, padding included (one row at least), in the order of the rows."""
     batches: list[Batch] = []
-    taken: list[Row] = []
+    taken: list[TextRow] = []
     longest = 0
     for row in rows:
         longest = max(longest, row.length)
@@ -84,7 +84,7 @@ def in_order(rows: Iterable[Row], *, batch_tokens: int) -> list[Batch]:
     return [*batches, Batch(tuple(taken))] if taken else batches
 
 
-def shuffled(rows: Sequence[Row], *, batch_tokens: int, seed: int) -> list[Batch]:
+def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[Batch]:
     """All rows once, in batches of similar length and random order; the seed decides everything."""
     rng = random.Random(seed)
     mixed = rng.sample(list(rows), len(rows))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.prompts.sets import Message, PromptSet
-from distill.text.table import Row
+from distill.text.table import TextRow
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -28,7 +28,7 @@ def encoded(prompt_set: PromptSet, tokenizer: Any) -> Prompts:
     )
 
 
-def self_written(rows: Sequence[Row], after: tuple[int, ...], end_token_ids: Sequence[int]) -> Prompts:
+def self_written(rows: Sequence[TextRow], after: tuple[int, ...], end_token_ids: Sequence[int]) -> Prompts:
     """Prompts from texts that go on where the user speaks. A text that does not end, or ends at once, is none."""
     texts = ((row.prompt.tolist(), row.answer.tolist()) for row in rows)
     return tuple((*before, *words, *after) for before, (*words, last) in texts if words and last in end_token_ids)

@@ -32,7 +32,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was sampled. Row i of `hidden_AD` is the final hidden state from which token i was drawn."""
+    """What was sampled. TextRow i of `hidden_AD` is the final hidden state from which token i was drawn."""
 
     token_ids_A: Tensor
     hidden_AD: Tensor | None  # None: the engine keeps them to itself

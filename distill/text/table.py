@@ -186,8 +186,8 @@ class Shard:
         self.num_tokens = sum(map(len, self.answers))
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(Row(self, index) for index in range(len(self.answers)))
+    def rows(self) -> tuple[TextRow, ...]:
+        return tuple(TextRow(self, index) for index in range(len(self.answers)))
 
     @property
     def has_hidden(self) -> bool:
@@ -204,7 +204,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TextRow:
     """One text of a table."""
 
     shard: Shard
@@ -243,7 +243,7 @@ class TextTable:
         return sum(shard.num_tokens for shard in self.shards)
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[TextRow, ...]:
         return tuple(row for shard in self.shards for row in shard.rows)
 
     @property

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from distill.text.batches import Batch, shuffled
 from distill.text.generation import product_dtype
-from distill.text.table import Row
+from distill.text.table import TextRow
 from distill.text.workers import ALONE, Workers
 from distill.training.drafts import Draft
 from distill.training.losses import ChunkLoss, Loss, hard_labels, head_loss, soft_labels
@@ -90,7 +90,7 @@ class Stream(Protocol):
 class FixedText:
     """The same rows, epoch after epoch, in a new order each."""
 
-    rows: Sequence[Row]
+    rows: Sequence[TextRow]
     batch_tokens: int
     seed: int
 
@@ -102,7 +102,7 @@ class FixedText:
 class FreshText:
     """Portions of rows, each used once. The next one is made when it is needed, with what the draft has become by then."""
 
-    portions: Callable[[], Iterator[Sequence[Row]]]
+    portions: Callable[[], Iterator[Sequence[TextRow]]]
     batch_tokens: int
     seed: int
 
@@ -110,7 +110,9 @@ class FreshText:
         return _from_portions(self.portions(), start, batch_tokens=self.batch_tokens, seed=self.seed)
 
 
-def _from_portions(portions: Iterator[Sequence[Row]], start: int, *, batch_tokens: int, seed: int) -> Iterator[Batch]:
+def _from_portions(
+    portions: Iterator[Sequence[TextRow]], start: int, *, batch_tokens: int, seed: int
+) -> Iterator[Batch]:
     for index, rows in enumerate(portions):
         batches = shuffled(rows, batch_tokens=batch_tokens, seed=seed + index)
         yield from batches[start:]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.text.table import Row
+from distill.text.table import TextRow
 
 SAMPLED_SHARE = 0.25  # of the tokens asked for
 
@@ -54,7 +54,7 @@ class Vocabulary:
         return VocabularyPart(token_ids_M, weight_V[token_ids_M])
 
 
-def vocabulary_of(rows: Sequence[Row], vocabulary_size: int, num_tokens: int) -> Vocabulary:
+def vocabulary_of(rows: Sequence[TextRow], vocabulary_size: int, num_tokens: int) -> Vocabulary:
     """Parts of about `num_tokens` tokens: those most frequent in the answers of `rows`, and a sample.
 
     Raises:  ValueError: fewer than 4 tokens or more than there are

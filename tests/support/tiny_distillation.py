@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from distill.runs.job import Job
 from distill.text.sampler import sample_answers
-from distill.text.table import WINDOW_BATCHES, Row, TextPlan, extend, prompts_hash
+from distill.text.table import WINDOW_BATCHES, TextPlan, TextRow, extend, prompts_hash
 from distill.training.drafts import Draft, trainable
 from distill.training.loop import TrainPlan
 from distill.training.recipes import Recipe
@@ -50,7 +50,7 @@ def tiny_text(
     num_tokens: int = 600,
     max_new_tokens: int = 24,
     target: LlamaForCausalLM | None = None,
-) -> tuple[Row, ...]:
+) -> tuple[TextRow, ...]:
     """What the tiny target, or another, says at one T."""
     plan = TextPlan(
         model="tiny",
@@ -65,7 +65,7 @@ def tiny_text(
     return extend(folder, plan, PROMPTS, sample, num_tokens=num_tokens).rows
 
 
-def tiny_windows(folder: Path, temperature: float, *, num_windows: int, max_new_tokens: int) -> tuple[Row, ...]:
+def tiny_windows(folder: Path, temperature: float, *, num_windows: int, max_new_tokens: int) -> tuple[TextRow, ...]:
     """The rows of the first windows of batches, in each of which every prompt is asked equally often."""
     num_rows = num_windows * WINDOW_BATCHES * len(PROMPTS)
     rows = tiny_text(folder, temperature, num_tokens=num_rows * max_new_tokens, max_new_tokens=max_new_tokens)

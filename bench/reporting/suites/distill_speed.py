@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench.records.distill_speed import ArmRun, Round, load_rounds
+from bench.records.distill_speed import ArmRun, TrainingRound, load_rounds
 from bench.reporting.table import Page
 from bench.statistics.intervals import RatioInterval, ratio_of_totals
 
@@ -15,7 +15,7 @@ TRL = "trl"
 WANTED = {"target_in_step": 1.5, "target_cached": 3.0}  # required multiple of TRL's tokens/s
 
 
-def speed_up(rounds: Sequence[Round], name: str) -> RatioInterval:
+def speed_up(rounds: Sequence[TrainingRound], name: str) -> RatioInterval:
     """TRL's seconds per token / the arm's: ratio of totals, interval over rounds."""
     theirs, ours = ([each.runs[arm] for each in rounds] for arm in (TRL, name))
     return ratio_of_totals(
@@ -27,7 +27,7 @@ def speed_up(rounds: Sequence[Round], name: str) -> RatioInterval:
     )
 
 
-def table(rounds: Sequence[Round]) -> str:
+def table(rounds: Sequence[TrainingRound]) -> str:
     """Markdown: a row for each way of ours."""
     headers = ("row", "tokens/s", "TRL's", "ratio [95 %]", "wanted", "peak GiB", "TRL's")
     theirs = [each.runs[TRL] for each in rounds]

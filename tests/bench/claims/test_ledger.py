@@ -243,12 +243,12 @@ def scheduled(schedule: str, first_half: float, second_half: float) -> CellRecor
     return replace(make_record(cell), pairs=tuple(pairs))
 
 
-def kd_cell(alpha: float, domain: str, temperature: float, rng: np.random.Generator) -> kd_matrix.Cell:
+def kd_cell(alpha: float, domain: str, temperature: float, rng: np.random.Generator) -> kd_matrix.MatrixCell:
     of_prompts = np.random.default_rng(int(1000 * temperature))
     tested, easier = of_prompts.uniform(40, 120, 16), 0.03 * of_prompts.normal(size=16)
     accepted = tested * (alpha + easier + 0.004 * rng.normal(size=16))
     counts = tuple(map(int, tested))
-    return kd_matrix.Cell(
+    return kd_matrix.MatrixCell(
         domain, temperature, counts, tuple(accepted), tuple(tested), tuple(accepted), counts, tuple(tested)
     )
 
@@ -278,11 +278,13 @@ def write_matrix(
     rng = np.random.default_rng(7)
     arms = [(arm, kd_t) for arm in ("offline", "online") for kd_t in KD_TEMPERATURES]
     kinds: list[tuple[str, float | None]] = [*arms, ("mixture", None), ("composed", None)]
-    lines: list[kd_matrix.Measured] = []
+    lines: list[kd_matrix.MeasuredDraft] = []
     drafts = [("start", None, None), *((*kind, seed) for seed in seeds for kind in kinds)]
     for arm, kd_t, seed in drafts:
         cells = tuple(kd_cell(kd_alpha(arm, kd_t, t), domain, t, rng) for t in DECODE_TEMPERATURES)
-        lines.append(kd_matrix.Measured(f"{arm}-{kd_t}-{seed}", arm, kd_t, float(arm == "online"), seed, {}, {}, cells))
+        lines.append(
+            kd_matrix.MeasuredDraft(f"{arm}-{kd_t}-{seed}", arm, kd_t, float(arm == "online"), seed, {}, {}, cells)
+        )
     plan = {"job": {}, "domain": domain, "decode_temperatures": DECODE_TEMPERATURES}
     entries = [{"plan": plan, "command": "specheat kd-matrix --pair tiny", **header}, *map(asdict, lines)]
     path = results / MACHINE / suite / file

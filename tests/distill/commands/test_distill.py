@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import registry
 from bench.commands import main
 from distill.training.recipes import offline
 from tests.support.tiny_distillation import tiny_job
@@ -122,18 +121,18 @@ def test_composed_takes_shares_and_any_backend_can_write_the_text(run: Run, tmp_
     [
         (("warm",), "expected a recipe of base, offline"),
         (("offline",), "expected a KD data temperature in 0..2, got None"),
-        (("offline", "--data-temperature", "hot"), "--data-temperature: expected a number, got 'hot'"),
+        (("offline", "--data-temperature", "hot"), "expected a number for --data-temperature, got 'hot'"),
         (("offline", "--data-temperature", 3), "expected a KD data temperature in 0..2, got 3.0"),
         (("composed", "--data-temperature", 1), "mixes its own temperatures"),
         (("composed", "--mix", "0.7:0"), "expected weights of KD data temperatures > 0, got 0.0"),
-        (("composed", "--mix", "0.7:x"), "--mix: expected a number, got 'x'"),
+        (("composed", "--mix", "0.7:x"), "expected a number for --mix, got 'x'"),
         (("offline", "--data-temperature", 1, "--mix", "0.7"), "expected a recipe that mixes"),
         (("offline", "--data-temperature", 1, "--loss", "tv"), "has no loss to choose"),
         (("offline", "--data-temperature", 1, "--on-policy", 1), "expected fresh text"),
         (("soft", "--data-temperature", 1, "--loss", "mse"), "expected a loss of forward_kl"),
         (("online", "--data-temperature", 1, "--on-policy", 2), "expected an on-policy fraction in 0..1, got 2.0"),
         (("online", "--data-temperature", 1, "--text-tokens", 10), "uses each text once"),
-        (("base", "--data-temperature", 1, "--tokens", "many"), "--tokens: expected a whole number >= 0, got 'many'"),
+        (("base", "--data-temperature", 1, "--tokens", "many"), "expected a whole number for --tokens, got 'many'"),
         (("base", "--data-temperature", 1, "--tokens", 0), "expected num_tokens >= 1, got 0"),
         (("base", "--data-temperature", 1, "--optimizer", "sgd"), "expected an optimizer of adamw, muon, got 'sgd'"),
         (("base", "--data-temperature", 1, "--vocabulary", 99), "expected a vocabulary of 4 to 24 tokens, got 99"),
@@ -146,7 +145,7 @@ def test_composed_takes_shares_and_any_backend_can_write_the_text(run: Run, tmp_
             "expected held-out prompts that are not trained on",
         ),
         (("base", "--data-temperature", 1, "--start", "layers:0,7"), "expected layers of 0..1, got 7"),
-        (("base", "--data-temperature", 1, "--start", "layers:a"), "--start: expected a whole number >= 0, got 'a'"),
+        (("base", "--data-temperature", 1, "--start", "layers:a"), "expected a whole number for --start, got 'a'"),
         (("base", "--data-temperature", 1, "--through", "nobody"), "unknown backend 'nobody'"),
         (("base", "--data-temperature", 1, "--device", "gpu"), "expected a device such as cpu"),
     ],

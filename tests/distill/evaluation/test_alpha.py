@@ -15,7 +15,7 @@ from backends.engines.reference import ReferenceBackend
 from bench.analysis.metrics import count_rounds
 from bench.records.decoding import DecodeRequest
 from distill.evaluation.alpha import TextAcceptance, acceptance, alpha_text, slot_totals, split
-from distill.text.table import Row
+from distill.text.table import TextRow
 from tests.support.tiny_distillation import END, PROMPTS, tiny_draft, tiny_target, tiny_text, tiny_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,7 +84,7 @@ def decoded(num_draft_tokens: int, temperature: float) -> list[Counts]:
     return found
 
 
-def propagated(rows: Sequence[Row], texts: Sequence[TextAcceptance], num_draft_tokens: int) -> list[Counts]:
+def propagated(rows: Sequence[TextRow], texts: Sequence[TextAcceptance], num_draft_tokens: int) -> list[Counts]:
     """What the text says these counts should be, a prompt at a time."""
     found = []
     for prompt in PROMPTS[:NUM_PROMPTS]:

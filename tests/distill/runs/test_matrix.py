@@ -13,7 +13,7 @@ import torch
 from bench.analysis.kd_matrix import Interval, alphas, best_kd_temperatures, changes, estimate, split
 from bench.commands import main
 from bench.records import kd_matrix
-from bench.records.kd_matrix import RECORD, START, Cell, Matrix, Measured, load, merged
+from bench.records.kd_matrix import RECORD, START, Matrix, MatrixCell, MeasuredDraft, load, merged
 from bench.reporting.suites.kd_matrix import derived, heat_maps, tables
 from distill.evaluation.alpha import split as alpha_split
 from distill.evaluation.held_out import held_out_text
@@ -125,7 +125,7 @@ def test_the_best_kd_temperature_stands_with_those_that_may_be_as_good(made: tup
             assert at == max(of_column, key=lambda kd: of_column[kd].estimate)  # type: ignore[union-attr]
             assert at not in others
     clear = [
-        Measured(f"{kd}-{seed}", "offline", kd, 0.0, seed, {}, {}, (cell_of(0.5 + 0.1 * kd + 0.001 * seed),))
+        MeasuredDraft(f"{kd}-{seed}", "offline", kd, 0.0, seed, {}, {}, (cell_of(0.5 + 0.1 * kd + 0.001 * seed),))
         for kd in (0.0, 0.1, 1.0)
         for seed in (0, 1, 2)
     ]
@@ -155,11 +155,13 @@ def test_records_that_differ_in_arms_and_seeds_stand_in_one_table(
     assert page.markdown.index("7 drafts, 2 seeds") < page.markdown.index("3 drafts, 1 seed;")
 
 
-def cell_of(alpha: float) -> Cell:
+def cell_of(alpha: float) -> MatrixCell:
     """Twenty prompts that all accept alike."""
     tested = tuple(float(10 + prompt) for prompt in range(20))
     nothing = (0,) * 20
-    return Cell("instructions", 1.0, nothing, nothing, tested, tuple(alpha * each for each in tested), nothing, nothing)
+    return MatrixCell(
+        "instructions", 1.0, nothing, nothing, tested, tuple(alpha * each for each in tested), nothing, nothing
+    )
 
 
 @pytest.mark.parametrize("cut", ["between", "within a line"])
@@ -230,7 +232,7 @@ def test_the_change_of_alpha_is_split_into_rescaling_and_context_shift(made: tup
     assert "change by rescaling" not in tables(old)
 
 
-def _without_split(cell: Cell) -> Cell:
+def _without_split(cell: MatrixCell) -> MatrixCell:
     return replace(cell, rescaled=())
 
 
@@ -257,9 +259,9 @@ def test_intervals_cover_other_seeds_and_other_prompts() -> None:
             cells = []
             for shift in generator.normal(0, seed_spread, num_seeds):
                 accepted = tested * (0.5 + shift + shared)
-                cells.append(Cell("instructions", 0.5, (), (), tuple(tested), tuple(accepted), (), ()))
+                cells.append(MatrixCell("instructions", 0.5, (), (), tuple(tested), tuple(accepted), (), ()))
             # The start shares the prompts and knows no seeds: what is left of the difference is the seeds' own.
-            start = Cell("instructions", 0.5, (), (), tuple(tested), tuple(tested * (0.5 + shared)), (), ())
+            start = MatrixCell("instructions", 0.5, (), (), tuple(tested), tuple(tested * (0.5 + shared)), (), ())
             for found, truth in ((estimate(cells), 0.5), (estimate(cells, [start]), 0.0)):
                 assert found.half_width is not None
                 held[truth] += abs(found.estimate - truth) <= found.half_width
@@ -302,7 +304,7 @@ def test_a_record_of_one_domain_is_read_as_it_was_written_before(made: tuple[Mat
 
 
 def test_a_single_seed_gives_no_interval() -> None:
-    cell = Cell("instructions", 0.5, (4, 4), (2.0, 3.0), (4.0, 4.0), (2.0, 3.0), (4, 4), (2.0, 2.0))
+    cell = MatrixCell("instructions", 0.5, (4, 4), (2.0, 3.0), (4.0, 4.0), (2.0, 3.0), (4, 4), (2.0, 2.0))
     assert estimate([cell]) == Interval(0.625, None)
 
 
@@ -312,7 +314,7 @@ def test_a_single_seed_gives_no_interval() -> None:
         (("--arms", "offline,magic"), "expected a recipe of"),
         (("--kd-temperatures", "0,hot"), "expected a number for --kd-temperatures, got 'hot'"),
         (("--prompts", "instructions:held_out"), "expected held-out prompts that are not trained on"),
-        (("--seeds", "0"), "--seeds: expected a whole number >= 1"),
+        (("--seeds", "0"), "expected --seeds >= 1, got 0"),
         (("--arms", "offline@0.5"), "expected fresh text"),
         (("--arms", "online@much"), "expected a lambda"),
         (("--start", "layers:0"), "train a base draft first"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.records.distill_speed import ArmRun, Round
+from bench.records.distill_speed import ArmRun, TrainingRound
 from bench.records.environment import installed_version
 from bench.reporting.suites.distill_speed import derived, speed_up, table
 from distill.runs.trl_comparison import (
@@ -44,13 +44,13 @@ RUN = ArmRun(
 )
 
 
-def made_up_round(*, factor: float = 1.0) -> Round:
+def made_up_round(*, factor: float = 1.0) -> TrainingRound:
     runs = {
         "trl": replace(RUN, seconds=factor * 10.0),
         "target_in_step": replace(RUN, seconds=factor * 5.0),
         "target_cached": replace(RUN, seconds=factor * 2.5, filling_s=1.0, peak_bytes=2**30),
     }
-    return Round(tuple(ARMS), runs)
+    return TrainingRound(tuple(ARMS), runs)
 
 
 @needs_trl

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distill.text.batches import Batch, in_order, shuffled
-from distill.text.table import Row
+from distill.text.table import TextRow
 from distill.training.loop import (
     CHECKPOINT,
     CachedTarget,
@@ -41,7 +41,7 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextRow, ...]:
     return tiny_text(tmp_path_factory.mktemp("text"), 0.7)
 
 
@@ -63,7 +63,7 @@ def killed_after(steps: int) -> object:
 
 @pytest.mark.parametrize("trained", ["layers", "all", "adapters"])
 def test_training_lowers_the_loss_and_leaves_the_rest_alone(
-    rows: tuple[Row, ...], tmp_path: Path, trained: str
+    rows: tuple[TextRow, ...], tmp_path: Path, trained: str
 ) -> None:
     draft = in_training(trained=trained)
     frozen = {name: w.clone() for name, w in draft.model.named_parameters() if not w.requires_grad}
@@ -77,7 +77,7 @@ def test_training_lowers_the_loss_and_leaves_the_rest_alone(
 @pytest.mark.parametrize("changed", [{}, {"accumulate": 2}, {"optimizer": "muon"}], ids=str)
 @pytest.mark.parametrize("at_checkpoint", [True, False], ids=["at a checkpoint", "behind a checkpoint"])
 def test_a_killed_run_ends_in_the_same_bits(
-    rows: tuple[Row, ...], tmp_path: Path, changed: dict, at_checkpoint: bool
+    rows: tuple[TextRow, ...], tmp_path: Path, changed: dict, at_checkpoint: bool
 ) -> None:
     stream, asked = FixedText(rows, 200, 0), plan(**changed)
     whole = in_training()
@@ -100,7 +100,7 @@ def test_a_killed_run_ends_in_the_same_bits(
 
 @pytest.mark.parametrize("trained", ["layers", "all"])
 def test_muon_turns_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adamw(
-    rows: tuple[Row, ...], tmp_path: Path, trained: str
+    rows: tuple[TextRow, ...], tmp_path: Path, trained: str
 ) -> None:
     draft = in_training(trained=trained)
     before = weights(draft)
@@ -116,7 +116,7 @@ def test_muon_turns_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adamw(
             assert torch.allclose(moved.abs(), torch.full_like(moved, 0.01 * rate), rtol=0.05, atol=0), name
 
 
-def test_labels_on_a_part_of_the_vocabulary_train_as_well(rows: tuple[Row, ...], tmp_path: Path) -> None:
+def test_labels_on_a_part_of_the_vocabulary_train_as_well(rows: tuple[TextRow, ...], tmp_path: Path) -> None:
     vocabulary = vocabulary_of(rows, 24, 16)
     head = tiny_target().get_output_embeddings().weight.detach()
     for labels in (TextLabels(vocabulary), CachedTarget(Loss(), head, vocabulary)):
@@ -126,17 +126,17 @@ def test_labels_on_a_part_of_the_vocabulary_train_as_well(rows: tuple[Row, ...],
         assert sum(position.losses[-5:]) < 0.8 * sum(position.losses[:5])
 
 
-def test_a_finished_run_trains_no_further(rows: tuple[Row, ...], tmp_path: Path) -> None:
+def test_a_finished_run_trains_no_further(rows: tuple[TextRow, ...], tmp_path: Path) -> None:
     first, again = in_training(), in_training()
     done = train(first, FixedText(rows, 200, 0), soft(), plan(), tmp_path)
     assert train(again, FixedText(rows, 200, 0), soft(), plan(), tmp_path).steps == done.steps
     assert same_bits(weights(first), weights(again))
 
 
-def test_fresh_portions_are_used_once_and_asked_for_when_needed(rows: tuple[Row, ...]) -> None:
+def test_fresh_portions_are_used_once_and_asked_for_when_needed(rows: tuple[TextRow, ...]) -> None:
     asked: list[int] = []
 
-    def portions() -> Iterator[tuple[Row, ...]]:
+    def portions() -> Iterator[tuple[TextRow, ...]]:
         for index in range(3):
             asked.append(index)
             yield rows[8 * index : 8 * index + 8]
@@ -152,7 +152,7 @@ def test_fresh_portions_are_used_once_and_asked_for_when_needed(rows: tuple[Row,
 
 
 @pytest.mark.parametrize("labels", ["text", "soft"])
-def test_accumulation_equals_one_bigger_batch(rows: tuple[Row, ...], labels: str) -> None:
+def test_accumulation_equals_one_bigger_batch(rows: tuple[TextRow, ...], labels: str) -> None:
     parts = in_order(rows[:16], batch_tokens=120)
     assert len({part.num_tokens for part in parts}) > 1, "the case needs parts of different weight"
     gradients, losses = [], []
@@ -168,7 +168,7 @@ def test_accumulation_equals_one_bigger_batch(rows: tuple[Row, ...], labels: str
     assert difference < 0.02  # as above
 
 
-def test_the_gradient_is_clipped_to_the_norm_asked_for(rows: tuple[Row, ...]) -> None:
+def test_the_gradient_is_clipped_to_the_norm_asked_for(rows: tuple[TextRow, ...]) -> None:
     draft = in_training()
     before = weights(draft)
     optimizer = torch.optim.SGD([weight for _, weight in draft.parameters()], lr=1.0)
@@ -177,7 +177,7 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for(rows: tuple[Row, ...]) ->
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_cached_target_says_what_a_running_one_says(rows: tuple[Row, ...]) -> None:
+def test_a_cached_target_says_what_a_running_one_says(rows: tuple[TextRow, ...]) -> None:
     batch = Batch(rows[:8])
     logits = torch.randn(batch.num_tokens, 24, generator=torch.Generator().manual_seed(4))
     found = []

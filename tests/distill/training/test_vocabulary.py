@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.text.table import Row
+from distill.text.table import TextRow
 from distill.training.loop import CachedTarget
 from distill.training.losses import Loss, hard_labels, head_loss, soft_labels
 from distill.training.vocabulary import Vocabulary, vocabulary_of
@@ -24,7 +24,7 @@ def vocabulary(num_sampled: int) -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextRow, ...]:
     return tiny_text(tmp_path_factory.mktemp("text"), 1.0)
 
 
@@ -87,7 +87,7 @@ def test_over_many_samples_the_slope_is_that_of_the_whole_vocabulary(hard: bool)
     assert one_error > 2 * error, "the case needs samples that differ"
 
 
-def test_the_frequent_tokens_of_a_text_are_in_its_parts(rows: tuple[Row, ...]) -> None:
+def test_the_frequent_tokens_of_a_text_are_in_its_parts(rows: tuple[TextRow, ...]) -> None:
     found = vocabulary_of(rows, 24, 8)
     counts = torch.bincount(torch.cat([row.answer for row in rows]), minlength=24)
     assert found.num_sampled == 2
@@ -96,7 +96,7 @@ def test_the_frequent_tokens_of_a_text_are_in_its_parts(rows: tuple[Row, ...]) -
 
 
 @pytest.mark.parametrize("num_tokens", [3, 25])
-def test_a_part_that_cannot_be_is_refused(rows: tuple[Row, ...], num_tokens: int) -> None:
+def test_a_part_that_cannot_be_is_refused(rows: tuple[TextRow, ...], num_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"expected a vocabulary of 4 to 24 tokens, got {num_tokens}"):
         vocabulary_of(rows, 24, num_tokens)
 
