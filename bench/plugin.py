@@ -1,25 +1,41 @@
-"""The pytest plugin: options, parametrisation over cells, the machine in pytest-benchmark's files, the closing table.
+"""The pytest plugin: options, parametrisation over cells, the fixtures of suites, `--plan`, `--resume`, and the closing table.
 
-A test that asks for `suite_run` or `workload` is a suite. It may also ask for `temperature`, `draft_temperature`, `rule`,
-`num_draft_tokens` and `concurrency`, whose values the options decide; where these are silent, its module's `DEFAULTS`, a
-preset's values by field of `Settings`. Several drafts or prompt sets run one after the other, and share a record.
+A suite is a test that requests `measure`, `suite_run` or `workload`. It may also request the fixtures of PARAMETERS. Their
+values come from the options, or else from `DEFAULTS` of its module: a preset's values by field of `Settings`. Several drafts or
+prompt sets run one after the other and share a record. A conftest.py beside the suites implements `Hooks`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from bench.errors import BackendUnavailable
+from bench.measurement.recording import NotMeasured, Recording, Workload
+from bench.measurement.session import Session, Variant
+from bench.measurement.session_log import SessionLog
 from bench.options.arguments import add_options, from_options
 from bench.options.settings import Settings
-from bench.records.runs import RunRecord
+from bench.progress import Meter
+from bench.protocols import Backend
+from bench.records import environment, files, storage
+from bench.records.runs import CellRecord, RunRecord
+from bench.registry import backend_factory
+
+# pytest loads this module in every project, so what needs numpy or scipy is imported where a suite uses it.
+if TYPE_CHECKING:
+    from bench.measurement.suite_run import Score, SuiteRun
 
 SETTINGS = pytest.StashKey[Settings]()
+SESSION = pytest.StashKey[Session]()
 RECORD_FILES = pytest.StashKey[list[Path]]()
 
-# Fixture name -> the settings field that lists its values, and the scope over which one value is kept.
+# Fixture -> the field of Settings that lists its values, and the scope over which one value is kept.
 PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "backend_name": ("backends", "module"),  # one model pair in memory at a time
     "inflation": ("inflations", "module"),
@@ -31,18 +47,35 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "num_draft_tokens": ("num_draft_tokens", "function"),
     "concurrency": ("concurrency", "function"),
 }
-VARIANTS = (
-    "inflation",
-    "draft",
-    "prompt_source",
-)  # fixtures below every suite; in test ids only where there are several
+# Every suite depends on these fixtures; test ids contain them only where there are several values.
+VARIANTS = ("inflation", "draft", "prompt_source")
+ID_PREFIXES = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}
+
+
+class Hooks:
+    """What a conftest.py beside the suites implements: this package does not load models."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_specheat_workloads(self, settings: Settings) -> Mapping[Variant, Workload] | str | None:
+        """Return the workload of each variant; or why models that the suite, not the user, chose are missing.
+
+        Raises: ValueError, BackendUnavailable: what is wrong with what the user chose
+        """
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_specheat_scorer(self, backend: Backend, workload: Workload, settings: Settings) -> Score | None:
+        """Return what scores the generations of a cell for its certificate; None: cells get no certificate."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser.getgroup("specheat", "speculative decoding: gamma, alpha and temperature"))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-benchmark asks for the machine while it is configured
+@pytest.hookimpl(tryfirst=True)  # pytest-benchmark reads the machine while it is configured
 def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[SETTINGS] = from_options(config.option)
@@ -51,9 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORD_FILES] = []
 
 
+def settings_of(config: pytest.Config, suite: object) -> Settings:
+    """Return the run's options, with the defaults of the suite's module where no option was given."""
+    return config.stash[SETTINGS].with_defaults(getattr(suite, "DEFAULTS", {}))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if not {"suite_run", "workload"} & set(metafunc.fixturenames):
-        return  # somebody else's test, whose fixtures may have the same names
+    if not _is_suite(metafunc):
+        return  # a test of another project, whose fixtures may have the same names
     settings = settings_of(metafunc.config, metafunc.module)
     for fixture, (field, scope) in PARAMETERS.items():
         values = getattr(settings, field)
@@ -62,31 +100,128 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(fixture, values, ids=ids, scope=scope, indirect=fixture in VARIANTS)
 
 
+def _is_suite(test: Any) -> bool:
+    return bool({"suite_run", "workload"} & set(getattr(test, "fixturenames", ())))
+
+
 def _test_id(fixture: str, value: object) -> str:
-    prefix = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}.get(
-        fixture, ""
-    )
     if fixture == "inflation":
         return "as it is" if value is None else f"inflated {value}"
     if fixture in VARIANTS:
         return Path(str(value)).name
-    if value is None:
-        return f"{prefix}=T"
-    return f"{prefix}{value:g}" if isinstance(value, float | int) else f"{prefix}{value}"
+    text = "=T" if value is None else f"{value:g}" if isinstance(value, float | int) else str(value)
+    return f"{ID_PREFIXES.get(fixture, '')}{text}"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """pytest-benchmark's own machine id knows neither threads nor a GPU."""
-    from bench.records import environment
-
+    """Add what pytest-benchmark's machine id lacks, such as threads and the GPU."""
     env = environment.capture(config.stash[SETTINGS].device)
     machine_info["specheat"] = {key: env[key] for key in environment.MACHINE_KEYS if key in env}
 
 
-def settings_of(config: pytest.Config, suite: object) -> Settings:
-    """The run's options, and where they are silent what the suite's module says in `DEFAULTS`."""
-    return config.stash[SETTINGS].with_defaults(getattr(suite, "DEFAULTS", {}))
+@pytest.hookimpl(trylast=True)  # after -k and -m have deselected tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check the input once the cells are known, so that bad input ends the run before anything is measured."""
+    settings = config.stash[SETTINGS]
+    if len(settings.backends) == 1:
+        alone = [item for item in items if item.get_closest_marker("compares_backends")]
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
+    suites = {
+        item: settings_of(config, item.module)
+        for item in items
+        if isinstance(item, pytest.Function) and _is_suite(item)
+    }
+    if config.option.collectonly or not suites:
+        return
+    try:
+        for name in settings.backends:
+            backend_factory(name)
+        workloads = _workloads(config, suites)
+        if not settings.plan:
+            storage.check_writable(settings.results)
+    except (ValueError, BackendUnavailable, OSError) as error:
+        raise pytest.UsageError(str(error)) from None
+    start = SessionLog.resume if settings.resume else partial(SessionLog, finished=())
+    log = start(settings.results, config.invocation_params.args)
+    total = 0
+    for item, own in suites.items():
+        if item.nodeid in log.finished:
+            item.add_marker(pytest.mark.skip(reason="measured before the interruption"))
+        elif own in workloads and "suite_run" in item.fixturenames:
+            total += len(workloads[own][_variant(item, own)].prompt_ids) * own.repeats
+    capture = config.pluginmanager.getplugin("capturemanager")
+    uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
+    config.stash[SESSION] = Session(workloads, Meter("", total, unit="pairs", uncaptured=uncaptured), log)
+
+
+def _workloads(
+    config: pytest.Config, suites: Mapping[pytest.Function, Settings]
+) -> dict[Settings, Mapping[Variant, Workload]]:
+    """Return the workloads of each settings; suites whose own drafts or inflations are missing are marked as skipped."""
+    found = {}
+    for settings in dict.fromkeys(suites.values()):
+        answer = config.hook.pytest_specheat_workloads(settings=settings)
+        if answer is None:
+            raise ValueError(
+                "expected a conftest.py beside the suites that prepares workloads, found none (bench.plugin)"
+            )
+        if not isinstance(answer, str):
+            found[settings] = answer
+            continue
+        for item in (item for item, own in suites.items() if own == settings):
+            item.add_marker(pytest.mark.skip(reason=answer))
+    return found
+
+
+def _variant(item: pytest.Function, settings: Settings) -> Variant:
+    chosen: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    inflation = chosen.get("inflation", settings.inflations[0])
+    return Variant(inflation, chosen.get("draft", settings.drafts[0]), chosen.get("prompt_source", settings.prompts[0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --plan, print what would be run instead of running it."""
+    config = session.config
+    if not config.stash[SETTINGS].plan or SESSION not in config.stash:
+        return None
+    from bench.measurement import plan
+
+    workloads = config.stash[SESSION].workloads
+    cells: dict[tuple[Settings, Variant], list[str]] = {}
+    for item in session.items:
+        own = settings_of(config, getattr(item, "module", None))
+        if isinstance(item, pytest.Function) and own in workloads:
+            cells.setdefault((own, _variant(item, own)), []).append(item.nodeid)
+    print()
+    print(plan.describe([(names, own, workloads[own][variant]) for (own, variant), names in cells.items()]))
+    return True
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of an interrupted suite
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if SESSION in session.config.stash:
+        session.config.stash[SESSION].loaded.close()
+        if not _interrupted(session) and not session.config.stash[SETTINGS].plan:
+            session.config.stash[SESSION].log.end()
+
+
+def _interrupted(session: pytest.Session) -> bool:
+    return bool(session.exitstatus == pytest.ExitCode.INTERRUPTED or session.shouldstop or session.shouldfail)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip a cell that the engine cannot decode, or that the resumed run had finished, with the reason."""
+    try:
+        yield
+    except NotMeasured as reason:
+        pytest.skip(str(reason))
+    # Tests with `suite_run` share a record; `recording` notes them once that is written.
+    if _is_suite(item) and "suite_run" not in getattr(item, "fixturenames", ()):
+        item.config.stash[SESSION].log.add([item.nodeid])
 
 
 @pytest.fixture(scope="module")
@@ -97,42 +232,122 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 
 @pytest.fixture(scope="module")
 def inflation(request: pytest.FixtureRequest, settings: Settings) -> str | None:
-    """The shape to which the target of the cells that run now is inflated; None: it is as it is."""
-    found: str | None = getattr(request, "param", settings.inflations[0])
-    return found
+    """The shape to which the target is inflated; None: it is not."""
+    return getattr(request, "param", settings.inflations[0])
 
 
 @pytest.fixture(scope="module")
 def draft(request: pytest.FixtureRequest, settings: Settings) -> str | None:
-    """The draft of the cells that run now; None: the pair's own."""
-    found: str | None = getattr(request, "param", settings.drafts[0])
-    return found
+    """The draft; None: the pair's own."""
+    return getattr(request, "param", settings.drafts[0])
 
 
 @pytest.fixture(scope="module")
 def prompt_source(request: pytest.FixtureRequest, settings: Settings) -> str:
-    """Where the prompts of the cells that run now come from."""
-    found: str = getattr(request, "param", settings.prompts[0])
-    return found
+    """The source of the prompts."""
+    return str(getattr(request, "param", settings.prompts[0]))
+
+
+@pytest.fixture(scope="module")
+def workload(
+    settings: Settings, inflation: str | None, draft: str | None, prompt_source: str, request: pytest.FixtureRequest
+) -> Workload:
+    """The models and prompts that are measured now."""
+    return request.config.stash[SESSION].workloads[settings][Variant(inflation, draft, prompt_source)]
+
+
+@pytest.fixture(scope="module")
+def backend(backend_name: str, settings: Settings, workload: Workload, request: pytest.FixtureRequest) -> Backend:
+    """The engine under measurement. Where it is not available, its tests are skipped with the reason."""
+    pair, options = workload.model_pair, settings.options_of(backend_name)
+
+    def load() -> Backend:
+        try:
+            return backend_factory(backend_name)(pair, device=settings.device, options=dict(options))
+        except BackendUnavailable as reason:
+            pytest.skip(str(reason))
+        except (ValueError, OSError) as error:
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+    return request.config.stash[SESSION].loaded.get((backend_name, pair, settings.device, options), load)
+
+
+@pytest.fixture(scope="module")
+def recording(
+    backend_name: str, inflation: str | None, settings: Settings, request: pytest.FixtureRequest
+) -> Iterator[Recording]:
+    """The record of this suite on this backend and target; written when the suite ends, resumable when interrupted."""
+    session = request.config.stash[SESSION]
+    workloads = (each for variant, each in session.workloads[settings].items() if variant.inflation == inflation)
+    made = Recording(
+        suite_name(request.module), backend_name, settings=settings, workloads=tuple(workloads), meter=session.meter
+    )
+    yield made
+    session.meter.close()
+    if _interrupted(request.session):
+        session.meter.note("interrupted: what was measured is kept; the same command with --resume goes on from there")
+    elif (path := made.finish()) is not None:
+        request.config.stash[RECORD_FILES].append(path)
+        session.log.add(_tests_of(request.session, request.module, backend_name, inflation))
+
+
+def suite_name(module: Any) -> str:
+    """Return the name of a suite's module without the test_ in front."""
+    return str(module.__name__).rpartition(".")[2].removeprefix("test_")
+
+
+def _tests_of(session: pytest.Session, suite: object, backend_name: str, inflation: str | None) -> list[str]:
+    return [
+        item.nodeid
+        for item in session.items
+        if isinstance(item, pytest.Function)
+        and item.module is suite
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("backend_name") == backend_name
+        and item.callspec.params.get("inflation", inflation) == inflation
+    ]
+
+
+@pytest.fixture(scope="module")
+def suite_run(
+    recording: Recording, backend: Backend, workload: Workload, request: pytest.FixtureRequest
+) -> Iterator[SuiteRun]:
+    """The measuring side of this suite on one draft and one set of prompts."""
+    from bench.measurement.suite_run import SuiteRun
+
+    settings, session = recording.settings, request.config.stash[SESSION]
+    score = None
+    if not settings.pairs_only:
+        scorer = request.config.hook.pytest_specheat_scorer
+        score = scorer(backend=backend, workload=workload, settings=settings)
+    yield SuiteRun(recording, backend, workload=workload, score=score, baselines=session.baselines)
+    recording.leave(backend)
+
+
+@pytest.fixture
+def measure(
+    suite_run: SuiteRun, benchmark: Any, temperature: float, rule: str, num_draft_tokens: int
+) -> Callable[..., CellRecord]:
+    """Measures this test's cell; what a suite varies besides temperature, rule and draft length is passed by name."""
+    return partial(suite_run.measure, benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table of what this run measured, and where it lies."""
-    files = config.stash.get(RECORD_FILES, [])
-    if not files:
+    """Print the table of what this run measured, and where its records are."""
+    paths = config.stash.get(RECORD_FILES, [])
+    if not paths:
         return
-    from bench.records.files import load_run
     from bench.reporting import suite_page
 
     suites: dict[str, dict[str, RunRecord]] = {}
-    for file in files:
-        run = load_run(file)
-        suites.setdefault(run.suite, {})[str(file)] = run
+    for path in paths:
+        run = files.load_run(path)
+        suites.setdefault(run.suite, {})[str(path)] = run
     for suite, runs in suites.items():
         if len({cell.cell.backend for run in runs.values() for cell in run.cells}) > 1:
             terminalreporter.section(f"specheat: {suite} side by side")
             terminalreporter.write_line(suite_page.terminal_comparison(runs))
-        for path, run in runs.items():
-            terminalreporter.section(f"specheat: {path}")
+        for name, run in runs.items():
+            terminalreporter.section(f"specheat: {name}")
             terminalreporter.write_line(suite_page.terminal_table(run))

@@ -1,146 +1,106 @@
-"""Progress of a suite on the terminal: the current cell, gamma so far, pairs done, time left.
-
-A bar where standard error is a terminal; otherwise a line whenever a cell ends and at most every 20 seconds in between.
-"""
+"""Progress on standard error: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
-_T = TypeVar("_T")
+T = TypeVar("T")
+LINE_EVERY_S = 20.0
+DRAW_EVERY_S = 0.1
+# Gives a context in which writing reaches the terminal; pytest captures it otherwise.
+Uncaptured = Callable[[], AbstractContextManager[object]]
 
 
-def with_bar(items: Iterable[_T], what: str) -> Iterator[_T]:
-    """The items, with a bar on standard error while they are gone through, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
+def with_bar(items: Iterable[T], what: str) -> Iterator[T]:
+    """Yield the items, and show a bar while they are consumed, if standard error is a terminal."""
     console = Console(stderr=True)
     items = list(items)
     yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
-LINE_EVERY_S = 20.0
+class Meter:
+    """Shows how far a run or one phase of it has come; `total` counts `unit`.
 
-
-class Uncaptured(Protocol):
-    """Gives a context in which writing reaches the terminal (pytest captures it otherwise)."""
-
-    def __call__(self) -> AbstractContextManager[object]: ...
-
-
-class Reporter:
-    """Shows how far a run has come. `total` counts pairs over all cells of the run, or another unit."""
+    It draws only when it is called: a thread that refreshed the bar would disturb timed calls.
+    What the first call reports was done before, and does not count toward the rate.
+    """
 
     def __init__(
         self,
-        total: int,
+        label: str = "",
+        total: int = 0,
         *,
-        unit: str = "pairs",
+        unit: str = "tokens",
         uncaptured: Uncaptured = nullcontext,
         console: Console | None = None,
     ) -> None:
-        self.unit = unit
+        self.label, self.total, self.unit = label, total, unit
         self.uncaptured = uncaptured
         self.console = console or Console(stderr=True)
         self.done = 0
-        self.total = total
-        self.started = time.monotonic()
-        self.last_line = self.started
+        self.first: int | None = None
+        self.started = self.shown_at = time.monotonic()
         self.bar: Progress | None = None
 
-    def step(self, label: str, gamma: float | None, *, pairs: int = 1) -> None:
-        """`pairs` more are measured; `gamma` is the current cell's ratio of totals so far."""
-        self.done += pairs
-        so_far = "" if gamma is None else f"gamma {gamma:.2f}"
-        with self.uncaptured():
-            if self.console.is_terminal:
-                self._draw(label, so_far)
-            elif time.monotonic() - self.last_line > LINE_EVERY_S or self.done == self.total:
-                self.last_line = time.monotonic()
-                self.note(f"{self.done}/{self.total} {self.unit}  {label}  {so_far}  {self._left()}")
+    def step(self, more: int = 1, details: str = "", *, label: str | None = None) -> None:
+        """Show that `more` are done than before."""
+        self.show(self.done + more, details, label=label)
+
+    def show(self, done: int, details: str = "", *, label: str | None = None) -> None:
+        """Show that `done` are done in all, with their rate; `details` follow the counts."""
+        now = time.monotonic()
+        self.done, self.label = done, self.label if label is None else label
+        if self.first is None:
+            self.first, self.started = done, now
+        new = done - self.first
+        rate = new / max(now - self.started, 1e-9)
+        digits = 2 if rate < 1 else int(rate < 10)
+        speed = f"{rate:,.{digits}f} {self.unit}/s" if new and self.unit != "s" else ""
+        text = "  ".join(filter(None, (f"{done:,}/{self.total:,} {self.unit}", speed, details)))
+        finished = done >= self.total and new > 0
+        if self.console.is_terminal:
+            if self.bar is None or finished or now - self.shown_at > DRAW_EVERY_S:
+                self.shown_at = now
+                self._draw(text)
+        elif finished or now - self.shown_at > LINE_EVERY_S:
+            self.shown_at = now
+            minutes = (self.total - done) / rate / 60 if new else 0.0
+            left = f"{minutes:.{minutes < 10:d}f} min left" if new and not finished else ""
+            self.note("  ".join(filter(None, (self.label, text, left))))
 
     def note(self, text: str) -> None:
-        """One line for the reader, above the bar."""
+        """Print one line, above the bar."""
         with self.uncaptured():
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _left(self) -> str:
-        if not self.done:
-            return ""
-        seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
-        return f"{seconds / 60:.1f} min left"
-
-    def _draw(self, label: str, so_far: str) -> None:
-        if self.bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[gamma]}"),
-            )
-            self.bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, auto_refresh=False
-            )
-            self.task = self.bar.add_task("", total=self.total, gamma="")
-            self.bar.start()
-        self.bar.update(self.task, completed=self.done, description=label, gamma=so_far, refresh=True)
-
     def close(self) -> None:
+        """Leave the bar as it is; a later call of `show` starts another one."""
         if self.bar is not None:
             with self.uncaptured():
                 self.bar.stop()
-            self.bar = None  # a stopped one shows nothing more
+            self.bar = None
 
-
-LINE_EVERY_S = 20.0
-
-
-class Meter:
-    """Shows one phase of a run; `total` counts `unit`. What the first call says was there before, and gives no rate."""
-
-    def __init__(self, phase: str, total: int, *, unit: str = "tokens", console: Console | None = None) -> None:
-        self.phase, self.total, self.unit = phase, total, unit
-        self.console = console or Console(stderr=True)
-        self.first: int | None = None
-        self.started = self.last_line = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task(phase, total=total, said="")
-
-    def show(self, done: int, said: str = "") -> None:
-        """`done` so far; `said` is what else there is to know."""
-        if self.first is None:
-            self.first, self.started = done, time.monotonic()
-        new = done - self.first
-        rate = new / max(time.monotonic() - self.started, 1e-9)
-        parts = [f"{done:,}/{self.total:,} {self.unit}", f"{rate:,.{rate < 10:d}f} {self.unit}/s" if new else "", said]
-        shown = "  ".join(part for part in parts if part)
-        self.bar.update(self.task, completed=done, said=shown)
-        finished = done >= self.total and new > 0
-        if not self.console.is_terminal and (finished or time.monotonic() - self.last_line > LINE_EVERY_S):
-            self.last_line = time.monotonic()
-            left = f"  {(self.total - done) / rate / 60:.0f} min left" if new and not finished else ""
-            self.note(f"{self.phase}  {shown}{left}")
-
-    def note(self, text: str) -> None:
-        """One line for the reader, above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def _draw(self, text: str) -> None:
+        with self.uncaptured():
+            if self.bar is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+                times = (TimeElapsedColumn(), TimeRemainingColumn())
+                self.bar = Progress(*columns, *times, console=self.console, auto_refresh=False)
+                self.task = self.bar.add_task(self.label, total=self.total, text=text)
+                self.bar.start()
+            # The total may have changed: a coordinator learns it from its first process.
+            self.bar.update(
+                self.task, completed=self.done, total=self.total, description=self.label, text=text, refresh=True
+            )
 
     def __enter__(self) -> Meter:
-        self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        self.close()

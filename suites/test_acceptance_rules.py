@@ -3,8 +3,6 @@
 `typical` is lossy by design: its gamma is shown, marked, and never the best.
 """
 
-from bench.measurement.suite_run import SuiteRun
-
 RULES = ("rejection", "one_hot", "exact_match", "block", "typical")
 DEFAULTS = {
     "smoke": {"rules": ("rejection", "exact_match"), "temperatures": (1.0,)},
@@ -13,5 +11,5 @@ DEFAULTS = {
 }
 
 
-def test_acceptance_rules(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_acceptance_rules(measure) -> None:
+    measure()

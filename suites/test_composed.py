@@ -1,6 +1,6 @@
 """One draft for all temperatures: the composed recipe against single temperatures, matched ones and mixtures.
 
-All at the same budget. The tables give alpha, its change against the start, and the regret over the whole range of decode T.
+All recipes have the same budget. The tables show alpha, its change against the start, and the regret over all decode T.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,8 @@
-"""Why is speculation slower when it is hot: do rounds cost more, or do they give fewer tokens?
+"""Why is speculation slower when it is hot: do rounds cost more, or do they yield fewer tokens?
 
-Texts of fixed length, so that every temperature decodes behind the same contexts' lengths. The seconds per round of each phase
-(draft, verify, accept, other) come from the replays, the shares of the slow-down from them and from block efficiency.
+All generations have the same length, so that every temperature decodes at the same context lengths. The seconds per round of
+each phase (draft, verify, accept, other) come from the replays. They and block efficiency explain the slow-down.
 """
-
-from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (0.0, 1.0), "end_token": "ignored", "instrument_every": 1},
@@ -13,7 +11,5 @@ DEFAULTS = {
 }
 
 
-def test_cost_of_temperature(
-    benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int
-) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_cost_of_temperature(measure) -> None:
+    measure()

@@ -1,13 +1,12 @@
-"""What a user of the draft sees: whole calls with their prefill, time to first token, and when training it has paid for itself.
+"""What a user of the draft gets: whole calls with their prefill, time to first token, and when training has paid for itself.
 
-The tables give, for each draft whose card says what it cost, the generated tokens after which the seconds saved exceed the
-seconds of sampling and training. Engines that decode several texts at once do so (`--concurrency`), others one.
+For each draft whose card records its cost, the tables show after how many generated tokens the seconds saved exceed the seconds
+of sampling and training. Engines that decode several prompts at once do so (`--concurrency`), others decode one.
 """
 
 import pytest
 
-from bench.measurement.suite_run import SuiteRun
-from bench.protocols import Concurrent
+from bench.protocols import Backend, Concurrent
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,)},
@@ -16,16 +15,7 @@ DEFAULTS = {
 }
 
 
-def test_deployment(
-    benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int, concurrency: int
-) -> None:
-    alone = not isinstance(suite_run.backend, Concurrent)
-    if alone and concurrency > 1:
-        pytest.skip(f"{suite_run.backend.name} decodes one text at a time")
-    suite_run.measure(
-        benchmark,
-        temperature=temperature,
-        rule=rule,
-        num_draft_tokens=num_draft_tokens,
-        options={"concurrency": concurrency},
-    )
+def test_deployment(measure, backend: Backend, concurrency: int) -> None:
+    if concurrency > 1 and not isinstance(backend, Concurrent):
+        pytest.skip(f"{backend.name} decodes one prompt at a time")
+    measure(concurrency=concurrency)

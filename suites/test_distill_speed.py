@@ -16,7 +16,9 @@ import pytest
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.records import environment
+from bench.records.command_line import own_words
 from bench.records.environment import installed_version
+from bench.reporting.formats import terminal
 from bench.reporting.suites import distill_speed
 from distill.runs import trl_comparison
 from distill.runs.trl_comparison import LOSS, STATUS, Training
@@ -81,7 +83,7 @@ def test_distill_speed(
             schema=trl_comparison.SCHEMA,
             suite="distill_speed",
             preset=settings.preset,
-            command=environment.command_line(),
+            command=own_words(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             environment={**environment.capture(settings.device), **versions},
             model_pair=recorded,
@@ -95,4 +97,4 @@ def test_distill_speed(
         ),
     )
     with capsys.disabled():
-        print(f"\n\n{path}\n\n{distill_speed.table(rounds.done)}\n")
+        print(f"\n\n{path}\n\n{terminal(distill_speed.table(rounds.done))}\n")

@@ -1,7 +1,7 @@
-"""The best draft length for each temperature: gamma over k, what one k for all temperatures gives away, and a k that adapts.
+"""The best draft length for each temperature: gamma over k, what one k for all temperatures loses, and a k that adapts.
 
-The adaptive k changes from round to round: longer after full acceptance, shorter after a rejection, up to the largest
-asked for.
+The adaptive k changes from round to round: longer after full acceptance, shorter after a rejection. It is at most the largest
+requested.
 """
 
 from bench.measurement.suite_run import SuiteRun
@@ -13,15 +13,10 @@ DEFAULTS = {
 }
 
 
-def test_draft_length(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_draft_length(measure) -> None:
+    measure()
 
 
 def test_adaptive_draft_length(benchmark, suite_run: SuiteRun, temperature: float, rule: str) -> None:
-    suite_run.measure(
-        benchmark,
-        temperature=temperature,
-        rule=rule,
-        num_draft_tokens=max(suite_run.settings.num_draft_tokens),
-        options={"draft_length": "adaptive"},
-    )
+    longest = max(suite_run.settings.num_draft_tokens)
+    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=longest, draft_length="adaptive")

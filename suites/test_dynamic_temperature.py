@@ -1,13 +1,12 @@
-"""A temperature that changes at half of the text: does acceptance follow the temperature of the moment?
+"""A temperature that changes in the middle of a generation: does acceptance follow the temperature of the moment?
 
-Hot and cold are the hottest and the coldest temperature above 0 that were asked for. The constant schedules are what the
-changing ones are held against: the same tokens of a text, at the same temperature, behind another beginning.
+Hot and cold are the hottest and the coldest requested temperature above 0. Changing schedules are compared with the constant
+ones: the same places in the generation, at the same temperature, after another beginning.
 """
 
 import pytest
 
 from bench.measurement.suite_run import SuiteRun
-from bench.records.decoding import schedule_text
 
 DEFAULTS = {
     "smoke": {"temperatures": (0.25, 1.0)},
@@ -24,9 +23,9 @@ def test_dynamic_temperature(
     settings = suite_run.settings
     sampled = [temperature for temperature in settings.temperatures if temperature > 0]
     if len(sampled) < 2:
-        pytest.skip("needs two temperatures above 0; tokens at T = 0 are certified otherwise")
+        pytest.skip("needs two temperatures above 0, because tokens at T = 0 have another kind of certificate")
     if settings.draft_temperatures != (None,):
-        pytest.skip("drafts at the temperature of the moment: leave --draft-temperature out")
+        pytest.skip("the draft follows the temperature of the moment: leave --draft-temperature out")
     temperatures = {"hot": max(sampled), "cold": min(sampled)}
     switch = (settings.max_new_tokens + 1) // 2
     schedule = tuple((half * switch, temperatures[name]) for half, name in enumerate(order))
@@ -35,5 +34,5 @@ def test_dynamic_temperature(
         temperature=max(temperature for _, temperature in schedule),
         rule=rule,
         num_draft_tokens=num_draft_tokens,
-        options={"schedule": schedule_text(schedule)},
+        schedule=schedule,
     )

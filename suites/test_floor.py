@@ -1,10 +1,8 @@
 """How far are the forwards from their linear layers alone, and the arms from their forwards?
 
-Decoding a token reads every weight once; the linear layers that do so are the floor. Behind every pair bare forwards and their
-floors are timed one beside the other.
+Decoding a token reads every weight once; the linear layers that do so are the floor. After every pair, bare forwards and their
+floors are timed one after the other.
 """
-
-from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,), "instrument_every": 1},
@@ -13,5 +11,5 @@ DEFAULTS = {
 }
 
 
-def test_floor(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_floor(measure) -> None:
+    measure()

@@ -1,6 +1,4 @@
-"""The same draft on other domains: is one of them easier at every temperature? `--prompts` names the domains, twice or more."""
-
-from bench.measurement.suite_run import SuiteRun
+"""The same draft on other domains: is one of them easier at every temperature? `--prompts` names at least two domains."""
 
 DOMAINS = ("instructions", "word_problems")
 DEFAULTS = {
@@ -10,5 +8,5 @@ DEFAULTS = {
 }
 
 
-def test_out_of_domain(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_out_of_domain(measure) -> None:
+    measure()

@@ -1,9 +1,7 @@
-"""Decoding hotter than 1: does acceptance fall on, level out, or rise again, and is what is decoded still a text?
+"""Decoding hotter than 1: does acceptance fall further, level out or rise again, and is the output still text?
 
-Beside gamma and alpha the tables say how degenerate the texts are: repeated 4-grams, distinct tokens, the share that ends.
+Besides gamma and alpha, the tables show how degenerate the output is: repeated 4-grams, distinct tokens, the share that ends.
 """
-
-from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0, 2.0)},
@@ -12,5 +10,5 @@ DEFAULTS = {
 }
 
 
-def test_out_of_range(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_out_of_range(measure) -> None:
+    measure()

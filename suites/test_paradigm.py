@@ -1,9 +1,8 @@
-"""Offline against online distillation, one step at a time, so that their differences can be told apart.
+"""Offline against online distillation, one step at a time, so that each difference is visible alone.
 
-At equal tokens `offline` to `soft` changes the labels (tokens to distributions), `soft` to `online` with lambda 0 the text
-(fixed to fresh), lambda 0 to 1 the writer (target to draft). At equal seconds `offline` and `soft` have as many
-tokens as the seconds of `online` (lambda 1) are worth. The tables give the change of alpha against the start, tokens and
-seconds.
+At equal tokens, `offline` to `soft` changes the labels (tokens to distributions), `soft` to `online` with lambda 0 the text
+(fixed to fresh), and lambda 0 to 1 the writer (target to draft). At equal seconds, `offline` and `soft` get as many tokens as
+`online` (lambda 1) would take the time for. The tables show the change of alpha against the start, tokens and seconds.
 """
 
 from collections.abc import Callable, Sequence

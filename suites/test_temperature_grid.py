@@ -1,7 +1,5 @@
-"""Gamma and alpha over decoding temperatures, for every backend, acceptance rule and draft length asked for."""
-
-from bench.measurement.suite_run import SuiteRun
+"""Gamma and alpha over decoding temperatures, for every requested backend, acceptance rule and draft length."""
 
 
-def test_temperature_grid(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_temperature_grid(measure) -> None:
+    measure()

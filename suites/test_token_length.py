@@ -1,14 +1,12 @@
 """Is acceptance related to the length of the token, and what does length add to entropy, frequency and position?
 
-Every text is decoded by an instrumented replay, not by the timed path: this suite is about acceptance, and its seconds say
-nothing of speed. A record is JSON lines, one text a line: `bench.records.token_length` says what is in it, and
-`bench.reporting.suites.token_length` what it shows.
+Every prompt is decoded by an instrumented replay, not by the timed path: this suite is about acceptance, and its seconds do not
+measure speed. `bench.records.token_length` describes its records, `bench.reporting.suites.token_length` its tables.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,13 +15,16 @@ from backends.certification import scoring, token_evidence
 from backends.models import checkpoints
 from bench.analysis.metrics import JOINT_RULES
 from bench.analysis.token_length import positions
-from bench.measurement.recording import Workload
+from bench.measurement.cells import cell_of, request_of, unsupported
+from bench.measurement.recording import Workload, utc_now
 from bench.options.settings import Settings
 from bench.progress import Meter
 from bench.protocols import Backend, Replayable
 from bench.records import environment, token_length
-from bench.records.decoding import DecodeRequest, derive_seed
-from bench.records.token_length import Header, JudgedText
+from bench.records.command_line import own_words
+from bench.records.decoding import derive_seed
+from bench.records.runs import Cell
+from bench.records.token_length import SUITE, Header, JudgedText
 from bench.reporting.suites.token_length import length_table
 
 DEFAULTS = {
@@ -34,67 +35,73 @@ DEFAULTS = {
 
 
 def test_token_length(
-    benchmark: Any,
-    backend: Backend,
-    settings: Settings,
-    workload: Workload,
-    capsys: pytest.CaptureFixture,
+    benchmark: Any, backend: Backend, settings: Settings, workload: Workload, capsys: pytest.CaptureFixture
 ) -> None:
-    if reason := unsupported(backend, settings):
-        pytest.skip(f"{backend.name} {reason}")
+    cells = {
+        temperature: cell_of(
+            SUITE,
+            backend.name,
+            settings=settings,
+            workload=workload,
+            temperature=temperature,
+            rule=settings.rules[0],
+            num_draft_tokens=settings.num_draft_tokens[0],
+        )
+        for temperature in settings.temperatures
+    }
+    for cell in cells.values():
+        if reason := not_judgeable(cell, backend):
+            pytest.skip(f"{backend.name} {reason}")
+    target = scoring.lent_target(backend) or scoring.load_target(workload.model_pair, settings.device)
+    speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair))
+
+    def judge(temperature: float, prompt_index: int) -> JudgedText:
+        request = request_of(cells[temperature], workload.prompt_ids[prompt_index], workload.end_token_ids)
+        request = replace(request, seed=derive_seed(settings.seed, SUITE, temperature, prompt_index))
+        replay = backend.replay(request)
+        return token_length.judged_text(
+            replay,
+            prompt_index=prompt_index,
+            temperature=temperature,
+            spellings=[speller.spell(token_id) for token_id in replay.token_ids],
+            entropies=token_evidence.entropies(target, request.prompt_ids, replay.token_ids),
+        )
+
     header = header_of(backend, settings, workload)
     found = token_length.find_resumable(settings.results, header) if settings.resume else None
     path = found or token_length.start(settings.results, header)
-    judge = Judge(backend, settings, workload)
     total = len(header.temperatures) * header.num_prompts
-
-    def decode() -> None:
-        token_length.measure(path, header, judge.judge, on_text=meter.show)
-
-    benchmark.group = f"{token_length.SUITE} {workload.model_pair.name}"
+    benchmark.group = f"{SUITE} {workload.model_pair.name}"
     benchmark.extra_info.update(backend=backend.name, rule=header.rule, num_draft_tokens=header.num_draft_tokens)
-    with capsys.disabled(), Meter(f"{token_length.SUITE} {backend.name}", total, unit="texts") as meter:
+    with capsys.disabled(), Meter(f"{SUITE} {backend.name}", total, unit="texts") as meter:
         try:
-            benchmark.pedantic(decode, rounds=1, iterations=1)
+            benchmark.pedantic(
+                token_length.measure, (path, header, judge), {"on_text": meter.show}, rounds=1, iterations=1
+            )
         except KeyboardInterrupt:
-            meter.note("interrupted: finished texts are kept; the same command with --resume goes on from there")
+            meter.note("interrupted: what was decoded is kept; the same command with --resume goes on from there")
             raise
-    report(token_length.finish(path), capsys)
-
-
-def report(path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Where the record lies, and acceptance by length; the models are left to `specheat tables`."""
-    table = length_table(positions(token_length.load(path)))
+    path = token_length.finish(path)
     with capsys.disabled():
-        print(f"\n\n{path}\n\n{table}\n")
+        print(f"\n\n{path}\n\n{length_table(positions(token_length.load(path)))}\n")
 
 
-def unsupported(backend: Backend, settings: Settings) -> str | None:
-    """Why an engine cannot decode these texts; None if it can."""
-    able, rule = backend.capabilities, settings.rules[0]
+def not_judgeable(cell: Cell, backend: Backend) -> str | None:
+    """Return why an engine cannot decode these cells with the acceptance probability of every tested token."""
     if not isinstance(backend, Replayable):
-        return "cannot repeat a text with its acceptance probabilities noted"
-    if rule in JOINT_RULES:
-        return f"judges by the rule {rule} whole rounds, no single token"
-    if rule not in able.rules:
-        return f"has the rules {', '.join(sorted(able.rules))}, not {rule}"
-    draft_temperature = settings.draft_temperatures[0]
-    if max(*settings.temperatures, draft_temperature or 0.0) > able.max_temperature:
-        return f"takes temperatures up to {able.max_temperature:g}"
-    if draft_temperature is not None and not able.draft_temperature:
-        return "drafts at the decode temperature only"
-    if (settings.top_k or settings.top_p < 1) and not able.truncation:
-        return "takes neither top-k nor top-p"
-    return None
+        return "cannot repeat a generation with its acceptance probabilities"
+    if cell.rule in JOINT_RULES:
+        return f"judges whole rounds by the rule {cell.rule}, not single tokens"
+    return unsupported(cell, backend)
 
 
 def header_of(backend: Backend, settings: Settings, workload: Workload) -> Header:
     return Header(
         schema=token_length.SCHEMA,
-        suite=token_length.SUITE,
+        suite=SUITE,
         preset=settings.preset,
-        command=environment.command_line(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=own_words(),
+        created=utc_now(),
         environment=environment.capture(settings.device),
         backend=backend.name,
         backend_settings=dict(backend.settings()),
@@ -114,41 +121,3 @@ def header_of(backend: Backend, settings: Settings, workload: Workload) -> Heade
         end_token=settings.end_token,
         seed=settings.seed,
     )
-
-
-class Judge:
-    """Decodes texts and asks target and tokenizer about their tokens."""
-
-    def __init__(self, backend: Backend, settings: Settings, workload: Workload) -> None:
-        self.backend = backend
-        self.settings = settings
-        self.workload = workload
-        lent = scoring.lent_target(backend)
-        self.target = lent or scoring.load_target(workload.model_pair, settings.device)
-        self.speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair))
-
-    def judge(self, temperature: float, prompt_index: int) -> JudgedText:
-        asked = self._request(temperature, prompt_index)
-        replay = self.backend.replay(asked)
-        return token_length.judged_text(
-            replay,
-            prompt_index=prompt_index,
-            temperature=temperature,
-            spellings=[self.speller.spell(token_id) for token_id in replay.token_ids],
-            entropies=token_evidence.entropies(self.target, asked.prompt_ids, replay.token_ids),
-        )
-
-    def _request(self, temperature: float, prompt_index: int) -> DecodeRequest:
-        settings = self.settings
-        return DecodeRequest(
-            prompt_ids=self.workload.prompt_ids[prompt_index],
-            max_new_tokens=settings.max_new_tokens,
-            num_draft_tokens=settings.num_draft_tokens[0],
-            temperature=temperature,
-            draft_temperature=settings.draft_temperatures[0],
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            rule=settings.rules[0],
-            seed=derive_seed(settings.seed, token_length.SUITE, temperature, prompt_index),
-            eos_token_ids=self.workload.end_token_ids if settings.end_token == "natural" else (),
-        )

@@ -1,9 +1,7 @@
-"""Virtual scale: the acceptance of the pair at the cost of a larger target. `--inflate` names the shapes, none among them.
+"""Virtual scale: the acceptance of the pair at the cost of a larger target. `--inflate` names its shapes; none is one of them.
 
-The inflated target gives the same distribution (docs/virtual-scale.md), so alpha stays and c falls: gamma against measured c.
+The inflated target computes the same distribution (docs/suites.md), so alpha stays and c falls: gamma against measured c.
 """
-
-from bench.measurement.suite_run import SuiteRun
 
 DEFAULTS = {
     "smoke": {"inflations": (None, "0.5b"), "temperatures": (1.0,), "instrument_every": 1},
@@ -18,5 +16,5 @@ DEFAULTS = {
 }
 
 
-def test_virtual_scale(benchmark, suite_run: SuiteRun, temperature: float, rule: str, num_draft_tokens: int) -> None:
-    suite_run.measure(benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+def test_virtual_scale(measure) -> None:
+    measure()

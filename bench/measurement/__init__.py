@@ -1,0 +1,1 @@
+"""Timing the cells of one suite in one process."""

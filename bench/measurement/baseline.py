@@ -1,8 +1,90 @@
-"""TODO: purpose."""
+"""The baseline of a record: the AR arm against itself (A/A) and against the engine's own plain decode."""
 
 from __future__ import annotations
 
-from bench.records.runs import BaselineTriple
+from dataclasses import replace
+
+from bench.measurement import timing
+from bench.measurement.cells import request_of
+from bench.measurement.recording import Recording, Workload
+from bench.measurement.timing import ArmRounds
+from bench.protocols import Backend, NativeBaseline
+from bench.records.decoding import DecodeRequest
+from bench.records.runs import BaselineTriple, Cell, TimedArm
 
 Baselines = dict[tuple[object, ...], dict[tuple[int, ...], BaselineTriple]]  # conditions -> prompt -> what was measured
-HOTTEST_BASELINE = 1.0
+HOTTEST = 1.0  # temperature
+
+
+class Baseline:
+    """Measures the baseline of a record once, on the prompts of its first workload.
+
+    `known` holds what earlier suites of this session measured; what was measured under the same conditions is taken from there.
+    """
+
+    def __init__(self, recording: Recording, backend: Backend, workload: Workload, known: Baselines) -> None:
+        self.recording = recording
+        self.backend = backend
+        self.workload = workload
+        self.known = known
+
+    def take_over(self, cell: Cell) -> None:
+        """Add to the record what an earlier suite of this session measured under the same conditions."""
+        journal, known = self.recording.journal(self.backend), self._known(cell)
+        measured = {triple.prompt_index for triple in journal.measured.baseline}
+        for index, prompt_ids in enumerate(self.workload.prompt_ids):
+            if prompt_ids in known and index not in measured and self._is_first:
+                journal.append_baseline(replace(known[prompt_ids], prompt_index=index))
+
+    def rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds[TimedArm]:
+        """Return the rounds that the record still lacks, after a warm-up if there are any.
+
+        The temperature is the hottest of the run, but at most 1, so that another seed gives other tokens.
+
+        Args: pairs_each: how many pairs the progress counts for one round
+        """
+        journal, recording = self.recording.journal(self.backend), self.recording
+        measured = {triple.prompt_index for triple in journal.measured.baseline}
+        wanted = self._is_first and not recording.settings.pairs_only
+        native = isinstance(self.backend, NativeBaseline)
+        orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
+        left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
+
+        def request(index: int) -> DecodeRequest:
+            return request_of(cell, self.workload.prompt_ids[index], self.workload.end_token_ids)
+
+        def on_triple(triple: BaselineTriple) -> None:
+            journal.append_baseline(triple)
+            self._known(cell)[self.workload.prompt_ids[triple.prompt_index]] = triple
+            label = f"{self.backend.name} baseline"
+            recording.meter.step(pairs_each, label=label)
+            recording.end_round(self.backend, label)
+
+        if left:
+            timing.warm_up(self.backend, request(0))
+        temperature = self._temperature
+        return timing.baseline_rounds(
+            self.backend,
+            tuple(left),
+            tuple(left.values()),
+            # The seed stays that of the cell, although its temperature is replaced.
+            lambda index: replace(request(index), temperature=temperature, draft_temperature=temperature, schedule=()),
+            on_triple=on_triple,
+        )
+
+    @property
+    def _is_first(self) -> bool:
+        """Return whether no run on another draft or other prompts has measured the baseline of this record."""
+        first = self.workload is self.recording.workloads[0]
+        return first or not self.recording.journal(self.backend).measured.baseline
+
+    @property
+    def _temperature(self) -> float:
+        return min(max(self.recording.settings.temperatures), HOTTEST)
+
+    def _known(self, cell: Cell) -> dict[tuple[int, ...], BaselineTriple]:
+        """Return what is known by prompt, under everything else that an arm without speculation depends on."""
+        engine = (cell.backend, self.workload.model_hashes["target"], cell.dtype, cell.device)
+        options = self.recording.settings.options_of(self.recording.backend_name)
+        decoding = (self._temperature, cell.top_k, cell.top_p, cell.max_new_tokens, cell.end_token, cell.seed)
+        return self.known.setdefault((*engine, options, *decoding), {})

@@ -1,4 +1,4 @@
-"""What a run would do, before it does it: cells, minutes and memory."""
+"""What a run would do (`--plan`): its cells, minutes and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from bench.analysis import metrics
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
-from bench.records import environment, files
+from bench.records import environment, files, machine
 from bench.records.decoding import ModelPair
 
 ARMS_PER_PAIR = 2.0  # AR and SD, in units of one AR generation
@@ -21,9 +21,9 @@ LOAD_S = 10.0  # loading a pair and warming up
 
 
 def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
-    """The cells, one a line, with estimated minutes and memory; where the estimate comes from is said.
+    """Return the cells, one per line, and estimates of minutes and memory with their source.
 
-    Args:    suites: names of cells with the settings and the workload that they share
+    Args: suites: names of cells, with the settings and the workload that they share
     """
     _, settings, workload = suites[0]
     seconds_per_token, source = _seconds_per_token(settings, workload)
@@ -38,10 +38,9 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
         (
             *names,
             f"{len(names)} cells of {' or '.join(shapes)}",
-            f"at most {minutes:.1f} minutes, if every text reaches its last token ({source}); "
-            "what suites train is not counted",
+            f"at most {minutes:.1f} minutes, if every generation reaches its token limit ({source}), without what suites train",
             f"about {memory_bytes(workload.model_pair) / 2**30:.1f} GiB of memory for weights and working space; "
-            f"{environment.available_memory_bytes() / 2**30:.1f} GiB are free",
+            f"{machine.available_memory_bytes() / 2**30:.1f} GiB are free",
         )
     )
 
@@ -56,18 +55,18 @@ def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, secon
 
 
 def _seconds_per_token(settings: Settings, workload: Workload) -> tuple[float, str]:
-    """From an earlier record of this pair on this machine, else from streaming the weights once a token."""
+    """Return an estimate and its source: an earlier record of this pair here, else reading all weights once per token."""
     folder = settings.results / environment.machine_slug(environment.capture(settings.device))
     try:
         runs = files.load_runs(folder) if folder.is_dir() else ()
-    except ValueError:  # a broken record is not this run's affair
+    except ValueError:  # a broken record must not stop another run
         runs = ()
     for run in reversed(runs):
         for record in run.cells:
             measured = metrics.seconds_per_token(record, "ar")
             if run.model_hashes == dict(workload.model_hashes) and measured is not None:
                 return measured.estimate, f"measured here on {run.created[:10]}"
-    return _weight_bytes(workload.model_pair.target) / _copy_bandwidth(), "guessed from the memory bandwidth"
+    return _weight_bytes(workload.model_pair.target) / _copy_bandwidth(), "estimated from the memory bandwidth"
 
 
 def _weight_bytes(model: str) -> int:
@@ -75,12 +74,12 @@ def _weight_bytes(model: str) -> int:
 
 
 def memory_bytes(pair: ModelPair) -> float:
-    """What a resolved pair takes: weights, caches and logits, and Python with torch and transformers loaded."""
+    """Return what a resolved pair needs: weights, caches and logits, and Python with torch and transformers loaded."""
     return 1.5 * sum(map(_weight_bytes, {pair.target, pair.draft})) + 1.5 * 2**30
 
 
 def _copy_bandwidth() -> float:
-    """Bytes a second that one copy of a large array reads."""
+    """Return the bytes per second that copying a large array reads."""
     source = np.zeros(2**26, dtype=np.uint8)
     source.copy()
     start = time.perf_counter()

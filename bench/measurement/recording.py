@@ -1,4 +1,4 @@
-"""TODO: purpose."""
+"""The record of one suite on one backend: its header, its journal, and how it is finished."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.measurement import turns
 from bench.options.settings import Settings
-from bench.progress import Reporter
+from bench.progress import Meter
 from bench.protocols import Backend
-from bench.records import environment, files
+from bench.records import environment
+from bench.records.command_line import own_words
 from bench.records.decoding import ModelPair, Scalar
 from bench.records.journal import Journal, find_resumable
 from bench.records.runs import SCHEMA, CellRecord, RunRecord
+from bench.records.storage import StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +30,31 @@ class Workload:
     prompt_set: str
     prompts_hash: str
     prompt_format: Mapping[str, Scalar]
-    prompt_ids: tuple[tuple[int, ...], ...]  # one row a prompt
+    prompt_ids: tuple[tuple[int, ...], ...]  # one entry per prompt
     end_token_ids: tuple[int, ...]
-    draft_card: Mapping[str, Scalar] = field(default_factory=dict)  # how the draft was made, where that is known
+    draft_card: Mapping[str, Scalar] = field(default_factory=dict)  # how the draft was made; empty: it has no card
 
 
 class NotMeasured(Exception):
-    """The cell needs no measuring: the engine cannot do what it asks, or the resumed run had finished it."""
+    """The cell is not measured: the engine cannot decode it, or the resumed run had finished it."""
 
 
 class Recording:
-    """The record of one suite on one backend, which SuiteRuns of several drafts or prompt sets write one after the other."""
+    """The record of one suite on one backend. Runs on several drafts or prompt sets write it one after the other."""
 
     def __init__(
-        self, suite: str, backend_name: str, *, settings: Settings, workloads: Sequence[Workload], reporter: Reporter
+        self, suite: str, backend_name: str, *, settings: Settings, workloads: Sequence[Workload], meter: Meter
     ) -> None:
         self.suite = suite
         self.backend_name = backend_name
         self.settings = settings
         self.workloads = workloads
-        self.reporter = reporter
+        self.meter = meter
         self._journal: Journal | None = None
         self._backend_settings: Mapping[str, Scalar] = {}
 
     def journal(self, backend: Backend) -> Journal:
-        """Opened with the first measurement; with --resume, the newest unfinished one of the same experiment."""
+        """Return the journal, opened on first use; with --resume it is the newest unfinished one of the same experiment."""
         if self._journal is None:
             self._journal = self._opened(backend)
         return self._journal
@@ -62,15 +65,12 @@ class Recording:
             schema=SCHEMA,
             suite=self.suite,
             preset=self.settings.preset,
-            command=environment.command_line(),
+            command=own_words(),
             created=utc_now(),
             environment=environment.capture(self.settings.device),
             model_pair=first.recorded_pair,
             model_hashes=_all_hashes(self.workloads),
-            prompt_format={
-                **first.prompt_format,
-                "end_token_ids": ",".join(map(str, first.end_token_ids)),
-            },
+            prompt_format={**first.prompt_format, "end_token_ids": ",".join(map(str, first.end_token_ids))},
             backend_settings=_backend_settings(backend),
             baseline=(),
             cells=(),
@@ -79,28 +79,36 @@ class Recording:
         if self.settings.resume:
             path, passed_over = find_resumable(self.settings.results, header, backend=self.backend_name)
             for line in passed_over:
-                self.reporter.note(line)
+                self.meter.note(line)
             if path is not None:
                 return Journal.resume(path)
-            self.reporter.note(f"nothing to resume for {self.suite} on {self.backend_name}: starting anew")
-        return self._started(header)
-
-    def _started(self, header: RunRecord) -> Journal:
-        """Records are named by the second: where one of the same suite began in this one, ours begins in the next."""
+            self.meter.note(f"nothing to resume for {self.suite} on {self.backend_name}: starting a new run")
         try:
             return Journal.start(self.settings.results, header, backend=self.backend_name)
-        except files.StorageError as error:
+        except StorageError as error:
             if not isinstance(error.__cause__, FileExistsError):
                 raise
+        # Another run of this suite began in the same second, after which records are named: wait for the next.
         time.sleep(1)
         return Journal.start(self.settings.results, replace(header, created=utc_now()), backend=self.backend_name)
 
+    def so_far(self, backend: Backend) -> RunRecord:
+        """Return the record with what is measured by now."""
+        journal = self.journal(backend)
+        measured = journal.measured
+        return replace(journal.header, baseline=tuple(measured.baseline), cells=tuple(measured.finished.values()))
+
+    def end_round(self, backend: Backend, label: str) -> None:
+        """Let other processes measure the same round, if there are any (`bench.measurement.turns`)."""
+        num_triples = len(self.journal(backend).measured.baseline)
+        turns.pass_on(turns.Round(label, self.meter.done, num_triples, self.meter.total))
+
     def leave(self, backend: Backend) -> None:
-        """Before an engine is closed: what it says of itself by then."""
+        """Record the backend's final settings before it closes."""
         self._backend_settings = _backend_settings(backend)
 
     def finish(self) -> Path | None:
-        """Write the record and drop the journal. With nothing measured there is neither."""
+        """Write the record and remove the journal; None where nothing was measured."""
         if self._journal is None:
             return None
         if not (self._journal.measured.finished or self._journal.measured.baseline):
@@ -113,23 +121,20 @@ class Recording:
 
 
 def _all_hashes(workloads: Sequence[Workload]) -> dict[str, str]:
-    """Of target and draft; of further drafts under their names."""
+    """Return the hashes of target and draft, and of further drafts under their names."""
     first = workloads[0]
-    hashes = dict(first.model_hashes)
-    for workload in workloads:
-        if workload.recorded_pair.draft != first.recorded_pair.draft:
-            hashes[f"draft {workload.recorded_pair.draft}"] = workload.model_hashes["draft"]
-    return hashes
+    further = {
+        f"draft {each.recorded_pair.draft}": each.model_hashes["draft"]
+        for each in workloads
+        if each.recorded_pair.draft != first.recorded_pair.draft
+    }
+    return {**first.model_hashes, **further}
 
 
 def _backend_settings(backend: Backend) -> dict[str, Scalar]:
-    """What the backend says of itself, and what it declares that it cannot do."""
-    gaps = backend.capabilities.gaps or {}
-    return {
-        "backend": backend.name,
-        **{f"gap_{check}": why for check, why in gaps.items()},
-        **backend.settings(),
-    }
+    """Return the settings that the backend reports, and the gaps that it declares."""
+    gaps = {f"gap_{check}": reason for check, reason in (backend.capabilities.gaps or {}).items()}
+    return {"backend": backend.name, **gaps, **backend.settings()}
 
 
 def utc_now() -> str:

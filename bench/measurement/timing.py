@@ -28,7 +28,7 @@ WARMUP_TOKENS = 4  # one short generation per warm-up step
 WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
 WARMUP_TREND = 0.05  # ... by more than this share
 WARMUP_MAX_STEPS = 24
-FORWARD_SAMPLES = 3  # bare forwards of each kind, timed behind an instrumented pair
+FORWARD_SAMPLES = 3  # bare forwards of each kind, timed after an instrumented pair
 
 
 @contextmanager
@@ -46,15 +46,15 @@ def uninstrumented() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Timed(Generic[T]):
-    """What a call gave, when it started, and its seconds without those in which this process was stopped."""
+    """What a call returned, when it started, and its seconds without those in which this process was stopped."""
 
-    given: T
+    returned: T
     start: float
     end: float
     pauses: turns.Pauses
 
     def own(self, seconds: float) -> float:
-        """Of so many seconds from the start."""
+        """Return so many seconds since `start`, minus pauses."""
         return seconds - self.pauses.between(self.start, self.start + seconds)
 
     @property
@@ -63,14 +63,14 @@ class _Timed(Generic[T]):
 
 
 def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_side: bool) -> _Timed[T]:
-    """Wait for the backend at both ends, with instrumentation paused."""
+    """Call, with instrumentation paused, and wait for the backend before and after."""
     with uninstrumented(), turns.side_by_side() if side_by_side else nullcontext(turns.Pauses()) as pauses:
-        backend.synchronize()
+        backend.synchronize()  # work queued earlier must not count
         start = clock()
-        given = call()
-        backend.synchronize()
+        returned = call()
+        backend.synchronize()  # `call` may return before the device has finished
         end = clock()
-    return _Timed(given, start, end, pauses)
+    return _Timed(returned, start, end, pauses)
 
 
 def time_call(
@@ -81,9 +81,12 @@ def time_call(
     *,
     side_by_side: bool = False,
 ) -> TimedArm:
-    """Time one generation; side_by_side: in slices with the same call of others, where there are any (`bench.orchestration.parties`)."""
+    """Time one generation.
+
+    Args: side_by_side: alternate in slices with the same call of other processes, if there are any (`bench.measurement.turns`)
+    """
     timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side)
-    return _timed_arm(request, timed.given, timed.seconds, timed)
+    return _timed_arm(request, timed.returned, timed.seconds, timed)
 
 
 def time_together(
@@ -93,22 +96,22 @@ def time_together(
     *,
     side_by_side: bool = False,
 ) -> tuple[TimedArm, ...]:
-    """Time texts that are decoded at once; each has the seconds to its own last token.
+    """Time generations that are decoded at once; the seconds of each last to its own last token.
 
-    Raises:  ValueError: the backend decodes one text at a time, or says that a text ended after the call
+    Raises:  ValueError: the backend decodes one prompt at a time, or reports a last token after the end of the call
     """
     if len(requests) == 1:
         return (time_call(backend, backend.generate, requests[0], clock, side_by_side=side_by_side),)
     if not isinstance(backend, Concurrent):
-        raise ValueError(f"backend {backend.name} decodes one text at a time")
+        raise ValueError(f"backend {backend.name} decodes one prompt at a time")
     timed = _timed(backend, partial(backend.generate_together, requests), clock, side_by_side=side_by_side)
     seconds = timed.end - timed.start
-    last = [generation.last_token_s for generation in timed.given]
+    last = [generation.last_token_s for generation in timed.returned]
     if not all(one is not None and 0 < one <= seconds for one in last):
-        raise ValueError(f"expected last tokens within the {seconds:.3f} s of the call, {backend.name} says {last}")
+        raise ValueError(f"expected last tokens within the {seconds:.3f} s of the call, {backend.name} reports {last}")
     return tuple(
         _timed_arm(request, generation, timed.own(generation.last_token_s or seconds), timed)
-        for request, generation in zip(requests, timed.given, strict=True)
+        for request, generation in zip(requests, timed.returned, strict=True)
     )
 
 
@@ -125,16 +128,16 @@ def _timed_arm(request: DecodeRequest, generation: Generation, seconds: float, t
 
 
 def autoregressive(request: DecodeRequest) -> DecodeRequest:
-    """The same request for the baseline arm."""
+    """Return the same request for the baseline arm."""
     return replace(request, num_draft_tokens=AUTOREGRESSIVE)
 
 
 def warm_up(
     backend: Backend, request: DecodeRequest, *, concurrency: int = 1, clock: Clock = time.perf_counter
 ) -> tuple[tuple[float, ...], bool]:
-    """Decode short texts in both arms until they stop getting faster.
+    """Decode a few tokens in both arms, again and again, until they stop getting faster.
 
-    Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS.
+    Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS
     """
     short = replace(request, max_new_tokens=min(WARMUP_TOKENS, request.max_new_tokens), eos_token_ids=())
     series: list[float] = []
@@ -155,17 +158,17 @@ def warm_up(
 
 @dataclass(frozen=True, slots=True)
 class PairPlan:
-    """What one round of a cell will do: the texts that each arm decodes together, one as a rule."""
+    """One round of a cell: what each arm decodes together, which is one prompt by default."""
 
-    texts: tuple[tuple[int, int], ...]  # prompt and repeat of each
+    texts: tuple[tuple[int, int], ...]  # prompt and repeat of each generation
     order: Order
 
 
 def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 1) -> tuple[PairPlan, ...]:
-    """Every prompt `repeats` times, half of the pairs AR first (to within one), in a seeded order of orders.
+    """Return a plan with every prompt `repeats` times: half of the pairs AR first (to within one), in a seeded order.
 
-    The repeats of one prompt alternate, so that a drift of the machine does not lean on one arm. With concurrency each
-    round decodes a prompt and those behind it, around the end, so every prompt comes `repeats * concurrency` times.
+    The order alternates between the repeats of one prompt, so that a drift of the machine does not favour one arm. With
+    concurrency, round i decodes the prompts i, i + 1, ... (modulo their number), so every prompt is decoded `repeats * concurrency` times.
     """
     orders: list[Order] = ["ar_first", "sd_first"]
     flips = [index % 2 for index in range(num_prompts)]
@@ -181,7 +184,7 @@ def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 
 
 
 def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[str, ...], ...]:
-    """The order of the baseline arms for each prompt: all permutations in turn, from a seeded start."""
+    """Return the order of the baseline arms for each prompt: all permutations in turn, shuffled by the seed."""
     names = ("ar", "ar_again", "native") if native else ("ar", "ar_again")
     orders = list(itertools.permutations(names))
     random.Random(derive_seed(seed, "baseline")).shuffle(orders)
@@ -189,10 +192,10 @@ def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[s
 
 
 class ArmRounds(Generic[T]):
-    """Several arms per round, driven by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
+    """Several arms per round, run by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
 
-    Every round runs its arms in its own order; pytest-benchmark times the arm named `timed_arm`, the arms before it run
-    in `setup`, those behind it in `teardown`. Our clock times all of them alike.
+    Every round has its order of arms. pytest-benchmark times the arm named `timed_arm`; the arms before it run in `setup`,
+    those after it in `teardown`. Our own clock times all arms in the same way.
     """
 
     def __init__(
@@ -229,7 +232,7 @@ class ArmRounds(Generic[T]):
             self.arms[name] = self.run_arm(self.index, name)
 
     def run_all(self) -> None:
-        """Without pytest-benchmark: the same rounds."""
+        """Run the same rounds without pytest-benchmark."""
         for _ in self.orders:
             self.setup()
             self.timed()
@@ -245,11 +248,10 @@ def pair_rounds(
     instrument_every: int = 1,
     clock: Clock = time.perf_counter,
 ) -> ArmRounds[tuple[TimedArm, ...]]:
-    """The pairs of one cell as rounds, `on_pairs` gets those of each.
+    """Return the pairs of one cell as rounds; `on_pairs` receives the pairs of each.
 
-    Args:    request_for: gives the speculative request of a prompt, with the cell's seed, from which each arm derives its own
-             instrument_every: 4 for bare forwards and a replay behind every fourth pair, which take as long as an arm; 0:
-             behind none
+    Args:    request_for: returns the speculative request of a prompt, with the cell's seed, from which each arm derives another
+             instrument_every: 4 for bare forwards and a replay after every fourth pair, which take as long as an arm; 0: never
     """
 
     def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
@@ -266,7 +268,7 @@ def pair_rounds(
         pairs = []
         for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
             request = seeded(text, "sd")
-            # The middle of the text just decoded: forwards grow with the context, so its mean is what the arms saw.
+            # Forwards get slower with the context. The middle of what was just decoded is the mean context of the arms.
             context_length = len(request.prompt_ids) + len(sd.token_ids) // 2
             alone = len(plan.texts) == 1
             instrumented = instrument_every > 0 and sum(text) % instrument_every == 0
@@ -276,7 +278,7 @@ def pair_rounds(
                     plan.order,
                     ar,
                     sd,
-                    # Bare forwards of one text say nothing of many.
+                    # Bare forwards of one generation do not predict a batch.
                     forwards=_forwards(backend, request, context_length) if alone and instrumented else (),
                     replay=backend.replay(request) if instrumented and isinstance(backend, Replayable) else None,
                     group=None if alone else plan.texts[0][0],
@@ -297,14 +299,14 @@ def baseline_rounds(
     on_triple: Callable[[BaselineTriple], None],
     clock: Clock = time.perf_counter,
 ) -> ArmRounds[TimedArm]:
-    """Each prompt without speculation: twice by the AR arm (A/A), once by the engine's own plain decode, if any."""
+    """Return rounds without speculation: each prompt twice by the AR arm, and once by the engine's own plain decode, if any."""
 
     def run_arm(index: int, arm: str) -> TimedArm:
         request = autoregressive(request_for(prompt_indices[index]))
         call = backend.generate
         if arm == "native":
             if not isinstance(backend, NativeBaseline):
-                raise ValueError(f"backend {backend.name} has no plain decode of its own")
+                raise ValueError(f"backend {backend.name} has no plain decode beside its AR arm")
             call = backend.generate_natively
         request = replace(request, seed=derive_seed(request.seed, prompt_indices[index], arm))
         return time_call(backend, call, request, clock, side_by_side=True)

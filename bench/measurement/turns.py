@@ -1,4 +1,8 @@
-"""TODO: purpose."""
+"""Taking turns with other processes that measure the same rounds, for `specheat across`.
+
+Without a coordinator (`bench.orchestration.parties`), these functions do nothing. With one, every call sends it a message and
+waits for its answer, which comes when it is this process's turn again.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-VARIABLE = "SPECHEAT_TURNS"  # number of the inherited descriptor on which turns are taken
+VARIABLE = "SPECHEAT_TURNS"  # in the environment: number of the inherited descriptor that leads to the coordinator
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a process says behind every round: what it measured, and how far it has come, with what it resumed."""
+    """What a process reports after every round: what it measured and how far it has come, resumed pairs included."""
 
     label: str
     pairs: int  # of all its cells
-    triples: int  # of the record that it writes now
-    total: int  # pairs in the end
+    triples: int  # of the record that it is writing
+    total: int  # pairs at the end
 
     @property
     def place(self) -> tuple[int, int]:
-        """Equal where two processes have come equally far; ascends with every round."""
+        """Return a pair that is equal where two processes have come equally far, and grows with every round."""
         return self.pairs, self.triples
 
 
 class Call(enum.Enum):
-    """What a process says before its first measurement, and around a timed call."""
+    """What a process reports before its first measurement, and around a timed call."""
 
     LOADED = enum.auto()
     BEGINS = enum.auto()
@@ -37,7 +41,7 @@ class Call(enum.Enum):
 
 
 Message = Round | Call
-Intervals = tuple[tuple[float, float], ...]  # from and to, in seconds of time.perf_counter, which processes share
+Intervals = tuple[tuple[float, float], ...]  # from and to, in seconds of time.perf_counter, which all processes share
 
 
 @dataclass(slots=True)
@@ -47,14 +51,15 @@ class Pauses:
     intervals: Intervals = field(default=())
 
     def between(self, start: float, end: float) -> float:
-        """Seconds of them."""
+        """Return the seconds of them that lie between two moments."""
         return sum(max(0.0, min(last, end) - max(first, start)) for first, last in self.intervals)
 
 
 @contextmanager
 def side_by_side() -> Iterator[Pauses]:
-    """Around a timed call, which others that measure the same round make in slices beside it. Filled at the end.
+    """Surround a timed call, which the other processes make in alternating slices.
 
+    Yields: the pauses of this process, filled in when the call has ended
     Raises: KeyboardInterrupt: the coordinator is gone
     """
     pauses = Pauses()
@@ -64,7 +69,7 @@ def side_by_side() -> Iterator[Pauses]:
     _tell(Call.BEGINS)
     try:
         yield pauses
-    except Exception:  # of the engine; to Ctrl-C nobody would answer
+    except Exception:  # of the engine; after Ctrl-C the coordinator would not answer
         _tell(Call.ENDED)
         raise
     pauses.intervals = _tell(Call.ENDED)
@@ -72,7 +77,7 @@ def side_by_side() -> Iterator[Pauses]:
 
 @functools.cache
 def wait_for_others() -> None:
-    """Before the first measurement, once: others may still load, which sides do at the same time.
+    """Wait once, before the first measurement, until all processes have loaded their models; they load at the same time.
 
     Raises: KeyboardInterrupt: the coordinator is gone
     """
@@ -81,12 +86,12 @@ def wait_for_others() -> None:
 
 
 def are_taken() -> bool:
-    """Whether other processes measure in turns with this one."""
+    """Return whether other processes take turns with this one."""
     return VARIABLE in os.environ
 
 
 def pass_on(finished: Round) -> None:
-    """Let the others measure this round; returns when it is this process's turn again, at once where it is alone.
+    """Let the others measure this round. Return when it is this process's turn again, immediately without others.
 
     Raises: KeyboardInterrupt: the coordinator is gone
     """
@@ -95,7 +100,7 @@ def pass_on(finished: Round) -> None:
 
 
 def _tell(message: Message) -> Intervals:
-    """What the coordinator answers, when it is this process's turn again."""
+    """Send a message and return the coordinator's answer, once it is this process's turn again."""
     try:
         _coordinator().send(message)
         pauses: Intervals = _coordinator().recv()

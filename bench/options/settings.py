@@ -1,7 +1,7 @@
-"""What a run was asked to do: the options every suite shares, the presets behind them, and their validation.
+"""What a run was asked to do: the options that every suite shares, and the presets.
 
-An option has one name everywhere: on the command line (--num-draft-tokens), here (num_draft_tokens), in the records and
-in the tables. An option that is not given takes the preset's value.
+An option has one name everywhere: on the command line (--num-draft-tokens), here (num_draft_tokens), in records and in tables.
+An option that is not given takes the preset's value, or the default here. A suite may have other defaults.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_PAIR = "smollm2"
-DRAFT_TOKENS = "2"
-PROMPTS = "instructions"
 INFLATED = " inflated "  # in names, between a model and the shape to which it was inflated
-INSTRUMENT_EVERY = 4
+RUNS = Path("runs")  # the user's own records; published ones are in results
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How much of everything."""
+    """How much is measured."""
 
     temperatures: tuple[float, ...]
     num_prompts: int
@@ -47,56 +45,63 @@ class Stopping:
     budget_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The options of one run, validated."""
 
     preset: str
-    backends: tuple[str, ...]
-    backend_options: tuple[tuple[str, str], ...]  # those for one of several with its name in front: see options_of
-    pair: str | None
-    target: str | None
-    drafts: tuple[str | None, ...]  # None: the pair's own
-    inflations: tuple[str | None, ...]  # of the target, to the compute of a larger model; None: as it is
-    pairs_file: Path | None
-    device: str
-    dtype: str | None
-    rules: tuple[str, ...]
     temperatures: tuple[float, ...]
-    draft_temperatures: tuple[float | None, ...]  # None: the decode temperature
-    num_draft_tokens: tuple[int, ...]
-    concurrency: tuple[int, ...]
-    top_k: int
-    top_p: float
-    prompts: tuple[str, ...]
-    num_prompts: int | None  # None: the preset's, or all there are if fewer
     repeats: int
     max_new_tokens: int
-    max_prompt_tokens: int | None
-    end_token: str
-    instrument_every: int  # pairs, of which one is replayed with instruments and has bare forwards timed; 0: of none
-    pairs_only: bool  # neither a baseline nor a certificate
-    stopping: Stopping  # what ends a cell before its last pair
-    chat_template: str
-    system_prompt: str | None
-    seed: int
-    results: Path
-    resume: bool
-    plan: bool
+    backends: tuple[str, ...] = ("reference",)
+    backend_options: tuple[
+        tuple[str, str], ...
+    ] = ()  # an option of one of several backends starts with its name: see options_of
+    pair: str | None = None
+    target: str | None = None
+    drafts: tuple[str | None, ...] = (None,)  # None: the pair's own
+    inflations: tuple[str | None, ...] = (
+        None,
+    )  # shapes of a larger model, to which the target is inflated; None: not inflated
+    pairs_file: Path | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    rules: tuple[str, ...] = ("rejection",)
+    draft_temperatures: tuple[float | None, ...] = (None,)  # None: the decode temperature
+    num_draft_tokens: tuple[int, ...] = (2,)
+    concurrency: tuple[int, ...] = (1, 4, 16)
+    top_k: int = 0
+    top_p: float = 1.0
+    prompts: tuple[str, ...] = ("instructions",)
+    num_prompts: int | None = None  # None: the preset's, or all there are if fewer
+    max_prompt_tokens: int | None = None
+    end_token: str = "natural"
+    instrument_every: int = 4  # one in so many pairs is replayed with instruments and has bare forwards timed; 0: none
+    pairs_only: bool = False  # neither a baseline nor a certificate
+    stopping: Stopping = Stopping()
+    chat_template: str = "default"
+    system_prompt: str | None = None
+    seed: int = 0
+    results: Path = RUNS
+    resume: bool = False
+    plan: bool = False
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
 
     def with_defaults(self, defaults: SuiteDefaults) -> Settings:
-        """What a suite would rather have where the command line did not say. Drafts it names are those of the default pair."""
+        """Apply the suite's defaults to options that were not given on the command line.
+
+        Drafts among the defaults belong to the default pair, so they are used with that pair only.
+        """
         decided = self.given if self.is_default_pair else self.given | {"drafts"}
         wanted = defaults.get(self.preset, {})
         return replace(self, **{field: value for field, value in wanted.items() if field not in decided})
 
     def options_of(self, backend: str) -> tuple[tuple[str, str], ...]:
-        """The backend options that are for all backends, or for this one."""
+        """Return the options for all backends and for this one."""
         found = ((key.removeprefix(f"{backend}:"), value) for key, value in self.backend_options)
         return tuple((key, value) for key, value in found if ":" not in key)
 
     @property
     def is_default_pair(self) -> bool:
-        """Whether the target is that of the default pair; the draft may be another."""
+        """Return whether the target is that of the default pair; the draft may be another."""
         return self.target is None and self.pair in (None, DEFAULT_PAIR)

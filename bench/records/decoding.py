@@ -1,4 +1,4 @@
-"""TODO: purpose."""
+"""One decoding: the model pair, the request, and what the engine reports of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Literal
 
 
 def derive_seed(seed: int, *parts: object) -> int:
-    """A 63-bit seed that depends on every part, the same on every machine."""
+    """Return a 63-bit seed that depends on every part and is the same on every machine."""
     digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-# Acceptance
 def is_rejection(round_: Round) -> bool:
-    """Whether a draft token failed: the target's own token stands where a draft token was."""
+    """Return whether a draft token was rejected: the target's own token took its place."""
     return round_.accepted < round_.drafted and round_.emitted == round_.accepted + 1
 
 
@@ -29,9 +28,9 @@ AUTOREGRESSIVE = 0  # num_draft_tokens of the baseline arm
 
 
 def parse_schedule(text: str) -> Schedule:
-    """`1@0,0.25@24`: temperature 1 from the first new token on, 0.25 from the one with index 24 on.
+    """Parse `1@0,0.25@24`: temperature 1 from the first new token on, 0.25 from the one with index 24 on.
 
-    Raises: ValueError: another form, or no schedule that `check_schedule` passes
+    Raises: ValueError: another form, or a schedule that `check_schedule` refuses
     """
     try:
         pieces = [piece.split("@") for piece in text.split(",")]
@@ -43,12 +42,15 @@ def parse_schedule(text: str) -> Schedule:
 
 
 def schedule_text(schedule: Schedule) -> str:
-    """As `parse_schedule` reads it."""
+    """Return the form that `parse_schedule` reads."""
     return ",".join(f"{temperature:.15g}@{start}" for start, temperature in schedule)
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Raises: ValueError: it leaves the first token out, does not ascend, or has a temperature that is none."""
+    """Check a schedule.
+
+    Raises: ValueError: it omits the first token, does not ascend, or contains an invalid temperature
+    """
     starts = [start for start, _ in schedule]
     if starts[:1] not in ([], [0]):
         raise ValueError(f"expected a schedule whose first piece starts at token 0, got {starts[0]}")
@@ -61,7 +63,7 @@ def check_schedule(schedule: Schedule) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
-    """A target and a draft, both plain transformers checkpoints (folders, or hub ids where the row says so)."""
+    """A target and a draft, both plain transformers checkpoints: folders once resolved, before that maybe hub ids."""
 
     name: str
     target: str
@@ -70,8 +72,9 @@ class ModelPair:
     dtype: str  # "bfloat16" or "float32"
     licence: str = ""
     note: str = ""
-    device_map: str = ""  # how transformers spreads the target over devices; empty: it lies on one
+    device_map: str = ""  # how transformers spreads the target over devices; empty: all of it on one
     tensor_parallel_size: int = 1  # GPUs over which vLLM splits the models
+    inflation: str = ""  # shape to which the target was inflated, as in `name`; empty: it was not
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,8 @@ class DecodeRequest:
     rule: str = "rejection"
     seed: int = 0
     eos_token_ids: tuple[int, ...] = ()  # empty: the end token is ignored
-    schedule: Schedule = ()  # of the decode T, which the draft T follows; empty: `temperature` throughout
-    draft_length: DraftLength = "constant"  # adaptive: k is the most that a round drafts
+    schedule: Schedule = ()  # of the decode T; the draft T follows it; empty: `temperature` throughout
+    draft_length: DraftLength = "constant"  # adaptive: a round drafts at most k tokens
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -108,11 +111,11 @@ class DecodeRequest:
         check_schedule(self.schedule)
 
     def temperature_at(self, index: int) -> float:
-        """Decode T of a new token; the first has index 0."""
+        """Return the decode T of a new token; the first has index 0."""
         return next((piece for start, piece in reversed(self.schedule) if start <= index), self.temperature)
 
     def draft_temperature_at(self, index: int) -> float:
-        """Draft T of a new token: the decode T of its place, unless it was given."""
+        """Return the draft T of a new token: the given one, else the decode T of that token."""
         return self.temperature_at(index) if self.draft_temperature is None else self.draft_temperature
 
 
@@ -121,7 +124,7 @@ class Round:
     """One draft-then-verify pass: 0 <= accepted <= drafted <= k, emitted <= accepted + 1.
 
     emitted == accepted + 1 when the target's own token followed; emitted == accepted when an accepted end token or the
-    token limit closed the round first. Draft tokens behind that point were drafted and not tested.
+    token limit closed the round first. Draft tokens after that point were drafted and not tested.
     """
 
     drafted: int
@@ -131,15 +134,13 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one call of a backend produced. `rounds` is empty for an autoregressive call, None where the engine cannot tell."""
+    """What one call of a backend produced. `rounds` is empty for an autoregressive call, None where the engine does not report."""
 
     token_ids: tuple[int, ...]  # (N,) 1 <= N <= max_new_tokens
     finish_reason: FinishReason
     rounds: tuple[Round, ...] | None  # emit N - 1 tokens; N where drafting precedes the prefill (it is part of round 1)
-    first_token_s: float | None  # seconds from the call to the first new token; None where the engine cannot tell
-    last_token_s: float | None = (
-        None  # seconds to the last one, where texts were decoded together; None: the call's end
-    )
+    first_token_s: float | None  # seconds from the call to the first new token; None: the engine does not report it
+    last_token_s: float | None = None  # seconds to the last one, if decoded together with others; None: the call's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +156,11 @@ class PhaseSeconds:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """An untimed second run of one request with the instruments on.
+    """An untimed second run of one request, instrumented.
 
     `acceptance_probs` holds, per round, the probability that each *tested* draft token is accepted, given what came
-    before it (for the rejection rule, sum_v min(p_v, q_v)); `joint_length` holds, for rules judged jointly, the expected
-    number of accepted tokens of the round instead.
+    before it (for the rejection rule, sum_v min(p_v, q_v)). For rules that judge a round jointly, `joint_length` holds the
+    expected number of accepted tokens of each round instead.
     """
 
     token_ids: tuple[int, ...]
@@ -171,9 +172,9 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class ForwardSeconds:
-    """One bare forward of each kind at the same context length, model call only, and the floor of each beside it.
+    """One bare forward of each kind at the same context length (the model call only), and the floor of each.
 
-    The floor is the linear layers alone, which stream every weight once; None where nobody measured it.
+    The floor is the linear layers alone, which stream every weight once; None: not measured.
     """
 
     context_length: int

@@ -1,7 +1,7 @@
-"""What is asked, what happened, and what was measured: frozen records, stored as they are.
+"""What a run measured: frozen records of cells, pairs and single generations.
 
-Raw counts and seconds only. Every ratio (alpha, gamma, block efficiency) is a function of these, in `bench.analysis.metrics`.
-Token ids are plain ints, new tokens include the end token when one was emitted. Times are wall-clock seconds.
+Records hold raw counts and seconds only. Every ratio (alpha, gamma, block efficiency) is a function of them, in
+`bench.analysis.metrics`. New tokens include the end token when one was emitted. Times are wall-clock seconds.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from bench.records.decoding import (
     Round,
     Scalar,
     Schedule,
-    parse_schedule,
     schedule_text,
 )
 
+SCHEMA = 2  # of the records that we write; `bench.records.files` also reads those of schema 1
 Order = Literal["ar_first", "sd_first"]
+STEPS = ("baseline", "warm-up", "pairs", "certificate")  # of a cell, in the order in which they run
 SHARED_BY = (
-    "machine_shared_by"  # in an environment: shards of a sweep on one CPU at the same time; absent: it was alone
+    "machine_shared_by"  # in an environment: shards of a sweep that ran on one CPU at the same time; absent: one
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TimedArm:
-    """One timed generation. `seconds` covers the whole call, both ends synchronised.
+    """One timed generation. `seconds` covers the whole call, synchronised at both ends.
 
-    Of texts decoded together each has its own seconds, from the common start to its last token, as the engine says.
+    Generations decoded together have separate seconds: from the common start to their own last token, as the engine reports.
     """
 
     seed: int
@@ -54,7 +55,7 @@ class TimedPair:
     sd: TimedArm
     forwards: tuple[ForwardSeconds, ...] = ()
     replay: Replay | None = None
-    group: int | None = None  # first prompt of those decoded together with this one, who share their fate; None: alone
+    group: int | None = None  # index of the first prompt in the batch; None if decoded alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,9 @@ class Cell:
     draft: str
     dtype: str
     device: str
-    temperature: float
+    temperature: float  # of a schedule, the hottest
     draft_temperature: float
-    num_draft_tokens: int
+    num_draft_tokens: int  # with an adaptive draft length, the most
     top_k: int
     top_p: float
     max_new_tokens: int
@@ -93,46 +94,38 @@ class Cell:
     chat_template: str
     chat_template_hash: str
     seed: int
-    options: tuple[tuple[str, Scalar], ...] = ()  # anything a suite varies beyond these
+    concurrency: int = 1  # generations decoded at once
+    draft_length: DraftLength = "constant"
+    schedule: Schedule = ()  # decode T by token; empty: `temperature` throughout
+    inflation: str = (
+        ""  # shape to which the target was inflated, which the pair's name also contains; empty: not inflated
+    )
+    options: tuple[
+        tuple[str, Scalar], ...
+    ] = ()  # what the user passed to the backend, and what a suite varies beyond these
 
     @property
     def label(self) -> str:
-        """Short name for progress bars and test ids."""
+        """Return a short name, for progress bars and messages."""
         temperature = schedule_text(self.schedule) or f"{self.temperature:g}"
         k = f"k={self.num_draft_tokens}" if self.draft_length == "constant" else f"k<={self.num_draft_tokens}"
         return f"{self.backend} {self.pair} {self.rule} T={temperature} {k}"
 
     @property
-    def draft_length(self) -> DraftLength:
-        """Whether every round drafts k tokens or k is the most."""
-        return "adaptive" if dict(self.options).get("draft_length") == "adaptive" else "constant"
-
-    @property
-    def concurrency(self) -> int:
-        """How many texts are decoded at once."""
-        return int(dict(self.options).get("concurrency") or 1)
-
-    @property
     def draws(self) -> tuple[Scalar | tuple[int, float], ...]:
-        """What its random numbers depend on beside the seed, so that no two cells of a record that are pooled share theirs."""
+        """Return what its random numbers depend on beside the seed: cells that are pooled must not share any."""
         varied = (self.temperature, self.draft_temperature, self.rule, self.num_draft_tokens, self.draft)
         return (*varied, self.concurrency, self.draft_length, *self.schedule)
-
-    @property
-    def schedule(self) -> Schedule:
-        """Decode T by token, where it changes within a text: then `temperature` is the hottest."""
-        text = dict(self.options).get("schedule")
-        return () if text is None else parse_schedule(str(text))
 
 
 @dataclass(frozen=True, slots=True)
 class TextEvidence:
-    """What the target says of one emitted text, from one teacher-forced pass: the raw material of the certificate.
+    """What one teacher-forced pass of the target measured on one generation: the raw material of the certificate.
 
-    One entry a token, the end token included. At T > 0: `pit` is the randomised probability integral transform (tokens
+    One entry per token, the end token included. At T > 0: `pit` is the randomised probability integral transform (tokens
     ordered by descending probability, ties by id), uniform on 0..1 if the token was drawn from the target;
-    `excess_surprisal` is surprisal minus entropy in nats, mean 0 if so, with variance `surprisal_variance`. A token off the
-    truncated support has pit 1 and is marked. At T = 0 only `logit_gap` is filled: the best logit minus the token's.
+    `excess_surprisal` is surprisal minus entropy in nats, with mean 0 in that case and variance `surprisal_variance`. A token
+    off the truncated support has pit 1 and is marked. At T = 0 only `logit_gap` is filled: the best logit minus the token's.
     """
 
     prompt_index: int
@@ -147,19 +140,16 @@ class TextEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All texts of one cell as scored by the target, and what numerical noise that machine shows."""
+    """All generations of one cell as scored by the target, and the numerical noise of that machine."""
 
     dtype: str
     near_tie: float  # tau: 99.9th percentile of |1-token minus (k+1)-token forward| over logits; T = 0 tolerance
     texts: tuple[TextEvidence, ...]
 
 
-STEPS = ("baseline", "warm-up", "pairs", "certificate")  # of a cell, in their order; pairs with what is behind each
-
-
 @dataclass(frozen=True, slots=True)
 class CellRecord:
-    """One measured cell, or one that failed: then `error` says why and there are no pairs."""
+    """One measured cell, or one that failed: then `error` holds the reason and there are no pairs."""
 
     cell: Cell
     started: str  # ISO 8601, UTC
@@ -168,25 +158,25 @@ class CellRecord:
     pairs: tuple[TimedPair, ...]
     evidence: Evidence | None = None  # what the losslessness certificate is derived from
     scoring_s: float | None = None  # seconds the evidence took; the first cell's include loading what it needs
-    # Largest resident memory of this process and its children (an engine of its own), sampled behind every pair.
+    # Largest resident memory of this process and its children (some engines run in one), sampled after every pair.
     peak_memory_bytes: int | None = None
-    throttle: tuple[str, ...] = ()  # reasons seen before the first pair and behind each; empty: none, or not readable
-    # Wall-clock seconds of the steps of the cell (`STEPS`); empty: it was resumed, or took turns with others.
+    throttle: tuple[str, ...] = ()  # reasons seen before the first pair and after each; empty: none, or not readable
+    # Wall-clock seconds of each of STEPS; empty: the cell was resumed, or took turns with other processes.
     wall_s: dict[str, float] = field(default_factory=dict)
     stopped: str = (
-        ""  # what ended it before its last pair (`bench.measurement.stopping`): precision or time; empty: nothing did
+        ""  # why it ended before its last pair (`bench.measurement.stopping`): precision or time; empty: it did not
     )
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run of one suite on one backend: the content of one file under results/."""
+    """One run of one suite on one backend: the content of one file of results."""
 
     schema: int
     suite: str
     preset: str
-    command: str
+    command: tuple[str, ...]
     created: str  # ISO 8601, UTC
     environment: dict[str, Scalar]
     model_pair: ModelPair
@@ -195,8 +185,5 @@ class RunRecord:
     backend_settings: dict[str, Scalar]
     baseline: tuple[BaselineTriple, ...]
     cells: tuple[CellRecord, ...]
-    # Draft, as cells name it -> what its card says of how it was made; without one it is left out.
+    # Draft, by its name in cells -> how it was made, from its card; drafts without a card are left out.
     drafts: dict[str, dict[str, Scalar]] = field(default_factory=dict)
-
-
-SCHEMA = 1

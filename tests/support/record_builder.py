@@ -80,7 +80,7 @@ def make_run(cells: Sequence[CellRecord] = (), **changes: Any) -> RunRecord:
         schema=SCHEMA,
         suite="temperature_grid",
         preset="quick",
-        command="pytest --benchmark-only suites/",
+        command=("pytest", "--benchmark-only", "suites/"),
         created="2026-11-20T10:00:00+00:00",
         environment={
             "device_type": "cpu",

@@ -1,42 +1,16 @@
-"""The measuring side keeps what was measured, whatever happens to a cell."""
+"""A suite on a fake engine: every pair is journalled, and what an interruption cut is measured again."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.measurement import suite_run
-from bench.measurement.recording import NotMeasured, Recording
-from bench.records import files
-from bench.records.journal import Journal
-from tests.support.record_builder import make_cell, make_record, make_run
-
-
-def test_a_cell_whose_test_ended_early_does_not_keep_the_record_from_being_written(tmp_path: Path) -> None:
-    whole, cut = make_record(make_cell(temperature=0.0)), make_record(make_cell(temperature=1.0))
-    nothing: Any = None
-    recording = Recording("temperature_grid", "reference", settings=nothing, workloads=(), reporter=nothing)
-    recording._journal = Journal.start(tmp_path, make_run(), backend="reference")
-    recording._journal.finish_cell(whole)
-    recording._journal.append_pair(cut.cell, cut.pairs[0])
-    path = recording.finish()
-    assert path is not None
-    kept, failed = files.load_run(path).cells
-    assert kept == whole
-    assert (failed.cell, failed.pairs) == (cut.cell, ())
-    assert failed.error == "its test ended before the cell was measured"
-    assert not list(tmp_path.rglob(f"*{files.UNFINISHED}"))
-
-
-def test_two_records_that_begin_within_a_second_have_names_of_their_own(tmp_path: Path) -> None:
-    nothing: Any = SimpleNamespace(results=tmp_path)
-    recording = Recording("temperature_grid", "reference", settings=nothing, workloads=(), reporter=nothing)
-    first, second = (recording._started(make_run()) for _ in range(2))
-    assert first.path != second.path
-    assert first.header.suite == second.header.suite
+from bench.measurement.recording import NotMeasured
+from bench.measurement.suite_run import SuiteRun, whole_groups
+from bench.records.runs import TimedPair
+from tests.support.record_builder import make_record
 
 
 @pytest.mark.parametrize("method", ["measure", "measure_baseline"])
@@ -45,4 +19,15 @@ def test_nothing_is_recorded_where_pytest_benchmark_is_disabled(method: str) -> 
     run: Any = SimpleNamespace()
     options = {} if method == "measure_baseline" else {"temperature": 1.0, "rule": "rejection", "num_draft_tokens": 2}
     with pytest.raises(NotMeasured, match="run with --benchmark-only, and without -n"):
-        getattr(suite_run.SuiteRun, method)(run, SimpleNamespace(disabled=True), **options)
+        getattr(SuiteRun, method)(run, SimpleNamespace(disabled=True), **options)
+
+
+def test_a_group_that_an_interruption_cut_is_measured_again() -> None:
+    pair = make_record().pairs[0]
+
+    def member(group: int | None, repeat: int) -> TimedPair:
+        return TimedPair(0, repeat, pair.order, pair.ar, pair.sd, group=group)
+
+    whole, cut = [member(0, 0), member(0, 1)], [member(1, 2)]
+    assert whole_groups([*whole, *cut], 2) == whole
+    assert whole_groups([member(None, 0)], 1) == [member(None, 0)]

@@ -11,7 +11,6 @@ import pytest
 
 from bench.analysis import metrics
 from bench.measurement import timing, turns
-from bench.orchestration import parties
 from bench.records import decoding
 from bench.records.decoding import DecodeRequest, ForwardSeconds, Generation, PhaseSeconds, Replay
 from bench.records.runs import TimedPair
@@ -59,7 +58,7 @@ def test_seconds_in_which_the_process_was_stopped_are_no_part_of_any(monkeypatch
     backend = AsynchronousFake(clock)
     start = clock()
     stopped = turns.Pauses(((start - 5.0, start - 4.0), (start + 2.0, start + 3.5), (start + 9.0, start + 10.0)))
-    monkeypatch.setattr(parties, "side_by_side", lambda: nullcontext(stopped))
+    monkeypatch.setattr(turns, "side_by_side", lambda: nullcontext(stopped))
 
     def call(request: DecodeRequest) -> Generation:
         return replace(AsynchronousFake.generate(backend, request), first_token_s=4.0)
@@ -159,7 +158,7 @@ def test_a_text_that_ends_after_the_call_is_refused_and_so_is_load_on_a_backend_
     clock = FakeClock()
     with pytest.raises(ValueError, match="last tokens within"):
         timing.time_together(ConcurrentFake(clock, late_s=1000.0), [REQUEST, REQUEST], clock)
-    with pytest.raises(ValueError, match="one text at a time"):
+    with pytest.raises(ValueError, match="one prompt at a time"):
         timing.time_together(AsynchronousFake(clock), [REQUEST, REQUEST], clock)
 
 
@@ -215,5 +214,5 @@ def test_asking_that_backend_for_its_own_decode_is_an_error() -> None:
     rounds = timing.baseline_rounds(
         AsynchronousFake(clock), (0,), orders, lambda _: REQUEST, on_triple=print, clock=clock
     )
-    with pytest.raises(ValueError, match="has no plain decode of its own"):
+    with pytest.raises(ValueError, match="has no plain decode beside its AR arm"):
         rounds.run_all()

@@ -8,7 +8,7 @@ import pytest
 
 from bench.options.arguments import add_options, from_options
 from bench.options.settings import PRESETS, Settings
-from bench.options.values import parse_temperatures
+from bench.options.values import temperatures_of
 
 
 def parsed(*arguments: str) -> Settings:
@@ -25,15 +25,15 @@ def test_a_preset_fills_what_no_option_says() -> None:
 
 
 def test_the_papers_grid_has_no_rounding_noise() -> None:
-    assert parse_temperatures("0:1:0.1") == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    assert parse_temperatures("0,0.25,2") == (0.0, 0.25, 2.0)
-    assert parse_temperatures("0.5:0.5:1") == (0.5,)
+    assert temperatures_of("--temperatures", "0:1:0.1") == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    assert temperatures_of("--temperatures", "0,0.25,2") == (0.0, 0.25, 2.0)
+    assert temperatures_of("--temperatures", "0.5:0.5:1") == (0.5,)
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--preset", "slow"], "expected --preset smoke, quick, paper, got 'slow'"),
+        (["--preset", "slow"], "expected --preset smoke, quick or paper, got 'slow'"),
         (["--temperatures=-1"], "expected a temperature >= 0 for --temperatures, got '-1'"),
         (["--temperatures", "nan"], "expected a finite number for --temperatures, got 'nan'"),
         (["--temperatures", "0:1"], "expected --temperatures first:last:step"),
