@@ -14,7 +14,7 @@ import itertools
 import json
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,14 @@ from backends.certification.samples import DecodedSample, read_samples
 from bench.errors import BackendUnavailable
 from bench.options import arguments
 from bench.options.settings import Settings
-from bench.records.decoding import DecodeRequest, ModelPair
+from bench.options.values import count_of
+from bench.progress import Meter
+from bench.records.decoding import DecodeRequest, ModelPair, derive_seed
 
 if TYPE_CHECKING:
     from backends.certification.scoring import Text
     from bench.analysis.certificate import Certificate
+    from bench.measurement.recording import Workload
 
 
 EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
@@ -65,12 +68,12 @@ class Certify:
             "--samples", type=Path, metavar="JSONL", help="judge these texts of the pair's target, decode none"
         )
         parser.add_argument("--json", action="store_true", help="print JSON")
-        arguments.add_options(_Shared(parser))
+        arguments.add_options(parser, only=SHARED_OPTIONS)
         parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
 
     def run(self, args: Namespace) -> int:
         asked = _single(arguments.from_options(args))
-        num_tokens = None if args.tokens is None else _whole_number("--tokens", args.tokens)
+        num_tokens = None if args.tokens is None else count_of("--tokens", args.tokens)
         if args.samples is not None and (args.backend or num_tokens is not None):
             raise ValueError("expected --samples, or --backend and --tokens, got both")
 
@@ -97,20 +100,6 @@ class Certify:
         return EXIT_STATUS[certificate.verdict]
 
 
-class _Shared:
-    """Declares those options of the suites that mean something here; the others take their defaults."""
-
-    def __init__(self, parser: ArgumentParser) -> None:
-        self.parser = parser
-
-    def add_argument(self, name: str, **details: Any) -> None:
-        if name in SHARED_OPTIONS:
-            self.parser.add_argument(name, **details)
-        elif name != "--temperatures":
-            off = False if details.get("action") == "store_true" else None
-            self.parser.set_defaults(**{name[2:].replace("-", "_"): details.get("default", off)})
-
-
 @dataclass(frozen=True, slots=True)
 class _Made:
     """The texts to be judged."""
@@ -128,40 +117,19 @@ def _single(asked: Settings) -> Settings:
     return asked
 
 
-def _whole_number(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"expected {name} to be a whole number >= 1, got {text!r}")
-    return int(text)
-
-
 def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
-    from backends.models import checkpoints
+    from backends.models import checkpoints, workloads
     from bench.analysis.certificate import tokens_for_lossless
-    from bench.prompts import formatting, sets
+    from bench.prompts import sets
     from bench.registry import backend_factory
 
     factory = backend_factory(asked.backends[0])
     checkpoints.check_compatible(pair)
-    tokenizer = checkpoints.tokenizer(pair)
-    prompt_format = formatting.prompt_format(
-        tokenizer,
-        chat_template=asked.chat_template,
-        system_prompt=asked.system_prompt,
-        max_prompt_tokens=asked.max_prompt_tokens,
-    )
-    encoded = formatting.encode(
-        sets.load(asked.prompts[0]),
-        tokenizer,
-        prompt_format,
-        context_length=checkpoints.context_length(pair),
-        max_new_tokens=asked.max_new_tokens,
-        num_draft_tokens=asked.num_draft_tokens[0],
-    )
-    end_token_ids = formatting.end_token_ids(pair)
+    workload = workloads.prepare(pair, sets.load(asked.prompts[0]), asked)
     if num_tokens is None:
         num_tokens = tokens_for_lossless() if asked.temperatures[0] else GREEDY_TOKENS
     assert num_tokens is not None
-    requests = _requests(asked, [prompt.ids for prompt in encoded], end_token_ids)
+    requests = _requests(asked, workload)
     compare = asked.temperatures[0] == 0 and pair.dtype == "float32"
     backend = factory(pair, device=asked.device, options=dict(asked.options_of(asked.backends[0])))
     if asked.rules[0] not in backend.capabilities.rules:
@@ -169,7 +137,7 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
         raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {asked.rules[0]!r}")
     texts: list[Text] = []
     differing, decode_s = 0, 0.0
-    with _Progress(num_tokens) as progress:
+    with Meter("decoding", num_tokens) as meter:
         for index, repeat, request in requests:
             started = time.perf_counter()
             try:
@@ -181,63 +149,33 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
             decode_s += time.perf_counter() - started
             stopped = made.finish_reason == "stop"
             decoded = DecodedSample(index, repeat, request.prompt_ids, made.token_ids, stopped, made.rounds)
-            texts.append(decoded.as_text(end_token_ids))
+            texts.append(decoded.as_text(workload.end_token_ids))
             if compare:
                 differing += backend.generate(replace(request, num_draft_tokens=0)).token_ids != made.token_ids
-            progress.advance(len(made.token_ids))
+            meter.step(len(made.token_ids))
             if sum(len(text.token_ids) for text in texts) >= num_tokens:
                 break
     backend.close()
     return _Made(texts, differing, decode_s)
 
 
-def _requests(
-    asked: Settings, prompt_ids: Sequence[tuple[int, ...]], end_token_ids: tuple[int, ...]
-) -> Iterator[tuple[int, int, DecodeRequest]]:
-    """Prompt index, repeat and request: each prompt again and again with other seeds; at T = 0 once."""
-    from bench.records.decoding import derive_seed
+def _requests(asked: Settings, workload: Workload) -> Iterator[tuple[int, int, DecodeRequest]]:
+    """Yield prompt index, repeat and request: each prompt again and again with other seeds; at T = 0 once."""
+    from bench.measurement.cells import cell_of, request_of
 
-    temperature = asked.temperatures[0]
-    for repeat in itertools.count() if temperature else (0,):
-        for index, ids in enumerate(prompt_ids):
-            yield (
-                index,
-                repeat,
-                DecodeRequest(
-                    prompt_ids=ids,
-                    max_new_tokens=asked.max_new_tokens,
-                    num_draft_tokens=asked.num_draft_tokens[0],
-                    temperature=temperature,
-                    draft_temperature=asked.draft_temperatures[0],
-                    top_k=asked.top_k,
-                    top_p=asked.top_p,
-                    rule=asked.rules[0],
-                    seed=derive_seed(asked.seed, "certify", index, repeat),
-                    eos_token_ids=end_token_ids,
-                ),
-            )
-
-
-class _Progress:
-    """A bar on standard error, where that is a terminal."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self.bar = Progress(console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("tokens", total=total)
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, count: int) -> None:
-        self.bar.advance(self.task, count)
+    cell = cell_of(
+        "certify",
+        asked.backends[0],
+        settings=asked,
+        workload=workload,
+        temperature=asked.temperatures[0],
+        rule=asked.rules[0],
+        num_draft_tokens=asked.num_draft_tokens[0],
+    )
+    for repeat in itertools.count() if cell.temperature else (0,):
+        for index, prompt_ids in enumerate(workload.prompt_ids):
+            request = request_of(cell, prompt_ids, workload.end_token_ids)
+            yield index, repeat, replace(request, seed=derive_seed(asked.seed, "certify", index, repeat))
 
 
 def _judge(made: _Made, asked: Settings, pair: ModelPair) -> tuple[Certificate, float, float]:

@@ -14,11 +14,13 @@ import numpy as np
 from backends.doctor.check import Check
 from backends.doctor.installation import FAILURES, resolved
 from bench.analysis.metrics import spent
+from bench.measurement.cells import cell_of, request_of
 from bench.measurement.timing import baseline_rounds, plan_baseline, warm_up
-from bench.options import settings
+from bench.options.arguments import from_options
+from bench.progress import Meter
 from bench.protocols import Backend, Clock
-from bench.records.decoding import DecodeRequest, ModelPair, derive_seed
-from bench.records.environment import throttle_reasons
+from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ModelPair, derive_seed
+from bench.records.machine import throttle_reasons
 from bench.records.runs import BaselineTriple
 from bench.statistics import intervals
 
@@ -60,9 +62,6 @@ def noise_floor(
 
 
 def _measured(args: Namespace, requested: ModelPair, *, seconds: float) -> NoiseRun:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from backends.models import checkpoints
     from bench.registry import backend_factory
 
@@ -70,14 +69,11 @@ def _measured(args: Namespace, requested: ModelPair, *, seconds: float) -> Noise
     checkpoints.check_compatible(pair)
     requests = _requests(pair)
     backend = backend_factory("reference")(pair, device=args.device, options={})
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("warming up", total=seconds)
+        with Meter("A/A run", math.ceil(seconds), unit="s") as meter:
 
-            def report(num_texts: int, elapsed_s: float) -> None:
-                bar.update(task, description=f"A/A run, {num_texts} prompts", completed=min(elapsed_s, seconds))
+            def report(num_prompts: int, elapsed_s: float) -> None:
+                meter.show(min(int(elapsed_s), meter.total), f"{num_prompts} prompts")
 
             return aa_run(backend, requests, pair=pair.name, device=args.device, seconds=seconds, report=report)
     finally:
@@ -86,28 +82,27 @@ def _measured(args: Namespace, requested: ModelPair, *, seconds: float) -> Noise
 
 def _requests(pair: ModelPair) -> tuple[DecodeRequest, ...]:
     """Return requests for the built-in prompts, cut where they are too long for the pair."""
-    from backends.models import checkpoints
-    from bench.prompts import formatting, sets
+    from backends.models import checkpoints, workloads
+    from bench.prompts import sets
 
-    max_new_tokens = settings.PRESETS["quick"].max_new_tokens
-    context_length, tokenizer = checkpoints.context_length(pair), checkpoints.tokenizer(pair)
-    prompt_format = formatting.prompt_format(
-        tokenizer,
-        chat_template="default" if tokenizer.chat_template else "none",
-        max_prompt_tokens=context_length - max_new_tokens - 1,
+    defaults = from_options(Namespace())
+    asked = replace(
+        defaults,
+        chat_template="default" if checkpoints.tokenizer(pair).chat_template else "none",
+        max_prompt_tokens=checkpoints.context_length(pair) - defaults.max_new_tokens - 1,
+        num_draft_tokens=(AUTOREGRESSIVE,),
     )
-    encoded = formatting.encode(
-        sets.load(settings.PROMPTS),
-        tokenizer,
-        prompt_format,
-        context_length=context_length,
-        max_new_tokens=max_new_tokens,
-        num_draft_tokens=0,
+    workload = workloads.prepare(pair, sets.load(asked.prompts[0]), asked)
+    cell = cell_of(
+        "doctor",
+        "reference",
+        settings=asked,
+        workload=workload,
+        temperature=TEMPERATURE,
+        rule=asked.rules[0],
+        num_draft_tokens=AUTOREGRESSIVE,
     )
-    ends = formatting.end_token_ids(pair)
-    return tuple(
-        DecodeRequest(prompt.ids, max_new_tokens, temperature=TEMPERATURE, eos_token_ids=ends) for prompt in encoded
-    )
+    return tuple(request_of(cell, prompt_ids, workload.end_token_ids) for prompt_ids in workload.prompt_ids)
 
 
 def aa_run(

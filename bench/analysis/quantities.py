@@ -15,6 +15,7 @@ from bench.analysis import metrics
 from bench.analysis.rows import Row
 from bench.analysis.stretches import Stretch
 from bench.records import decoding
+from bench.records.command_line import shell_text
 from bench.records.runs import CellRecord
 from bench.statistics.effects import Array, Effect, Number, Sample, Statistic, contrast, jackknife
 
@@ -55,7 +56,7 @@ def compared(statistic: Statistic, cells: Sequence[tuple[Row, Columns]], detail:
     ]
     runs = {row.file: row.run for row, _ in cells}
     detail = f"{detail}; {' and '.join(str(len(prompts)) for prompts in shared.values())} prompts"
-    commands = tuple(dict.fromkeys(run.command for run in runs.values()))
+    commands = tuple(dict.fromkeys(shell_text(run.command) for run in runs.values()))
     return Finding(jackknife(statistic, samples), detail, tuple(runs), commands)
 
 

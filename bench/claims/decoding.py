@@ -24,6 +24,7 @@ from bench.analysis.quantities import (
 from bench.analysis.rows import Row, identity
 from bench.analysis.stretches import stretches
 from bench.claims.claim import Claim, Records, Rule
+from bench.records.decoding import schedule_text
 from bench.records.runs import Cell
 from bench.statistics.effects import Array, chosen_by_others, contrast
 
@@ -177,7 +178,7 @@ def within_a_text(records: Records) -> Finding | None:
     if not starts_hot or not starts_cold:
         return None
     both = (starts_hot[0], starts_cold[0])  # hot half first in each
-    detail = " and ".join(str(dict(_cell(row).options)["schedule"]) for row, _ in both)
+    detail = " and ".join(schedule_text(_cell(row).schedule) for row, _ in both)
     cells = [(row, counts_in(half)) for row, of in both for half in of]
     return compared(contrast(alpha_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
 

@@ -10,6 +10,7 @@ from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row, newest_rows
 from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Ruling
 from bench.options.settings import DEFAULT_PAIR
+from bench.records.command_line import shell_text
 from bench.records.files import line_header, record_files
 from bench.statistics.effects import LEVEL, holm
 
@@ -96,7 +97,7 @@ def load(results: Path, machine: str) -> dict[str, Records]:
 def _pair_and_command(path: Path) -> tuple[str, str]:
     """Of a record of JSON lines."""
     header = line_header(path)
-    command = str(header["command"])
+    command = shell_text(header["command"])
     named = re.search(r"--pair[ =](\S+)", command)
     pair = header.get("model_pair") or (named[1] if named else DEFAULT_PAIR)
     return str(pair["name"] if isinstance(pair, dict) else pair), command

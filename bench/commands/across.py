@@ -7,6 +7,7 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.options.values import above_0, count_of, count_or_0, number_of
 from bench.reporting.comparison import terminal_text
 
 if TYPE_CHECKING:
@@ -30,22 +31,22 @@ class Across:
 
     def run(self, args: Namespace) -> int:
         from bench.orchestration import revisions
-        from bench.progress import Reporter
+        from bench.progress import Meter
 
         args, asked = _parted(args)
-        if not args.margin > 0:
-            raise ValueError(f"expected --margin > 0, got {args.margin:g}")
+        margin = above_0("--margin", args.margin)
+        seed, launches = count_or_0("--seed", args.seed), count_of("--launches", args.launches)
         if early := [word for word in asked if word.partition("=")[0] in ("--precision", "--time-budget")]:
             raise ValueError(
                 f"expected no {early[0]}: all sides measure the same pairs; use --launches and --num-prompts"
             )
         resume = args.resume or "--resume" in asked
-        reporter = Reporter(0)
+        reporter = Meter(unit="pairs")
         run = revisions.prepare(
             revisions.sources(args.revisions, args.packages),
             [word for word in asked if word != "--resume"],
-            seed=args.seed,
-            launches=args.launches,
+            seed=seed,
+            launches=launches,
             slice_s=_slice_s(args.slice_ms, asked),
             out=args.out or revisions.default_out(args.revisions, args.packages),
             resume=resume,
@@ -62,15 +63,15 @@ class Across:
             reporter.close()
         reporter.note(f"records in {run.folder}")
         revisions.check_one_harness(run)
-        return _compare(run, margin=args.margin, strict=args.strict, markdown=args.markdown)
+        return _compare(run, margin=margin, strict=args.strict, markdown=args.markdown)
 
 
-def _slice_s(asked_ms: float | None, suite_options: list[str]) -> float:
+def _slice_s(asked_ms: str | None, suite_options: list[str]) -> float:
     """What a stopped process asked of an accelerator goes on there, so that slices would overlap."""
     from bench.orchestration.parties import SLICE_S
 
     if asked_ms is not None:
-        return asked_ms / 1000
+        return number_of("--slice", asked_ms) / 1000
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default="cpu")
     return SLICE_S if parser.parse_known_args(suite_options)[0].device == "cpu" else 0.0
@@ -86,26 +87,24 @@ def _add_options(parser: ArgumentParser) -> None:
         help="a version of a package that backends stand on, installed beside yours; repeat to compare versions",
     )
     parser.add_argument(
-        "--margin", type=float, default=0.02, metavar="SHARE", help="ratios this near to 1 are SAME (default: 0.02)"
+        "--margin", default="0.02", metavar="SHARE", help="ratios this near to 1 are SAME (default: 0.02)"
     )
     parser.add_argument("--strict", action="store_true", help="exit 3 where something is INCONCLUSIVE")
     parser.add_argument("--markdown", action="store_true", help="print markdown to paste in a pull request")
     parser.add_argument(
         "--launches",
-        type=int,
-        default=5,
+        default="5",
         metavar="N",
         help="processes of each side one after the other, which differ in speed by themselves (default: 5)",
     )
     parser.add_argument(
         "--slice",
         dest="slice_ms",
-        type=float,
         metavar="MS",
         help="let the sides work by turns of so many milliseconds within a timed call; 0: a call each (default: 50; "
         "0 where --device is not cpu)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of who goes first (default: 0)")
+    parser.add_argument("--seed", default="0", metavar="N", help="seed of who goes first (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
     parser.add_argument("--resume", action="store_true", help="go on with the newest interrupted run of this command")
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from bench.options.values import above_0
 from bench.progress import with_bar
-from bench.records.files import load_run, record_files
-from bench.records.runs import SCHEMA, RunRecord
+from bench.records.files import decoded_record, load_run, record_files
+from bench.records.runs import RunRecord
 from bench.reporting.comparison import terminal_text
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Compare:
         parser.add_argument("head", metavar="HEAD", help="the same; what is judged")
         parser.add_argument("--suite", metavar="NAME", help="only this suite's cells")
         parser.add_argument(
-            "--margin", type=float, default=0.02, metavar="SHARE", help="ratios this near to 1 are SAME (default: 0.02)"
+            "--margin", default="0.02", metavar="SHARE", help="ratios this near to 1 are SAME (default: 0.02)"
         )
         parser.add_argument("--strict", action="store_true", help="exit 3 where something is INCONCLUSIVE")
         parser.add_argument("--markdown", action="store_true", help="print markdown to paste in a pull request")
@@ -55,7 +56,7 @@ class Compare:
 
         base, head = (find_side(text, results=args.results) for text in (args.base, args.head))
         with Console(stderr=True).status("comparing"):
-            found = comparison.compare(base, head, margin=args.margin, suite=args.suite)
+            found = comparison.compare(base, head, margin=above_0("--margin", args.margin), suite=args.suite)
             text = (markdown if args.markdown else terminal_text)(found)
         print(text)
         return comparison.exit_status(found, strict=args.strict)
@@ -100,15 +101,18 @@ def load_file(path: Path) -> dict[str, RunRecord]:
         raise ValueError(f"{path}: {error}") from error
     if benchmarks is None:
         return {path.name: load_run(path)}
-    runs = [benchmark.extra_info.specheat for benchmark in benchmarks]
-    found = {f"{path.name}#{number}": run for number, run in enumerate(runs, start=1) if run is not None}
-    if not found or any(run.schema != SCHEMA for run in found.values()):
-        raise ValueError(f"{path}: expected benchmarks of our suites with records of schema {SCHEMA}, found none")
+    raw = [benchmark.extra_info.specheat for benchmark in benchmarks]
+    try:
+        found = {f"{path.name}#{number}": decoded_record(each) for number, each in enumerate(raw, start=1) if each}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not found:
+        raise ValueError(f"{path}: expected benchmarks of our suites with their records, found none")
     return found
 
 
 class _ExtraInfo(msgspec.Struct):
-    specheat: RunRecord | None = None
+    specheat: msgspec.Raw = msgspec.Raw()  # the content of a record, of any schema that we read
 
 
 class _Benchmark(msgspec.Struct):

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.options import arguments
+from bench.options.values import count_of, temperature_of
 from bench.records.files import read_runs
 
 if TYPE_CHECKING:
     from bench.records.runs import Cell
 
 
-_FIELDS = ("backend", "rule", "temperature", "num_draft_tokens")  # of a cell, which options select by
+# Fields of a cell by which options select -> how the option's text is read
+_FIELDS: Mapping[str, Callable[[str, str], object]] = {
+    "backend": lambda _, text: text,
+    "rule": lambda _, text: text,
+    "temperature": temperature_of,
+    "num_draft_tokens": count_of,
+}
 
 
 class History:
@@ -25,8 +32,8 @@ class History:
         arguments.add_arguments(parser)
         parser.add_argument("--backend", metavar="NAME", help="only this backend's cells")
         parser.add_argument("--rule", metavar="NAME", help="only this acceptance rule's cells")
-        parser.add_argument("--temperature", type=float, metavar="T", help="only cells at this decode temperature")
-        parser.add_argument("--num-draft-tokens", type=int, metavar="K", help="only cells of this draft length")
+        parser.add_argument("--temperature", metavar="T", help="only cells at this decode temperature")
+        parser.add_argument("--num-draft-tokens", metavar="K", help="only cells of this draft length")
         parser.add_argument("--markdown", action="store_true", help="print tables for GitHub")
         parser.add_argument(
             "--figure",
@@ -38,7 +45,11 @@ class History:
     def run(self, args: Namespace) -> int:
         from bench.reporting import history
 
-        asked = {name: value for name in _FIELDS if (value := getattr(args, name)) is not None}
+        asked = {
+            name: parse(f"--{name.replace('_', '-')}", text)
+            for name, parse in _FIELDS.items()
+            if (text := getattr(args, name)) is not None
+        }
         files = () if args.figure is None else _figure_files(args.figure)
         runs = read_runs(args.results, suite=args.suite)
         found = history.histories(runs, wanted=lambda cell: _is_as_asked(cell, asked))

@@ -25,8 +25,8 @@ class Report:
     def run(self, args: Namespace) -> int:
         from rich.console import Console
         from rich.markup import escape
-        from rich.progress import track
 
+        from bench.progress import with_bar
         from bench.reporting.html import page as html_page
 
         if not args.out.parent.is_dir():
@@ -36,7 +36,7 @@ class Report:
 
         def shown(keys: Sequence[Key]) -> Iterable[Key]:
             reading.stop()
-            return track(keys, description="tables and figures", console=console, transient=True)
+            return with_bar(keys, "tables and figures")
 
         with reading:
             page = html_page.page(args.results, machine=args.machine, suite=args.suite, track=shown)

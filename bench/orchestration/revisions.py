@@ -28,9 +28,9 @@ from pathlib import Path
 from bench.analysis.comparison import Side
 from bench.measurement.turns import Round
 from bench.orchestration.parties import Party, ended_afterwards, take_turns
-from bench.progress import Reporter
+from bench.progress import Meter
 from bench.records import environment
-from bench.records.environment import REPOSITORY, git
+from bench.records.checkout import REPOSITORY, git
 from bench.records.files import load_run, write_atomically
 from bench.records.runs import RunRecord
 
@@ -184,7 +184,7 @@ def prepare(
     return Run(sides, tuple(asked), seed, launches, slice_s, folder)
 
 
-def measure(run: Run, *, resume: bool, reporter: Reporter) -> None:
+def measure(run: Run, *, resume: bool, reporter: Meter) -> None:
     """Run the suites on every side, a round in turn, as often as there are launches.
 
     Raises:  ValueError: a side that failed, or measured nothing; the others are ended, and what was measured is kept
@@ -203,9 +203,7 @@ def _all_launches(run: Run) -> Iterator[tuple[int, int]]:
     return itertools.product(range(len(run.sources)), range(run.launches))
 
 
-def _launch(
-    run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *, resume: bool, reporter: Reporter
-) -> None:
+def _launch(run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *, resume: bool, reporter: Meter) -> None:
     """Every side once, in turns, from its start to its end."""
     parties = {
         _party(run, index, launch, *side, resume=resume): run.finished(index, launch)
@@ -336,7 +334,7 @@ def _party(run: Run, index: int, launch: int, checkout: Path, package: Path | No
 class _Progress:
     """Rounds of every side on the reporter, which counts the pairs of all of them."""
 
-    def __init__(self, parties: Iterable[Party], reporter: Reporter, *, launch: int, launches: int) -> None:
+    def __init__(self, parties: Iterable[Party], reporter: Meter, *, launch: int, launches: int) -> None:
         self.launch = launch
         self.launches = launches
         self.rounds = dict.fromkeys((party.name for party in parties), 0)
@@ -351,7 +349,7 @@ class _Progress:
         new, self.pairs[party.name] = finished.pairs - self.pairs[party.name], finished.pairs
         so_far = "  ".join(f"{name}: {rounds}" for name, rounds in self.rounds.items())
         launch = f"launch {self.launch + 1} of {self.launches}"
-        self.reporter.step(f"{finished.label}  {launch}  rounds of {so_far}", None, pairs=new)
+        self.reporter.step(new, f"{launch}  rounds of {so_far}", label=finished.label)
 
 
 def _last_words(log: Path) -> str:

@@ -222,7 +222,7 @@ def put_together(plan: Plan, dones: Sequence[Done]) -> list[Path]:
                 by_run.setdefault(key, []).append(run)
             elif name.endswith(".jsonl"):  # records of another form, each of one test
                 others.append((folder / name, plan.results / name))
-    command = " ".join(("pytest", "--benchmark-only", *plan.suites, *plan.options))
+    command = ("pytest", "--benchmark-only", *plan.suites, *plan.options)
     shared = shared_by(dones)
     paths = [
         write_run(plan.results, merged(runs, command=command, shared_by=shared), backend=backend)
@@ -249,7 +249,7 @@ def shared_by(dones: Sequence[Done]) -> int:
     )
 
 
-def merged(runs: Sequence[RunRecord], *, command: str, shared_by: int) -> RunRecord:
+def merged(runs: Sequence[RunRecord], *, command: tuple[str, ...], shared_by: int) -> RunRecord:
     """One record of all cells, in the order of the runs, with the baseline of the first.
 
     Raises:  IncomparableResults: they were measured under different conditions

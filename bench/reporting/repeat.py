@@ -7,25 +7,18 @@ nothing of one value alone, it gets all that it had: then other cells are measur
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from bench.analysis.rows import Row
+from bench.analysis.rows import LOAD_SUITES, Row
 from bench.options.arguments import add_options
 from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.prompts.sets import SPLITS
+from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
 from bench.records.runs import RunRecord
 
 COMPARED = {"backends": "backend", "kd_grid": "draft"}  # suite that needs several values -> field of its cells
-_OLD_PYTEST = re.compile(r"^\S*__main__\.py(?= )")  # as a run by `python -m pytest` named itself once
-
-
-def as_typed(command: str) -> str:
-    """A record's command as a shell takes it."""
-    return _OLD_PYTEST.sub("python -m pytest", command)
 
 
 def cell_command(row: Row, rows: Sequence[Row]) -> str:
@@ -38,31 +31,31 @@ def cell_command(row: Row, rows: Sequence[Row]) -> str:
     words = ["python", "-m", "pytest", "--benchmark-only", f"suites/test_{cell.suite}.py"]
     for name, value in (*_models(row, rows, given), *_decoding(row), *_amount(row, given)):
         words += [f"--{name}"] if value is True else [f"--{name}", _text(value)]
-    return shlex.join(words)
+    return shell_text(words)
 
 
 def _given(run: RunRecord) -> argparse.Namespace:
     """Options as the record's command had them; those of pytest itself are left out."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_options(parser)
-    return parser.parse_known_args(run.command.split())[0]
+    return parser.parse_known_args(run.command)[0]
 
 
 def _models(row: Row, rows: Sequence[Row], given: argparse.Namespace) -> Iterator[tuple[str, Scalar]]:
     cell, run = row.record.cell, row.run
     for name in _values("backend", row, rows):
         yield "backend", _backend(name, given.backend or (name,))
-    for option in given.backend_option:
+    for option in given.backend_option or ():
         yield "backend-option", option
     if given.pairs_file is not None:
         yield "pairs-file", str(given.pairs_file)
-    pair, _, inflation = cell.pair.partition(INFLATED)
+    pair = cell.pair.removesuffix(f"{INFLATED}{cell.inflation}")
     if given.target is not None:
         yield "target", given.target
     elif pair != DEFAULT_PAIR:
         yield "pair", pair
-    if inflation or cell.suite == "virtual_scale":
-        yield "inflate", inflation or "none"
+    if cell.inflation or cell.suite == "virtual_scale":
+        yield "inflate", cell.inflation or "none"
     drafts = {record.cell.draft for record in run.cells}
     if given.draft or len(drafts) > 1:
         for name in _values("draft", row, rows):
@@ -87,8 +80,8 @@ def _decoding(row: Row) -> Iterator[tuple[str, Scalar]]:
         yield "top-k", cell.top_k
     if cell.top_p < 1:
         yield "top-p", cell.top_p
-    if "concurrency" in dict(cell.options):
-        yield "concurrency", dict(cell.options)["concurrency"]
+    if cell.suite in LOAD_SUITES:
+        yield "concurrency", cell.concurrency
 
 
 def _amount(row: Row, given: argparse.Namespace) -> Iterator[tuple[str, Scalar]]:
@@ -102,7 +95,7 @@ def _amount(row: Row, given: argparse.Namespace) -> Iterator[tuple[str, Scalar]]
     for name in ("max_prompt_tokens", "system_prompt"):
         if prompt_format.get(name) is not None:
             yield name.replace("_", "-"), prompt_format[name]
-    if given.chat_template != "default":
+    if given.chat_template not in (None, "default"):
         yield "chat-template", given.chat_template
     if given.instrument_every is not None:
         yield "instrument-every", given.instrument_every

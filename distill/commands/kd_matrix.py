@@ -13,6 +13,7 @@ from bench.options.settings import RUNS
 from bench.options.values import count_of, temperatures_of
 from bench.records import environment
 from bench.records.command_line import own_words
+from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
 from distill.commands.distill import interruptible, job_of, job_options
 
@@ -59,7 +60,7 @@ class KdMatrix:
 
 
 def _run(args: Namespace) -> int:
-    plan = _plan(args)
+    plan, pair = _plan(args)
     from bench.records import kd_matrix
     from distill.runs import matrix
 
@@ -69,17 +70,18 @@ def _run(args: Namespace) -> int:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": own_words(),
         "environment": environment.capture(args.device),
+        "model_pair": pair,
     }
 
     def announce(name: str) -> None:
         print(f"specheat: draft {names.index(name) + 1} of {len(names)}, {name}", file=sys.stderr, flush=True)
 
     found = matrix.run(plan, args.out, texts, device=args.device, header=header, on_draft=announce)
-    print(f"{tables(found)}\n\nrecord: {kd_matrix.store(args.out, args.results)}")
+    print(f"{terminal_page(tables(found))}\nrecord: {kd_matrix.store(args.out, args.results)}")
     return 0
 
 
-def _plan(args: Namespace) -> MatrixPlan:
+def _plan(args: Namespace) -> tuple[MatrixPlan, str]:
     arms = tuple(args.arms.split(","))
     kd_temperatures, decode_temperatures = (
         temperatures_of(option, given)
@@ -94,9 +96,9 @@ def _plan(args: Namespace) -> MatrixPlan:
     from distill.training import recipes
 
     any_recipe = recipes.offline(0.0)
-    job, _ = job_of(args, any_recipe, text_tokens=count_of("--tokens", args.tokens), seed=0)
+    job, pair = job_of(args, any_recipe, text_tokens=count_of("--tokens", args.tokens), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")
     domains = tuple(dict.fromkeys(args.domain or [DOMAIN]))
     check_held_out(replace(job, held_out=domains))
-    return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, domains, job)
+    return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, domains, job), pair.name

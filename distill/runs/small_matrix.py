@@ -15,6 +15,7 @@ from bench.options.settings import Settings
 from bench.records import environment, kd_matrix
 from bench.records.command_line import own_words
 from bench.records.kd_matrix import Matrix
+from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
 from distill.runs import matrix
 from distill.runs.job import Job
@@ -96,7 +97,7 @@ def measure(
     found: Matrix = benchmark.pedantic(run, rounds=1, iterations=1)
     path = kd_matrix.store(out, settings.results, suite=suite)
     shutil.rmtree(out)
-    return tables(found), path
+    return terminal_page(tables(found)), path
 
 
 def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workload) -> MatrixPlan:

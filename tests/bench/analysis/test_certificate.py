@@ -16,14 +16,13 @@ from bench.analysis.certificate import (
     UPPER_BOUND_LEVEL,
     Certificate,
     Sample,
-    certificate_of,
+    certificates_of,
     certify,
-    pool,
     tokens_for_lossless,
 )
 from bench.records.runs import CellRecord, Evidence, TextEvidence
 from tests.studies.simulated_texts import Array, Target, make_target, simulate
-from tests.support.record_builder import make_cell, make_record, make_run
+from tests.support.record_builder import make_cell, make_record
 
 CELL_TOKENS = 768  # 12 prompts of 64 tokens
 NEEDED = 3116
@@ -79,9 +78,8 @@ def test_a_run_of_four_cells_has_one_false_alarm_rate() -> None:
     targets = [make_target(temperature, dtype="bfloat16") for temperature in (0.25, 0.5, 0.75, 1.0)]
     runs, alarms = 500, 0
     for _ in range(runs):
-        samples = [simulate(target, CELL_TOKENS, rng) for target in targets]
-        alone = [certify([sample], false_alarm=FALSE_ALARM / 5).verdict for sample in samples]
-        alarms += "LOSSY" in alone or pool([record_of(sample) for sample in samples]).verdict == "LOSSY"  # type: ignore[union-attr]
+        judged = certificates_of([record_of(simulate(target, CELL_TOKENS, rng)) for target in targets])
+        alarms += any(certificate is not None and certificate.verdict == "LOSSY" for certificate in judged)
     assert alarms / runs <= 0.01
 
 
@@ -233,18 +231,17 @@ def test_cells_of_other_temperatures_are_judged_together() -> None:
     rng = np.random.default_rng(21)
     samples = [simulate(make_target(temperature), 896, rng) for temperature in (0.25, 0.5, 0.75, 1.0)]
     records = [record_of(sample) for sample in samples]
-    run = make_run(cells=tuple(records))
     assert certify(samples[:1]).verdict == "INCONCLUSIVE"
-    assert {certificate_of(record, run) for record in records} == {pool(records)}
-    assert pool(records).num_tokens == sum(len(s.evidence.texts[0].pit) for s in samples)  # type: ignore[union-attr]
+    judged = certificates_of(records)
+    assert set(judged) == {certify(samples, false_alarm=FALSE_ALARM / 5)}
+    assert judged[0].num_tokens == sum(len(s.evidence.texts[0].pit) for s in samples)  # type: ignore[union-attr]
 
 
 def test_a_cell_that_is_lossy_alone_condemns_itself_and_not_the_others() -> None:
     rng = np.random.default_rng(22)
     healthy = [record_of(simulate(make_target(temperature), 1600, rng)) for temperature in (0.5, 0.75, 1.0)]
     broken = record_of(simulate(make_target(1.25, decoder_temperature=0.5), 1600, rng))
-    run = make_run(cells=(*healthy, broken))
-    verdicts = [certificate_of(record, run).verdict for record in run.cells]  # type: ignore[union-attr]
+    verdicts = [certificate.verdict for certificate in certificates_of([*healthy, broken])]  # type: ignore[union-attr]
     assert verdicts == ["LOSSLESS", "LOSSLESS", "LOSSLESS", "LOSSY"]
 
 
@@ -254,23 +251,25 @@ def test_cells_of_another_rule_or_at_temperature_0_are_judged_apart() -> None:
     other = record_of(simulate(make_target(1.0), 640, rng), rule="block")
     at_zero = record_of(greedy([0.0] * 200))
     at_zero = replace(at_zero, pairs=tuple(replace(pair, ar=pair.sd) for pair in at_zero.pairs))
-    run = make_run(cells=(sampled, other, at_zero))
-    num_tokens = [certificate_of(record, run).num_tokens for record in run.cells]  # type: ignore[union-attr]
-    assert num_tokens == [len(r.evidence.texts[0].slots) for r in run.cells]  # type: ignore[union-attr]
-    assert certificate_of(at_zero, run).verdict == "LOSSLESS"  # type: ignore[union-attr]
+    records = [sampled, other, at_zero]
+    judged = certificates_of(records)
+    assert [certificate.num_tokens for certificate in judged] == [  # type: ignore[union-attr]
+        len(record.evidence.texts[0].slots)
+        for record in records  # type: ignore[union-attr]
+    ]
+    assert judged[2].verdict == "LOSSLESS"  # type: ignore[union-attr]
 
 
 def test_float32_cells_at_temperature_0_compare_the_ids_of_both_arms() -> None:
     record = record_of(greedy([0.0] * 200))
     assert any(pair.ar.token_ids != pair.sd.token_ids for pair in record.pairs)  # made of random ids
     same = replace(record, pairs=tuple(replace(pair, ar=pair.sd) for pair in record.pairs))
-    verdicts = [certificate_of(r, make_run(cells=(r,))).verdict for r in (record, same)]  # type: ignore[union-attr]
+    verdicts = [certificate.verdict for certificate in certificates_of([record, same])]  # type: ignore[union-attr]
     assert verdicts == ["LOSSY", "LOSSLESS"]
 
 
 def test_a_cell_without_evidence_has_no_certificate() -> None:
-    record = make_record()
-    assert certificate_of(record, make_run(cells=(record,))) is None
+    assert certificates_of([make_record()]) == (None,)
 
 
 # Refusals

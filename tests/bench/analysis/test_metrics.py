@@ -112,7 +112,7 @@ def run_record(record: CellRecord, *, native_s: float | None = 0.9, num_triples:
         schema=SCHEMA,
         suite="temperature_grid",
         preset="smoke",
-        command="",
+        command=(),
         created="2026-01-01T00:00:00+00:00",
         environment={},
         model_pair=ModelPair("toy", "target", "draft", "causal", "float32"),
@@ -427,7 +427,7 @@ def test_wall_seconds_are_shared_out_by_what_they_were_spent_on() -> None:
 
 
 def test_of_texts_decoded_at_once_the_longest_counts() -> None:
-    cell = replace(CELL, options=(("concurrency", 2),))
+    cell = replace(CELL, concurrency=2)
     alone = cell_record().pairs[0]
     both = tuple(
         replace(alone, prompt_index=prompt, repeat=prompt, group=0, sd=replace(alone.sd, seconds=seconds))

@@ -20,11 +20,11 @@ from backends.engines.assisted import Assisted
 from backends.engines.reference import ReferenceBackend
 from backends.engines.vllm_engine import check_request
 from bench.analysis import metrics
-from bench.analysis.certificate import Certificate, Sample, certificate_of, certify
+from bench.analysis.certificate import Certificate, Sample, certificates_of, certify
 from bench.analysis.rows import newest_rows
 from bench.analysis.stretches import Stretch, alpha_against, counted_alpha, expected_alpha, stretches
 from bench.analysis.verdict import verdict_of
-from bench.measurement import suite_run
+from bench.measurement import cells as measured_cells
 from bench.measurement.cells import check_cell_schedule, unsupported
 from bench.protocols import Capabilities
 from bench.records import files
@@ -56,7 +56,7 @@ def request(**changes: Any) -> DecodeRequest:
 
 def scheduled_cell(schedule: Schedule, **changes: Any) -> Any:
     hottest = max(temperature for _, temperature in schedule)
-    return make_cell(temperature=hottest, options=(("schedule", schedule_text(schedule)),), **changes)
+    return make_cell(temperature=hottest, schedule=schedule, **changes)
 
 
 # Words
@@ -340,7 +340,7 @@ def test_cells_of_several_schedules_are_certified_together_each_token_at_its_tem
     backend: ReferenceBackend,
 ) -> None:
     records = [measured(backend, schedule, num_texts=12) for schedule in (HOT_THEN_COLD, COLD_THEN_HOT, ((0, 1.5),))]
-    judged = [certificate_of(record, make_run(cells=records)) for record in records]
+    judged = certificates_of(records)
     assert {one.num_tokens for one in judged if one} == {3 * 12 * 40}
     assert all(one and one.verdict != "LOSSY" for one in judged)
     # Scored with other uniform numbers, or the transforms of certain tokens would be the same in every cell.
@@ -350,8 +350,7 @@ def test_cells_of_several_schedules_are_certified_together_each_token_at_its_tem
 
 # The measuring side
 def request_of(cell: Any) -> DecodeRequest:
-    of_run: Any = SimpleNamespace(workload=SimpleNamespace(prompt_ids=(PROMPT,), end_token_ids=(2,)))
-    return suite_run.SuiteRun.request(of_run, cell, 0)
+    return measured_cells.request_of(cell, PROMPT, (2,))
 
 
 def test_no_two_cells_that_are_pooled_draw_the_same_random_numbers() -> None:
@@ -360,8 +359,8 @@ def test_no_two_cells_that_are_pooled_draw_the_same_random_numbers() -> None:
     assert without.seed == derive_seed(cell.seed, *cell.draws)
     siblings = [
         replace(cell, draft="another"),
-        replace(cell, options=(("concurrency", 4),)),
-        replace(cell, options=(("draft_length", "adaptive"),)),
+        replace(cell, concurrency=4),
+        replace(cell, draft_length="adaptive"),
         replace(cell, rule="one_hot"),
         replace(cell, num_draft_tokens=7),
     ]
@@ -381,7 +380,7 @@ def test_engines_of_one_temperature_say_so_in_one_line() -> None:
     unable: Any = SimpleNamespace(capabilities=Capabilities(frozenset({"rejection"})))
     cell = scheduled_cell(HOT_THEN_COLD)
     assert unsupported(cell, able) is None
-    assert unsupported(cell, unable) == "decodes a text at one temperature only"
+    assert unsupported(cell, unable) == "decodes at one temperature only, from the first token to the last"
     assert unsupported(make_cell(), unable) is None
     assert ReferenceBackend.capabilities.schedules
     with pytest.raises(ValueError, match="backend assisted: expected one temperature, got a schedule of them"):
@@ -393,7 +392,7 @@ def test_engines_of_one_temperature_say_so_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (scheduled_cell(((0, 1.0), (4, 0.0))), "above T = 0, whose tokens are certified otherwise"),
+        (scheduled_cell(((0, 1.0), (4, 0.0))), "expected a schedule of temperatures above 0, got"),
         (replace(scheduled_cell(HOT_THEN_COLD), temperature=1.0), "hottest temperature is 1, got"),
         (
             replace(scheduled_cell(HOT_THEN_COLD), draft_temperature=0.5),

@@ -52,7 +52,7 @@ HEADER = Header(
     schema=token_length.SCHEMA,
     suite=token_length.SUITE,
     preset="smoke",
-    command="pytest",
+    command=("pytest",),
     created="2026-11-23T10:00:00+00:00",
     environment={"cpu_model": "Example", "num_physical_cores": 2, "device_type": "cpu", "harness_commit": "abcdef0123"},
     backend="reference",
@@ -414,7 +414,7 @@ def test_resume_decodes_only_what_is_missing(tmp_path: Path) -> None:
         token_length.measure(path, HEADER, judge, on_text=lambda done: None)
     with path.open("a") as file:
         file.write('{"prompt_index": 5, "temp')  # the text under way, had the machine stopped
-    again = replace(HEADER, command="pytest --resume", created="2026-11-24T10:00:00+00:00")
+    again = replace(HEADER, command=("pytest", "--resume"), created="2026-11-24T10:00:00+00:00")
     assert token_length.find_resumable(tmp_path, again) == path
     first, asked[:] = asked.copy(), []
     shown: list[int] = []
@@ -510,7 +510,7 @@ def test_the_suite_leaves_a_record_and_skips_an_engine_without_the_rule(tmp_path
         (t, i) for t in (0.0, 1.0) for i in range(6)
     ]
     assert record.header.num_draft_tokens == 2
-    assert str(tmp_path) not in json.dumps(asdict(replace(record.header, command="")))  # no folder of this machine
+    assert str(tmp_path) not in json.dumps(asdict(replace(record.header, command=())))  # no folder of this machine
     data = positions(record)
     cold = data.temperatures == 0
     assert (data.acceptance_probs[cold] == data.accepted[cold]).all()  # greedy leaves nothing to chance

@@ -26,7 +26,7 @@ from bench.claims.ledger import judge, ledgers
 from bench.commands import main
 from bench.commands.main import commands
 from bench.records import kd_matrix
-from bench.records.decoding import Round
+from bench.records.decoding import Round, parse_schedule
 from bench.records.runs import CellRecord
 from bench.reporting.ledger import derived
 from bench.reporting.ledger import table as ledger_table
@@ -202,7 +202,7 @@ def test_claims_have_names_of_their_own_thresholds_that_stay_and_commands_that_e
 
 # A made-up folder of results
 def write(results: Path, suite: str, *records: CellRecord, name: str = "1-a-reference.json", **changes: Any) -> None:
-    run = make_run(records, suite=suite, command=f"pytest suites/test_{suite}.py", **changes)
+    run = make_run(records, suite=suite, command=("pytest", f"suites/test_{suite}.py"), **changes)
     path = results / MACHINE / suite / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(run))
@@ -229,7 +229,7 @@ def costing(temperature: float, *, round_s: float, accept_share: float) -> CellR
 
 def scheduled(schedule: str, first_half: float, second_half: float) -> CellRecord:
     """A text whose alpha changes at token 32, whose rounds end there."""
-    cell = make_cell(suite="dynamic_temperature", options=(("schedule", schedule),))
+    cell = make_cell(suite="dynamic_temperature", schedule=parse_schedule(schedule))
     rng = np.random.default_rng(6)
     pairs = []
     for pair in make_record(cell).pairs:
@@ -440,8 +440,8 @@ def test_lines_belong_to_the_pair_that_their_head_names(tmp_path: Path, header: 
 
 # The page and the command
 def test_the_page_is_the_same_every_time(results: Path) -> None:
-    page = derived(results, MACHINE).markdown
-    assert page == derived(results, MACHINE).markdown
+    page = derived(results, MACHINE)
+    assert page == derived(results, MACHINE)
     assert page.startswith("## pair tiny\n")
     assert f"R1: [{MACHINE}/temperature_grid/1-a-reference.json](../{MACHINE}/temperature_grid/" in page
     for claim in all_claims():
@@ -460,7 +460,7 @@ def test_the_command_prints_the_ledger_and_the_page(results: Path, capsys: pytes
     assert f"claims on {MACHINE}, pair tiny" in text
     assert max(map(len, text.splitlines())) <= 130
     status, text, _ = run(capsys, results, "--markdown", "--machine", MACHINE, "--pair", "tiny")
-    assert (status, text) == (0, f"# claims on {MACHINE}\n\n{derived(results, MACHINE).markdown}\n")
+    assert (status, text) == (0, f"# claims on {MACHINE}\n\n{derived(results, MACHINE)}\n")
 
 
 def test_help_says_what_the_command_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,7 @@ def test_help_says_what_the_sides_and_the_exit_codes_are(capsys: pytest.CaptureF
         (lambda base, empty: [base, "no such thing"], "expected a folder of results, a record (.json), a file of"),
         (lambda base, empty: [base, empty], "expected records in"),
         (lambda base, empty: [base, base, "--suite", "other"], "expected cells of suite other, got temperature_grid"),
-        (lambda base, empty: [base, base, "--margin", "0"], "expected a margin > 0, got 0"),
+        (lambda base, empty: [base, base, "--margin", "0"], "expected --margin > 0, got '0'"),
         (lambda base, empty: [base, "abcdef0123", "--results", empty / "none"], "name another by --results"),
         (lambda base, empty: [base, "abcdef0123", "--results", empty.parent / "base"], ""),
         (lambda base, empty: [base, "fedcba9876", "--results", empty.parent / "base"], "(fedcba9876) in"),

@@ -270,7 +270,7 @@ def build_wheel(folder: Path, name: str, version: str) -> None:
         (["main", "slow", "--with", "vllm==1", "--with", "vllm==2"], "got both"),
         (["--with", "vllm==1", "--with", "torch==2"], "expected --with versions of one package"),
         (["main", "slow", "--with", "vllm>=1"], "expected --with PACKAGE==VERSION, got 'vllm>=1'"),
-        (["main", "slow", "--margin", "0"], "expected --margin > 0, got 0"),
+        (["main", "slow", "--margin", "0"], "expected --margin > 0, got '0'"),
         (["main", "slow", "--launches", "1"], "expected --launches >= 2, got 1"),
         (["main", "slow", "--", GRID, "--results", "elsewhere"], "got --results"),
         (["main", "slow", "--", GRID, "--plan"], "got --plan"),

@@ -52,15 +52,15 @@ def test_shards_are_neighbours_of_equal_number(cells: int, parts: int, sizes: li
 
 def test_shards_of_different_conditions_are_not_put_together() -> None:
     run = make_run([make_record()])
-    whole = sweep.merged([run, replace(run, baseline=())], command="x", shared_by=1)
+    whole = sweep.merged([run, replace(run, baseline=())], command=("x",), shared_by=1)
     assert whole.cells == run.cells * 2
     assert whole.baseline == run.baseline
     assert SHARED_BY not in whole.environment
     other = replace(run, environment={**run.environment, "cpu_model": "another"})
     with pytest.raises(IncomparableResults, match="cpu_model"):
-        sweep.merged([run, other], command="x", shared_by=1)
+        sweep.merged([run, other], command=("x",), shared_by=1)
     with pytest.raises(IncomparableResults, match="model_hashes"):
-        sweep.merged([run, replace(run, model_hashes={"target": "x"})], command="x", shared_by=1)
+        sweep.merged([run, replace(run, model_hashes={"target": "x"})], command=("x",), shared_by=1)
 
 
 @pytest.mark.parametrize(
