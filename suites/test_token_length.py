@@ -25,6 +25,7 @@ from bench.records.command_line import own_words
 from bench.records.decoding import derive_seed
 from bench.records.runs import Cell
 from bench.records.token_length import SUITE, Header, JudgedText
+from bench.reporting.formats import terminal
 from bench.reporting.suites.token_length import length_table
 
 DEFAULTS = {
@@ -83,7 +84,7 @@ def test_token_length(
             raise
     path = token_length.finish(path)
     with capsys.disabled():
-        print(f"\n\n{path}\n\n{length_table(positions(token_length.load(path)))}\n")
+        print(f"\n\n{path}\n\n{terminal(length_table(positions(token_length.load(path))))}\n")
 
 
 def not_judgeable(cell: Cell, backend: Backend) -> str | None:

@@ -27,7 +27,7 @@ class Claims:
             raise ValueError(f"expected {wanted} on {', '.join(machines)}, found none")
         for machine, ledgers in found.items():
             if args.markdown:
-                print(f"# claims on {machine}\n\n{ledger_page.page(ledgers).markdown}")
+                print(f"# claims on {machine}\n\n{ledger_page.page(ledgers)}")
                 continue
             for pair, rows in ledgers.items():
                 print(f"\nclaims on {machine}, pair {pair}\n")

@@ -22,7 +22,7 @@ class Tables:
         parser.add_argument("--suite", metavar="NAME", help="only this suite's tables and figures")
         parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
         printing = parser.add_argument_group(
-            "printing", "With one of these, tables go to standard output and no file is written (docs/tables.md)."
+            "printing", "With one of these, tables go to standard output and no file is written (docs/results.md)."
         )
         printing.add_argument(
             "--columns",
@@ -75,7 +75,7 @@ def printed(args: Namespace) -> str:
         floats = [formats.latex_float(table, label=label) for table, label in zip(found, labels, strict=True)]
         return formats.latex_packages(found) + "\n".join(floats)
     if args.format == "terminal":
-        return "\n".join(f"{table.title}\n\n{formats.terminal(table)}\n" for table in found)
+        return formats.terminal_page(found)
     folder = args.results.as_posix()
     return "\n".join(f"## {table.title}\n\n{formats.markdown(table, folder)}\n" for table in found)
 
@@ -98,4 +98,4 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
         elif names:
             yield from (custom_tables.chosen_table(group, names) for group in row_groups(rows))
         else:
-            yield from (*suite_page.suite_tables(runs), *suite_page.further_tables(rows))
+            yield from suite_page.suite_tables(runs)

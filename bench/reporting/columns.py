@@ -97,6 +97,7 @@ def peak_memory(row: Row) -> str:
 # Columns
 GAMMA = Column("gamma", "gamma", _gamma, True, "gamma")
 ALPHA = Column("alpha", "alpha\ncounted", _interval_of(metrics.counted_alpha), narrow="alpha\ncounted")
+CERTIFICATE = Column("certificate", "certificate", lambda row: certificate_text(row.verdict.certificate))
 VERDICT = Column("verdict", "verdict", lambda row: row.verdict.label, narrow="verdict")
 MAIN = (
     ALPHA,
@@ -112,7 +113,7 @@ MAIN = (
         "measured_over_predicted", "measured /\npredicted", _like_gamma(_measured_over_predicted), True, "meas.\n/pred."
     ),
     Column("aa_floor", "A/A\nfloor", lambda row: percent_text(metrics.aa_floor(row.run))),
-    Column("certificate", "certificate", lambda row: certificate_text(row.verdict.certificate)),
+    CERTIFICATE,
     VERDICT,
 )
 AFTER_END = Column("after_end", "AR, SD tokens\nafter the end", _after_end)  # of texts of fixed length

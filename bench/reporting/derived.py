@@ -1,8 +1,7 @@
 """`specheat tables`: everything that is derived from the raw records, written beside them.
 
-results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>.svg, .png    results/README.md
-results/tables/<machine>-claims.md           results/figures/<machine>-<suite>-phases.svg, .png
-                                             results/figures/<machine>-predicted.svg, .png
+results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>-<what>.svg    results/README.md
+results/tables/<machine>-claims.md           results/figures/<machine>-predicted.svg
 
 Asked for columns, a pivot or a format it writes nothing and prints tables instead.
 """
@@ -10,6 +9,7 @@ Asked for columns, a pivot or a format it writes nothing and prints tables inste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,20 +19,12 @@ from bench.reporting.table import DERIVED, Page
 
 if TYPE_CHECKING:
     from bench.records.runs import RunRecord
-    from bench.reporting.tables import Row
-
 
 CLAIMS = "claims"
 PREDICTED = "predicted"
-
-if TYPE_CHECKING:
-    from bench.records.runs import RunRecord
-    from bench.reporting.tables import Row
-
-    Experiments = Mapping[tuple[str, str], Runs]  # (machine, suite) -> its records
-Others = Mapping[
-    tuple[str, str], tuple[Callable[[Sequence[Path]], Page], list[Path]]
-]  # what makes their table; records
+Key = tuple[str, str]  # machine, suite
+Experiments = Mapping[Key, Runs]
+Others = Mapping[Key, tuple[Callable[[Sequence[Path]], Page], list[Path]]]  # what makes the page; records of JSON lines
 
 
 def derived_files(
@@ -43,61 +35,31 @@ def derived_files(
     Raises:  ValueError: no such folder, no records that are asked for, or a broken one
     """
     from bench.reporting import ledger, suite_page
-    from bench.reporting.figures import mechanism, overview
+    from bench.reporting.figures import mechanism
 
     experiments, others = load_experiments(results), find_others(results)
     asked = asked_keys({*experiments, *others}, results, machine=machine, suite=suite)
-    for key, (make, paths) in others.items():
-        if key in asked:
-            page, name = make(paths), "-".join(key)
-            yield results / "tables" / f"{name}.md", _other_page(key, page, paths).encode()
-            for which, made in page.images.items():
-                yield from _images(results, _joined(name, which), made)
-    for key, runs in experiments.items():
-        if key not in asked:
-            continue
-        name = "-".join(key)
-        further = suite_page.further_tables(newest_rows(runs))
-        images = {_joined(name, which): made for which, made in overview.render(runs).items()}
-        of_groups = [_joined(name, which) for which in overview.named_groups(runs)]
-        shown = [f"../figures/{each}.svg" if each in images else None for each in of_groups]
-        yield (
-            results / "tables" / f"{name}.md",
-            suite_page.markdown_table(runs, further=further, figures=shown).encode(),
-        )
-        yield results / "tables" / f"{name}.tex", suite_page.latex_table(runs, further=further).encode()
-        for each, made in images.items():
-            yield from _images(results, each, made)
-        for what, (_, render) in suite_page.FURTHER.items():
-            yield from _images(results, f"{name}-{what}", render(runs))
+    rows = {key: newest_rows(experiments[key]) for key in asked if key in experiments}
+    for key in asked:
+        page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, *others[key], results)
+        name, title = "-".join(key), f"{key[1]} on {key[0]}"
+        text = suite_page.markdown_page(title, page.tables, figures=f"../figures/{name}-{{}}.svg")
+        yield results / "tables" / f"{name}.md", text.encode()
+        yield results / "tables" / f"{name}.tex", suite_page.latex_page(page.tables).encode()
+        for which, image in page.figures.items():
+            yield results / "figures" / f"{name}-{which}.svg", image
     for name in sorted({key[0] for key in asked}):
-        if suite is None:
-            predicted = mechanism.render_predicted(_rows_on(name, experiments))
-            yield from _images(results, f"{name}-{PREDICTED}", predicted)
-        page = ledger.derived(results, name)
-        if page.markdown and suite is None:
-            yield results / "tables" / f"{name}-{CLAIMS}.md", _ledger_page(name, page).encode()
+        if suite is not None:
+            continue
+        predicted = mechanism.render_predicted([row for key in rows if key[0] == name for row in rows[key]])
+        if predicted is not None:
+            yield results / "figures" / f"{name}-{PREDICTED}.svg", predicted
+        if text := ledger.derived(results, name):
+            yield results / "tables" / f"{name}-{CLAIMS}.md", _ledger_page(name, text).encode()
     yield results / "README.md", _index(results, experiments, others).encode()
 
 
-def _images(results: Path, name: str, images: Mapping[str, bytes]) -> Iterator[tuple[Path, bytes]]:
-    return ((results / "figures" / f"{name}.{file_format}", image) for file_format, image in images.items())
-
-
-def _joined(name: str, which: str) -> str:
-    return f"{name}-{which}" if which else name
-
-
-def _rows_on(machine: str, experiments: Experiments) -> list[Row]:
-    """The newest row of each cell of every suite."""
-    from bench.analysis.rows import newest_rows
-
-    return [row for key, runs in experiments.items() if key[0] == machine for row in newest_rows(runs)]
-
-
-def asked_keys(
-    known: Iterable[tuple[str, str]], results: Path, *, machine: str | None, suite: str | None
-) -> list[tuple[str, str]]:
+def asked_keys(known: Iterable[Key], results: Path, *, machine: str | None, suite: str | None) -> list[Key]:
     """Those of a machine and a suite, where these are named.
 
     Raises:  ValueError: there are none
@@ -148,69 +110,49 @@ def page_maker(suite: str) -> Callable[[Sequence[Path]], Page] | None:
     return makers.get(suite)
 
 
-def _other_page(key: tuple[str, str], page: Page, records: Sequence[Path]) -> str:
-    """What another package made, with what the first line of its newest record says of the run."""
+def lines_page(key: Key, make: Callable[[Sequence[Path]], Page], records: Sequence[Path], results: Path) -> Page:
+    """Return the page of JSON-lines records. The caption of its first table holds what their headers state of the runs."""
+    from bench.records.command_line import shell_text
     from bench.records.files import line_header
-    from bench.reporting.captions import VERSIONS, machine_text
+    from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
 
-    machine, suite = key
-    header = line_header(records[-1], "environment", "created")
-    env = header["environment"]
-    facts = {
-        "machine": machine_text(env),
-        "versions": ", ".join(f"{name} {env[name]}" for name in (*VERSIONS, "trl") if name in env),
-        "commit": env.get("harness_commit", "unknown"),
-        "date": header["created"][:10],
-        "command": f"`{header['command']}`",
-        "raw records, newest first": ", ".join(
-            f"[{path.name}](../{machine}/{suite}/{path.name})" for path in reversed(records)
-        ),
-    }
-    listed = "\n".join(f"- **{name}**: {text}" for name, text in facts.items())
-    names = (_joined(f"{machine}-{suite}", which) for which in page.images)
-    shown = "".join(f"![{name}](../figures/{name}.svg)\n\n" for name in names)
-    return f"# {suite} on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n\n{shown}{listed}\n"
+    of_files = {}
+    for path in reversed(records):
+        header = line_header(path, "environment", "created")
+        env = header["environment"]
+        of_files[path.relative_to(results).as_posix()] = {
+            "machine": machine_text(env),
+            "versions": listing({name: env[name] for name in VERSIONS if name in env}),
+            "commit": commit_words(env),
+            "date": header["created"][:10],
+            "command": shell_text(header["command"]),
+        }
+    facts, files = shared_facts(of_files)
+    page = make(records)
+    first, *others = (replace(table, title=f"{key[1]} on {key[0]}: {table.title}") for table in page.tables)
+    return replace(page, tables=(replace(first, facts=first.facts | facts, records=files), *others))
 
 
-def _ledger_page(machine: str, page: Page) -> str:
-    return f"# Claims on {machine}\n\n_{DERIVED}_\n\n{page.markdown}\n"
+def _ledger_page(machine: str, text: str) -> str:
+    return f"# Claims on {machine}\n\n_{DERIVED}_\n\n{text}\n"
 
 
 def _index(results: Path, experiments: Experiments, others: Others) -> str:
-    """results/README.md: what was measured where, with links to tables, figures and raw records."""
-    from bench.reporting.figures.canvas import FORMATS
-    from bench.reporting.figures.mechanism import predicted_points
-    from bench.reporting.figures.overview import names
-    from bench.reporting.suite_page import FURTHER
-
-    def image_links(name: str, what: str = "") -> list[str]:
-        return [f"[{what}{file_format}](figures/{name}.{file_format})" for file_format in FORMATS]
-
+    """results/README.md: what was measured where, with links to tables and raw records."""
     lines = ["# Results", "", f"_{DERIVED}_"]
     machine = None
     for key in sorted({*experiments, *others}):
         if key[0] != machine:
             machine = key[0]
             lines += ["", f"## {machine}", "", f"Which claims hold here: [the ledger](tables/{machine}-{CLAIMS}.md)."]
-            if predicted_points(_rows_on(machine, experiments)):
-                images = ", ".join(image_links(f"{machine}-{PREDICTED}"))
-                lines += ["", f"Gamma measured against gamma predicted from bare forwards, all suites: {images}."]
-        name = "-".join(key)
+        links = ", ".join(f"[{file_format}](tables/{'-'.join(key)}.{file_format})" for file_format in ("md", "tex"))
+        lines += ["", f"### {key[1]}", "", f"Tables: {links}. Raw records, newest first:", ""]
         if key in others:
-            lines += ["", f"### {key[1]}", "", f"Table: [md](tables/{name}.md). Raw records, newest first:", ""]
             files = [path.relative_to(results).as_posix() for path in reversed(others[key][1])]
             lines += [f"- [{file.rpartition('/')[2]}]({file})" for file in files]
-            continue
-        runs = experiments[key]
-        links = [f"[{file_format}](tables/{name}.{file_format})" for file_format in ("md", "tex")]
-        for which in names(runs):
-            links += image_links(_joined(name, which), f"{which} " if which else "")
-        for what, (has, _) in FURTHER.items():
-            if has(runs):
-                links += image_links(f"{name}-{what}", f"{what} ")
-        lines += ["", f"### {key[1]}", "", f"Tables and figures: {', '.join(links)}. Raw records, newest first:", ""]
-        newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
-        lines += [_record_line(file, run) for file, run in newest_first]
+        else:
+            newest_first = sorted(experiments[key].items(), key=lambda item: (item[1].created, item[0]), reverse=True)
+            lines += [_record_line(file, run) for file, run in newest_first]
     return "\n".join(lines) + "\n"
 
 

@@ -25,12 +25,18 @@ def terminal(table: Table) -> str:
     body = [list(map(entry_text, entries)) for entries in table.body]
     # As a row like others: tabulate would make every column two wider than its header.
     rows = [list(table.headers), *body]
-    lines = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=_alignments(table)).splitlines()
+    lines = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=alignments(table)).splitlines()
     lines.insert(max(header.count("\n") for header in table.headers) + 1, "-" * max(map(len, lines)))
-    notes = ["* the best"] if any(entry.bold for entries in table.body for entry in entries) else []
+    any_bold = any(entry.bold for entries in table.body for entry in entries)
+    notes = [f"* {table.facts.get('bold', 'the best')}"] if any_bold else []
     notes += [f"({number}) {note}" for number, note in enumerate(table.notes, start=1)]
-    notes += [f"{name}: {text}" for name, text in table.facts.items() if text]
+    notes += [f"{name}: {text}" for name, text in table.facts.items() if text and name != "bold"]
     return "\n".join([*lines, *(textwrap.fill(note, _TERMINAL_COLUMNS, subsequent_indent="  ") for note in notes)])
+
+
+def terminal_page(tables: Sequence[Table]) -> str:
+    """Return several tables for the terminal, each under its title."""
+    return "\n".join(f"{table.title}\n\n{terminal(table)}\n" for table in tables)
 
 
 def pipe_table(table: Table) -> str:
@@ -44,7 +50,7 @@ def pipe_table(table: Table) -> str:
 
     headers = [markdown_text(header) for header in table.headers]
     body = [list(map(entry_text, entries)) for entries in table.body]
-    return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=_alignments(table))
+    return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=alignments(table))
 
 
 def markdown_records(records: Facts, results: str) -> list[str]:
@@ -56,19 +62,24 @@ def markdown_records(records: Facts, results: str) -> list[str]:
     return lines
 
 
-def markdown(table: Table, results: str, *, image: str = "") -> str:
-    """For GitHub: the table, its footnotes, its caption and its records.
+def markdown(table: Table, results: str, *, figures: str = "figure-{}.svg") -> str:
+    """Return for GitHub the table, its footnotes, its caption, its figures and its records.
 
-    Args:    results: path to the folder of records from where the text will lie; image: stands above the records
+    Args:    results: path to the folder of records from where the text will lie; figures: path of a figure by its name
     """
     blocks = (
         pipe_table(table),
         "\n".join(f"{number}. {markdown_text(note)}" for number, note in enumerate(table.notes, start=1)),
         "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in table.facts.items() if text),
-        image,
+        *(f"![{table.title}]({figures.format(name)})" for name in table.figures),
         "\n".join(markdown_records(table.records, results)),
     )
     return "\n\n".join(block for block in blocks if block)
+
+
+def slug(text: str) -> str:
+    """Return a text as a part of a file name, an anchor or a label."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def labelled(tables: Sequence[Table]) -> tuple[str, ...]:
@@ -76,7 +87,7 @@ def labelled(tables: Sequence[Table]) -> tuple[str, ...]:
     seen: Counter[str] = Counter()
     labels = []
     for table in tables:
-        label = "tab:" + re.sub("[^a-z0-9]+", "-", table.title.lower())
+        label = f"tab:{slug(table.title)}"
         seen[label] += 1
         labels.append(label if seen[label] == 1 else f"{label}-{seen[label]}")
     return tuple(labels)
@@ -130,7 +141,7 @@ def latex_float(table: Table, *, label: str, same_rows: str | None = None) -> st
         rf"\caption[{_latex(table.title)}]{{\scriptsize {_latex(facts)}.{rest}}}",
         rf"\label{{{label}}}",
         *([_SHRUNK_TO_THE_LINE] if wide else []),
-        rf"\begin{{tabular}}{{{''.join(alignment[0] for alignment in _alignments(table))}}}",
+        rf"\begin{{tabular}}{{{''.join(alignment[0] for alignment in alignments(table))}}}",
         r"\toprule",
         " & ".join(map(header_text, table.headers)) + r" \\",
         r"\midrule",
@@ -146,7 +157,8 @@ def latex_float(table: Table, *, label: str, same_rows: str | None = None) -> st
 _SHRUNK_TO_THE_LINE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
-def _alignments(table: Table) -> tuple[str, ...]:
+def alignments(table: Table) -> tuple[str, ...]:
+    """Return the side of each column: numbers stand at the right."""
     columns = zip(*table.body, strict=True)
     return tuple("right" if any(e.text[:1].isdigit() for e in column) else "left" for column in columns)
 

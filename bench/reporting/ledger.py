@@ -18,8 +18,7 @@ from bench.claims.claim import Claim, LedgerRow, Rule
 from bench.claims.ledger import ledgers
 from bench.reporting.formats import markdown_records, markdown_text, pipe_table
 from bench.reporting.numbers import interval_text
-from bench.reporting.repeat import as_typed
-from bench.reporting.table import MISSING, Entry, Page, Table
+from bench.reporting.table import MISSING, Entry, Table
 from bench.statistics.effects import LEVEL
 from bench.statistics.intervals import RatioInterval
 
@@ -52,12 +51,12 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
     return Table(f"pair {pair}", headers, tuple(zip(*entries, strict=True)), tuple(notes), dict(_FACTS), records)
 
 
-def derived(results: Path, machine: str) -> Page:
+def derived(results: Path, machine: str) -> str:
     """The ledgers of a machine, for `specheat tables`."""
     return page(ledgers(results, machine))
 
 
-def page(ledgers: Mapping[str, Sequence[LedgerRow]]) -> Page:
+def page(ledgers: Mapping[str, Sequence[LedgerRow]]) -> str:
     """A section for each pair."""
     blocks = []
     for name, rows in ledgers.items():
@@ -70,7 +69,7 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]]) -> Page:
             "\n".join(["What was measured, and what measures it again:", "", *map(_detail, rows)]),
             "\n".join(markdown_records(ledger.records, "..")),
         ]
-    return Page("\n\n".join(filter(None, blocks)), {})
+    return "\n\n".join(filter(None, blocks))
 
 
 _FACTS = {
@@ -101,7 +100,7 @@ def _detail(row: LedgerRow) -> str:
     claim, finding = row.claim, row.finding
     compared = "" if finding is None else f" ({markdown_text(finding.detail)})"
     commands = (claim.command,) if finding is None else finding.commands
-    again = ", ".join(f"`{as_typed(command)}`" for command in commands)
+    again = ", ".join(f"`{command}`" for command in commands)
     return f"- **{claim.name}**: {markdown_text(claim.measured)}{compared}. {again}"
 
 

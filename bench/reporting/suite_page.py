@@ -1,8 +1,7 @@
-"""TODO: purpose."""
+"""The page of a suite: all its tables and figures, and the tables at the end of a terminal session."""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +9,12 @@ from dataclasses import replace
 from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text, split_identity
 from bench.records.files import Runs
 from bench.records.runs import RunRecord
-from bench.reporting import captions, tables
+from bench.reporting import captions
 from bench.reporting.captions import FORMULA, caption_facts, crossings, stopped_text, title, wall_text
 from bench.reporting.columns import MAIN, certificate_text, identity_column
-from bench.reporting.figures.mechanism import has_phases, render_phases
-from bench.reporting.formats import labelled, latex_float, latex_packages, markdown, terminal
+from bench.reporting.figures import overview
+from bench.reporting.figures.mechanism import render_phases
+from bench.reporting.formats import labelled, latex_float, latex_packages, markdown, slug, terminal
 from bench.reporting.suites import draft_length, dynamic_temperature, virtual_scale
 from bench.reporting.suites.backends import compares_backends, comparison_table
 from bench.reporting.suites.baseline_strength import baseline_table, newest_baselines
@@ -22,26 +22,61 @@ from bench.reporting.suites.cost_of_temperature import cost_table
 from bench.reporting.suites.deployment import deployment_table
 from bench.reporting.suites.floor import floor_table
 from bench.reporting.suites.out_of_range import degeneracy_table
-from bench.reporting.table import DERIVED, Table
+from bench.reporting.table import DERIVED, Page, Table
 from bench.reporting.tables import cell_table, mechanism_table, table_body
 
-# Of a suite, beside its main figure: part of the file's name -> whether there is one, and what draws it
-FURTHER: Mapping[str, tuple[Callable[[Runs], bool], Callable[[Runs], dict[str, bytes]]]] = {
-    "phases": (has_phases, render_phases),
-    "scale": (virtual_scale.has_scale, virtual_scale.render_scale),
-}
+
+def page(runs: Runs, rows: Sequence[Row]) -> Page:
+    """Return every table and figure of one suite on one machine.
+
+    Args:    rows: the newest rows of the runs
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
+    groups = row_groups(rows)
+    tables: list[Table] = []
+    figures: dict[str, bytes] = {}
+    for group, name in zip(groups, _group_names(groups), strict=True):
+        drawn = {name: overview.render(group)}
+        if group is groups[0]:
+            drawn |= {"phases": render_phases(group), "scale": virtual_scale.render_scale(group)}
+        of_group = {which: image for which, image in drawn.items() if image is not None}
+        first, *others = _group_tables(group, groups)
+        tables += [replace(first, figures=tuple(of_group)), *others]
+        figures |= of_group
+    return Page((*tables, *_baselines(runs)), figures)
+
+
+def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
+    """Name the main figure of each group by what it shows: pair, prompts, and whatever else tells groups apart."""
+    constants = []
+    for group in groups:
+        hashes = {f"{role}_hash": scalar_text("_hash", value) for role, value in group[0].run.model_hashes.items()}
+        constants.append({**split_identity(group)[1], **hashes})
+    words = ["pair", "prompt_set"]
+    further = iter(("num_prompts", "max_new_tokens", "repeats", "target_hash", "draft_hash"))
+    while True:
+        names = [slug(" ".join(str(each[word]) for word in words if each.get(word) is not None)) for each in constants]
+        if len(set(names)) == len(names):
+            return names
+        word = next(further)
+        if len({each.get(word) for each in constants}) > 1:
+            words.append(word)
 
 
 def suite_tables(runs: Runs) -> tuple[Table, ...]:
-    """Every table of one suite on one machine."""
+    """Return every table of one suite on one machine."""
+    groups = row_groups(newest_rows(runs))
+    return (*(table for group in groups for table in _group_tables(group, groups)), *_baselines(runs))
+
+
+def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
+    compared = [comparison_table(group)] if compares_backends(group) else []
+    return [*compared, cell_table(group), mechanism_table(group), *_further(group, groups)]
+
+
+def _baselines(runs: Runs) -> tuple[Table, ...]:
     baselines = newest_baselines(runs)
-    of_cells = itertools.chain.from_iterable(map(_group_tables, row_groups(newest_rows(runs))))
-    return (*of_cells, *((baseline_table(baselines),) if baselines else ()))
-
-
-def _group_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    tables = (cell_table(rows), mechanism_table(rows))
-    return (comparison_table(rows), *tables) if compares_backends(rows) else tables
+    return (baseline_table(baselines),) if baselines else ()
 
 
 # The three formats
@@ -89,59 +124,48 @@ def terminal_comparison(runs: Runs) -> str:
     return terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
 
 
-def markdown_table(
-    runs: Runs, *, further: Sequence[Table] = (), results: str = "..", figures: Sequence[str | None] = ()
-) -> str:
-    """The tables of one suite on one machine, for GitHub.
+def markdown_page(title: str, tables: Sequence[Table], *, results: str = "..", figures: str = "figure-{}.svg") -> str:
+    """Return the tables of one suite on one machine, for GitHub.
 
-    Args:    further: tables that come behind them; results: path to the folder of records from where the text will lie;
-             figures: path of an image to show with the first table of each group of rows, or none
+    Args:    results: path to the folder of records from where the text will lie; figures: path of a figure by its name
     """
-    tables = (*suite_tables(runs), *further)
-    first_tables = itertools.accumulate(
-        (len(_group_tables(group)) for group in row_groups(newest_rows(runs))), initial=0
-    )
-    images = {place: figure for place, figure in zip(first_tables, figures, strict=False) if figure}
-    name = tables[0].title if tables else title(next(iter(runs.values())))
-    blocks = [f"# {name}", f"_{DERIVED}_"]
+    blocks = [f"# {title}", f"_{DERIVED}_"]
     for number, table in enumerate(tables):
-        if number:
-            blocks.append(f"## {table.title}")
-        image = f"![{name}]({images[number]})" if number in images else ""
-        blocks.append(markdown(table, results, image=image))
+        heading = [f"## {table.title}"] if number or table.title != title else []
+        blocks += [*heading, markdown(table, results, figures=figures)]
     return "\n\n".join(blocks) + "\n"
 
 
-def latex_table(runs: Runs, *, further: Sequence[Table] = ()) -> str:
-    """The tables of one suite on one machine, for a paper.
+def latex_page(tables: Sequence[Table]) -> str:
+    """Return the tables of one suite on one machine, for a paper.
 
-    One without records of its own is of the rows of the one before it, and those that come behind are of the first one's:
-    their captions refer there for machine, versions and settings.
+    The caption of a table without records refers to the table before it for machine, versions and settings.
     """
-    own = suite_tables(runs)
-    labels = labelled((*own, *further))
     floats, main = [], ""
-    for number, (table, label) in enumerate(zip((*own, *further), labels, strict=True)):
-        main = labels[0] if number >= len(own) else label if table.records else main
+    for table, label in zip(tables, labelled(tables), strict=True):
+        main = label if table.records else main
         floats.append(latex_float(table, label=label, same_rows=None if table.records else main))
-    return f"% {DERIVED}\n{latex_packages((*own, *further))}" + "\n".join(floats)
+    return f"% {DERIVED}\n{latex_packages(tables)}" + "\n".join(floats)
 
 
 def further_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """One for each group of a suite's rows; empty where the suite has none, or its records do not hold what it takes."""
-    make = _MAKERS.get(rows[0].run.suite) if rows else None
-    if make is None:
-        return ()
+    """Return what a suite shows beside its main tables, for each group of rows; nothing where records lack what it takes."""
     groups = row_groups(rows)
-    found = [(group, table) for group in groups if (table := make(group)).body]
-    if len(groups) == 1:
-        return tuple(table for _, table in found)
-    return tuple(replace(table, facts={"every cell": _what_is_alike(group), **table.facts}) for group, table in found)
+    return tuple(table for group in groups for table in _further(group, groups))
+
+
+def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
+    make = _MAKERS.get(group[0].run.suite)
+    table = make(group) if make else None
+    if table is None or not table.body:
+        return []
+    apart = {"every cell": _what_is_alike(group)} if len(groups) > 1 else {}
+    return [replace(table, facts=apart | table.facts)]
 
 
 def _what_is_alike(rows: Sequence[Row]) -> str:
     """Of one group of several."""
-    constant = tables.split_identity(rows)[1]
+    constant = split_identity(rows)[1]
     told_apart = ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens")
     return captions.listing({name: constant[name] for name in told_apart if name in constant})
 

@@ -1,7 +1,8 @@
-"""TODO: purpose."""
+"""A finished table as plain text, and a page of tables and figures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Facts = dict[str, str]  # what a caption says, by its first word
@@ -26,11 +27,18 @@ class Table:
     notes: tuple[str, ...]  # footnote 1 first
     facts: Facts
     records: Facts  # file -> what distinguishes its run
+    figures: tuple[str, ...] = ()  # names of the figures of its page that are shown with it
+
+
+def table_of(title: str, headers: Sequence[str], lines: Iterable[Sequence[str | Entry]], facts: Facts) -> Table:
+    """Return a table without footnotes and records; a text stands for a plain entry."""
+    body = (tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in line) for line in lines)
+    return Table(title, tuple(headers), tuple(body), (), facts, {})
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What another package makes of its own records: markdown without a title, and images."""
+    """What is shown of one suite on one machine."""
 
-    markdown: str
-    images: dict[str, dict[str, bytes]]  # by what is added to the name of the suite, then by file format
+    tables: tuple[Table, ...]
+    figures: dict[str, bytes]  # SVG, by what the figure shows

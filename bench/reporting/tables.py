@@ -54,10 +54,19 @@ def record_column(records: Facts) -> Column:
 
 def mechanism_table(rows: Sequence[Row]) -> Table:
     """Why gamma is what it is: cost ratio, other predictions, and where the seconds of the replay went."""
-    columns = [*map(identity_column, split_identity(rows)[0]), *MECHANISM]
-    body, notes = table_body(rows, columns)
-    headers = tuple(column.header for column in columns)
-    return Table(f"{title(rows[0].run)}: mechanism", headers, body, notes, MECHANISM_FACTS, {})
+    return row_table(rows, "mechanism", MECHANISM, MECHANISM_FACTS)
+
+
+def row_table(
+    rows: Sequence[Row], what: str, columns: Sequence[Column], facts: Facts, *, shown: Sequence[Row] | None = None
+) -> Table:
+    """Return a table with the names that rows differ in, then the columns.
+
+    Args:    what: follows suite and machine in the title; shown: the rows that are printed, if not all
+    """
+    columns = [*map(identity_column, split_identity(rows)[0]), *columns]
+    body, notes = table_body(rows if shown is None else shown, columns)
+    return Table(f"{title(rows[0].run)}: {what}", tuple(column.header for column in columns), body, notes, facts, {})
 
 
 def table_body(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[tuple[tuple[Entry, ...], ...], tuple[str, ...]]:

@@ -1,15 +1,21 @@
-"""TODO: purpose."""
+"""The frame, the style and the file format of every figure.
+
+The same records give the same bytes: no dates, a fixed hash salt, text as paths of a font that matplotlib ships, and none of
+the user's own settings. Sizes are in inches.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from bench.errors import BackendUnavailable
 from bench.reporting import table
+from bench.statistics.intervals import RatioInterval
 
 FORMATS = ("svg", "png")
 
@@ -33,12 +39,23 @@ _METADATA = {
     "png": {"Software": None, "Description": table.DERIVED},
 }
 _CAPTION_COLUMNS = 124
-WIDTH = 7.2  # inches
+_CAPTION_LINE = 0.14
+WIDTH = 7.2
+LEFT = 0.08  # where axes begin, as a share of the width
+
+
+def drawn(draw: Callable[[], Any], file_format: str = "svg") -> bytes:
+    """Draw a figure in our style and return it as a file.
+
+    Raises:  BackendUnavailable: matplotlib is missing
+    """
+    with our_style():
+        return saved(draw(), file_format)
 
 
 @contextmanager
 def our_style() -> Iterator[None]:
-    """Within it figures look like ours, whatever the user's settings.
+    """Set our style for the figures drawn inside, whatever the user's settings.
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
@@ -51,35 +68,52 @@ def our_style() -> Iterator[None]:
 
 
 def saved(figure: Any, file_format: str) -> bytes:
-    """A matplotlib figure as a file that is the same whenever it is drawn again."""
+    """Return a figure as a file that is the same each time it is drawn."""
     stream = io.BytesIO()
     figure.savefig(stream, format=file_format, metadata=_METADATA[file_format])
     return stream.getvalue()
 
 
-def blank(height: float, caption: str) -> Any:
-    """A figure as wide as a page with a caption at its foot; inches."""
+def frame(caption: str, *, body: float, below: float, above: float = 0.2, right: float = 0.98, **between: float) -> Any:
+    """Return an empty figure as wide as a page, with its caption at the foot.
+
+    Args:    body: height of the axes; above: for titles; below: for labels and a legend, between the axes and the caption
+             right: where axes end, as a share of the width; between: wspace and hspace of matplotlib
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
+    below += _CAPTION_LINE * len(lines)
+    height = above + body + below
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
-    figure.text(0.02, 0.08 / height, caption, fontsize=7, va="bottom", linespacing=1.3)
+    figure.text(0.02, 0.08 / height, "\n".join(lines), fontsize=7, va="bottom", linespacing=1.3)
+    figure.subplots_adjust(LEFT, below / height, right, 1 - above / height, **between)
     return figure
 
 
-def wrapped(caption: str) -> str:
-    """Broken into lines of the width of a figure."""
-    return "\n".join(textwrap.wrap(caption, _CAPTION_COLUMNS))
+def legend_below(figure: Any, distance: float, *handles: Any, **looks: Any) -> None:
+    """Add a legend so far below the axes."""
+    height = figure.subplotpars.bottom - distance / figure.get_figheight()
+    figure.legend(*handles, loc="upper left", bbox_to_anchor=(LEFT, height), borderaxespad=0, **looks)
 
 
-def caption_height(caption: str) -> float:
-    """Inches that its lines take."""
-    return 0.14 * (caption.count("\n") + 1)
+def legend_beside(axes: Any) -> None:
+    """Add a legend to the right of the axes."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+
+
+def error_bars(intervals: Sequence[RatioInterval]) -> tuple[list[float], list[float]]:
+    """Return how far intervals reach below and above their estimates; 0 where there is no end, as with one prompt."""
+    finite = [found if math.isfinite(found.high) else None for found in intervals]
+    low = [found.estimate - found.low if found else 0.0 for found in finite]
+    high = [found.high - found.estimate if found else 0.0 for found in finite]
+    return low, high
 
 
 def look(number: int) -> dict[str, str]:
-    """Colour, marker and line style of a series; markers alone tell seven apart."""
+    """Return colour, marker and line style of a series; markers alone tell seven apart."""
     index = number % len(_COLOURS)
     return {
         "color": _COLOURS[index],

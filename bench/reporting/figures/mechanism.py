@@ -1,7 +1,4 @@
-"""Figures of why gamma is what it is: where the seconds of a round go, and gamma as bare forwards predict it.
-
-Drawn like those of `bench.reporting.figures.overview`: the same records give the same bytes.
-"""
+"""Figures that explain gamma: where the seconds of a round go, and gamma as bare forwards predict it."""
 
 from __future__ import annotations
 
@@ -17,10 +14,8 @@ import numpy as np
 from bench.analysis import metrics
 from bench.analysis.metrics import ROUND_PHASES, round_costs
 from bench.analysis.rows import Row
-from bench.records.files import Runs
 from bench.reporting import captions
 from bench.reporting.figures import canvas, overview
-from bench.reporting.figures.canvas import FORMATS
 from bench.reporting.figures.overview import Series
 from bench.statistics.intervals import RatioInterval
 
@@ -37,42 +32,27 @@ _PHASE_LOOKS = {
 
 
 # Phases
-def render_phases(runs: Runs) -> dict[str, bytes]:
-    """Seconds of a round by phase, of one suite's newest group of rows; empty where no valid cell was replayed.
+def render_phases(rows: Sequence[Row]) -> bytes | None:
+    """Return the seconds of a round by phase; None if no valid cell was replayed.
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    rows = _replayed(runs)
-    if not rows:
-        return {}
-    with canvas.our_style():
-        figure = _draw_phases(rows)
-        return {name: canvas.saved(figure, name) for name in FORMATS}
-
-
-def has_phases(runs: Runs) -> bool:
-    """Whether `render_phases` gives one."""
-    return bool(_replayed(runs))
-
-
-def _replayed(runs: Runs) -> list[Row]:
-    return [row for row in overview.newest_group(runs) if row.verdict.valid and round_costs(row.record) is not None]
+    replayed = [row for row in rows if row.verdict.valid and round_costs(row.record) is not None]
+    return canvas.drawn(lambda: _draw_phases(replayed)) if replayed else None
 
 
 def _draw_phases(rows: Sequence[Row]) -> Any:
-    """A panel a line of the suite's main figure, all to one scale."""
+    """Draw one panel for each line of the suite's main figure, all to one scale."""
     axis, lines = overview.series_of(rows)
     num_columns = min(len(lines), _PANELS_A_LINE)
     num_lines = math.ceil(len(lines) / num_columns)
     titles = ["\n".join(textwrap.wrap(line.label, 100 // num_columns)) for line in lines]
     above = 0.2 + 0.14 * max(title.count("\n") + bool(title) for title in titles)
     between = 0.5 + above
-    caption = canvas.wrapped(_phases_caption(rows))
-    below = 0.75 + canvas.caption_height(caption)
-    height = above + num_lines * _PANEL_HEIGHT + (num_lines - 1) * between + below
-    figure = canvas.blank(height, caption)
+    body = num_lines * _PANEL_HEIGHT + (num_lines - 1) * between
+    spaces = {"wspace": 0.08, "hspace": between / _PANEL_HEIGHT}
+    figure = canvas.frame(_phases_caption(rows), body=body, above=above, below=0.75, **spaces)
     panels = figure.subplots(num_lines, num_columns, sharey=True, squeeze=False)
-    figure.subplots_adjust(0.08, below / height, 0.98, 1 - above / height, wspace=0.08, hspace=between / _PANEL_HEIGHT)
     for panel, line, title in zip(panels.flat, lines, titles, strict=False):
         _stack(panel, line)
         panel.set_title(title, loc="left", fontsize=8)
@@ -82,13 +62,12 @@ def _draw_phases(rows: Sequence[Row]) -> Any:
     for panel in panels[:, 0]:
         panel.set_ylabel("ms / round")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    anchor = (0.08, (below - 0.42) / height)
-    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=anchor, borderaxespad=0, ncols=len(labels))
+    canvas.legend_below(figure, 0.42, handles, labels, ncols=len(labels))
     return figure
 
 
 def _stack(axes: Any, line: Series) -> None:
-    """Bars at even places: temperatures need not be evenly spaced."""
+    """Draw bars at even places, because temperatures need not be evenly spaced."""
     costs = [round_costs(row.record) or {} for row in line.rows]
     places = range(len(line.x))
     bottom = np.zeros(len(line.x))
@@ -113,7 +92,7 @@ def _phases_caption(rows: Sequence[Row]) -> str:
 # Predicted and measured
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Gamma of one cell."""
+    """Predicted and measured gamma of one cell."""
 
     label: str  # backend and rule
     predicted: float
@@ -121,7 +100,7 @@ class Point:
 
 
 def predicted_points(rows: Sequence[Row]) -> tuple[Point, ...]:
-    """Of the valid cells that have both."""
+    """Return a point for each valid cell that has both gammas."""
     return tuple(
         Point(_kind(row), predicted, measured)
         for row in rows
@@ -131,17 +110,13 @@ def predicted_points(rows: Sequence[Row]) -> tuple[Point, ...]:
     )
 
 
-def render_predicted(rows: Sequence[Row]) -> dict[str, bytes]:
-    """Gamma measured against gamma predicted, of cells of all suites; empty where none has both.
+def render_predicted(rows: Sequence[Row]) -> bytes | None:
+    """Return gamma measured against gamma predicted, of cells of all suites; None if no cell has both.
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
     points = predicted_points(rows)
-    if not points:
-        return {}
-    with canvas.our_style():
-        figure = _draw_predicted(points, overview.device(rows[0]))
-        return {name: canvas.saved(figure, name) for name in FORMATS}
+    return canvas.drawn(lambda: _draw_predicted(points, overview.device(rows[0]))) if points else None
 
 
 def _kind(row: Row) -> str:
@@ -149,12 +124,11 @@ def _kind(row: Row) -> str:
 
 
 def _draw_predicted(points: Sequence[Point], device: str) -> Any:
-    caption = canvas.wrapped(_predicted_caption(points, device))
-    below = 0.6 + canvas.caption_height(caption)
     side = 4.4  # inches of the square
-    height = side + below + 0.15
-    figure = canvas.blank(height, caption)
-    axes = figure.add_axes((0.09, below / height, side / canvas.WIDTH, side / height))
+    figure = canvas.frame(
+        _predicted_caption(points, device), body=side, above=0.15, below=0.6, right=canvas.LEFT + side / canvas.WIDTH
+    )
+    axes = figure.subplots()
     ends = _ends(points)
     axes.plot(ends, ends, color="0.3", lw=0.8)
     for place in (axes.axhline, axes.axvline):
@@ -162,19 +136,17 @@ def _draw_predicted(points: Sequence[Point], device: str) -> Any:
     for number, (label, _) in enumerate(Counter(point.label for point in points).most_common()):  # rare ones on top
         _scatter(axes, [point for point in points if point.label == label], number)
     axes.set(xlim=ends, ylim=ends, xlabel="gamma predicted from bare forwards", ylabel="gamma measured")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+    canvas.legend_beside(axes)
     return figure
 
 
 def _scatter(axes: Any, points: Sequence[Point], number: int) -> None:
     style = canvas.look(number)
     measured = [point.measured for point in points]
-    low = [found.estimate - found.low if math.isfinite(found.high) else 0.0 for found in measured]
-    high = [found.high - found.estimate if math.isfinite(found.high) else 0.0 for found in measured]
     axes.errorbar(
         [point.predicted for point in points],
         [found.estimate for found in measured],
-        yerr=(low, high),
+        yerr=canvas.error_bars(measured),
         color=style["color"],
         marker=style["marker"],
         mfc="white" if number % 2 else style["color"],
@@ -188,7 +160,7 @@ def _scatter(axes: Any, points: Sequence[Point], number: int) -> None:
 
 
 def _ends(points: Sequence[Point]) -> tuple[float, float]:
-    """Of both axes: every point and a margin; an interval may reach beyond."""
+    """Return the ends of both axes: every point and a margin. An interval may reach beyond."""
     values = [value for point in points for value in (point.predicted, point.measured.estimate)]
     margin = 0.15 * (max(values) - min(values)) + 0.02
     return min(values) - margin, max(values) + margin

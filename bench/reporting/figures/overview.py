@@ -1,23 +1,17 @@
-"""Figures of a suite: gamma and alpha over temperature, with their intervals.
-
-The same records give the same bytes: no dates, a fixed hash salt, text as paths of a font that matplotlib ships, and
-none of the user's own settings.
-"""
+"""The main figure of a suite: gamma and alpha over temperature, with their intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis import metrics
-from bench.analysis.rows import identity, newest_rows, row_groups, scalar_text
-from bench.records.files import Runs
+from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.records.runs import CellRecord
-from bench.reporting import captions, tables
-from bench.reporting.figures.canvas import FORMATS, blank, caption_height, look, our_style, saved, wrapped
-from bench.reporting.tables import Row
+from bench.reporting import captions
+from bench.reporting.figures import canvas
 from bench.statistics.intervals import RatioInterval
 
 _AXES = ("temperature", "draft_temperature", "num_draft_tokens", "concurrency")
@@ -25,7 +19,7 @@ _AXES = ("temperature", "draft_temperature", "num_draft_tokens", "concurrency")
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Cells that differ in nothing but the value on the horizontal axis, in its order."""
+    """Cells that differ only in the value on the horizontal axis, in its order."""
 
     label: str
     x: tuple[float, ...]
@@ -33,8 +27,8 @@ class Series:
 
 
 def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
-    """Name of the horizontal axis, the first of a few numbers that varies, and the lines over it."""
-    several, _ = tables.split_identity(rows, always=())
+    """Return the name of the horizontal axis, which is the first of _AXES that varies, and the lines over it."""
+    several, _ = split_identity(rows, always=())
     axis = next((name for name in _AXES if name in several), "temperature")
     groups: dict[str, list[tuple[float, Row]]] = {}
     for row in rows:
@@ -49,58 +43,28 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
     return axis, tuple(lines)
 
 
-def render(runs: Runs) -> dict[str, dict[str, bytes]]:
-    """The figures of one suite on one machine in every format, one of each group of rows with valid cells.
+def render(rows: Sequence[Row]) -> bytes | None:
+    """Return the figure of rows that belong in one table; None if none of them is valid.
 
-    Returns: by what is added to the suite's name: nothing for the newest group, then 2, 3, ...
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    return {name: _render(group) for name, group in named_groups(runs).items() if _has_valid(group)}
-
-
-def _render(rows: Sequence[Row]) -> dict[str, bytes]:
     valid = [row for row in rows if row.verdict.valid]
-    with our_style():
-        figure = _draw(valid, num_invalid=len(rows) - len(valid))
-        return {name: saved(figure, name) for name in FORMATS}
-
-
-def names(runs: Runs) -> list[str]:
-    """Of the figures that `render` gives, without drawing them."""
-    return [name for name, group in named_groups(runs).items() if _has_valid(group)]
-
-
-def named_groups(runs: Runs) -> dict[str, Sequence[Row]]:
-    """Groups of rows, the newest first, by what is added to the suite's name in those of their figures."""
-    groups = row_groups(newest_rows(runs))
-    return {"" if number == 1 else str(number): group for number, group in enumerate(groups, start=1)}
-
-
-def _has_valid(rows: Sequence[Row]) -> bool:
-    return any(row.verdict.valid for row in rows)
-
-
-def newest_group(runs: Runs) -> Sequence[Row]:
-    """The rows that figures beside the main ones are of."""
-    return next(iter(row_groups(newest_rows(runs))), ())
+    return canvas.drawn(lambda: _draw(valid, num_invalid=len(rows) - len(valid))) if valid else None
 
 
 def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
-    """Two panels over one horizontal axis, with the words a reader needs below them."""
+    """Draw two panels over one horizontal axis, with the words a reader needs below them."""
     axis, lines = series_of(rows)
     legend_rows = len(lines) if len(lines) > 1 else 0
-    caption = wrapped(_caption(rows, num_invalid=num_invalid))
-    below = 0.55 + 0.17 * legend_rows + caption_height(caption)
-    height = 3.2 + below
-    figure = blank(height, caption)
+    caption = _caption(rows, num_invalid=num_invalid)
+    figure = canvas.frame(caption, body=2.9, above=0.3, below=0.55 + 0.17 * legend_rows, wspace=0.22)
     gamma_axes, alpha_axes = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.3 / height, bottom=below / height, wspace=0.22)
 
     floor = max((metrics.aa_floor(row.run) or 0.0 for row in rows), default=0.0)
     gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)
     gamma_axes.axhline(1, color="0.3", lw=0.8)
     for number, line in enumerate(lines):
-        style = look(number)
+        style = canvas.look(number)
         _measured(gamma_axes, line, metrics.gamma, **style, label=line.label)
         _dashed(gamma_axes, line, metrics.predicted_gamma, **style)
         _measured(alpha_axes, line, metrics.counted_alpha, **style)
@@ -115,8 +79,7 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     alpha_axes.set_ylim(0, 1.02)
     if legend_rows:
-        anchor = (0.08, (below - 0.45) / height)
-        figure.legend(loc="upper left", bbox_to_anchor=anchor, borderaxespad=0, labelspacing=0.25)
+        canvas.legend_below(figure, 0.45, labelspacing=0.25)
     return figure
 
 
@@ -151,7 +114,7 @@ def _dashed(
     marker: str,
     linestyle: str,
 ) -> None:
-    """What was not timed or counted: dashed whatever the line's own style, with hollow markers."""
+    """Draw what was not timed or counted: dashed in every style, with hollow markers."""
     points = [(x, found) for x, row in zip(line.x, line.rows, strict=True) if (found := metric(row.record)) is not None]
     x, y = [place for place, _ in points], [found for _, found in points]
     axes.plot(x, y, color=color, marker=marker, ls="--", lw=1, ms=4, mfc="white", mew=0.8)
@@ -173,16 +136,12 @@ def _caption(rows: Sequence[Row], *, num_invalid: int) -> str:
 
 
 def device(row: Row) -> str:
-    """What a row was measured on, in a word or two."""
+    """Return the GPU or CPU that a row was measured on."""
     return str(row.run.environment.get("gpu_name") or row.run.environment.get("cpu_model"))
 
 
 def settings_sentence(rows: Sequence[Row]) -> str:
-    """What a reader must know of every cell, where it is the same in all."""
-    _, constant = tables.split_identity(rows)
+    """Return the settings that all rows share, as a sentence."""
+    _, constant = split_identity(rows)
     shown = ("backend", "pair", "rule", "num_draft_tokens", "dtype", "prompt_set", "num_prompts", "max_new_tokens")
-    return _sentence(f"{name} {scalar_text(name, constant[name])}" for name in shown if name in constant)
-
-
-def _sentence(parts: Iterable[str]) -> str:
-    return ", ".join(parts) + "."
+    return ", ".join(f"{name} {scalar_text(name, constant[name])}" for name in shown if name in constant) + "."

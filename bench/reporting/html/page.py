@@ -1,7 +1,7 @@
-"""One HTML page of a folder of results: claims, machines, tables, figures, and what measures each cell again.
+"""One HTML page of a folder of results: claims, machines, tables, figures, and the command that measures each cell again.
 
-The page asks for nothing beyond itself, and says so in a policy that browsers enforce. The same records give the same bytes.
-Every text of a record is escaped by the template; the few fragments that are not come from figures and markdown made here.
+The page requests nothing beyond itself, and states so in a policy that browsers enforce. The same records give the same bytes.
+The template does the layout, and escapes every text of a record.
 """
 
 from __future__ import annotations
@@ -10,35 +10,28 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.analysis import rows
-from bench.analysis.rows import Row
+from bench.analysis.rows import Row, identity, newest_rows, row_groups, scalar_text, split_identity
 from bench.claims import ledger
 from bench.claims.claim import LedgerRow
-from bench.records import files
+from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
-from bench.records.files import Runs
-from bench.records.runs import RunRecord
-from bench.reporting import captions, suite_page
-from bench.reporting.derived import Others, asked_keys, find_others, load_experiments
-from bench.reporting.figures import mechanism, overview
-from bench.reporting.html.svg import each_hatch_once, inline_svg
+from bench.records.files import Runs, line_header
+from bench.reporting.captions import commit_words, machine_text
+from bench.reporting.derived import asked_keys, find_others, lines_page, load_experiments
+from bench.reporting.figures import mechanism
+from bench.reporting.formats import alignments, slug
 from bench.reporting.ledger import table as ledger_table
-from bench.reporting.repeat import as_typed, cell_command
-from bench.reporting.table import Entry, Table
+from bench.reporting.repeat import cell_command
+from bench.reporting.suite_page import page as cells_page
+from bench.reporting.table import MISSING, Page, Table, table_of
 
-if TYPE_CHECKING:
-    from bench.reporting.derived import Experiments
-
-
-HEADER = ("environment", "created")  # what a record of JSON lines must say
 TEMPLATE = Path(__file__).with_name("template")
 Key = tuple[str, str]  # machine, suite
 Track = Callable[[Sequence[Key]], Iterable[Key]]  # goes through them, and may show how far it is
@@ -61,75 +54,58 @@ LOOKS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Of a claim: what was compared, and what measures it again."""
+class Source:
+    """One record."""
 
-    claim: str
+    file: str
+    created: str
+    environment: Mapping[str, Scalar]
+    preset: str
     measured: str
-    compared: str
-    commands: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """The claims of one pair."""
-
-    anchor: str
-    table: Table
-    counts: tuple[tuple[str, int], ...]  # verdict -> how often, most first
-    details: tuple[Measured, ...]
+    command: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What one suite found on one machine."""
+    """One suite on one machine."""
 
-    anchor: str
     name: str
-    tables: tuple[Table, ...]
-    text: Markup  # of records in a form of their own, instead of tables
-    figures: tuple[Markup, ...]
-    records: Table
-    cells: tuple[Table, ...]  # commands, one a cell
+    page: Page
+    sources: tuple[Source, ...]  # newest first
+    rows: tuple[Row, ...]  # empty for records of JSON lines
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Everything measured on one machine."""
 
-    anchor: str
     name: str
-    summary: str
-    environment: tuple[tuple[str, str], ...]
-    ledgers: tuple[Ledger, ...]
-    figures: tuple[Markup, ...]  # of cells of all suites
     suites: tuple[Suite, ...]
+    ledgers: Mapping[str, Sequence[LedgerRow]]  # by pair
+    predicted: bytes | None  # figure of cells of all suites
+
+    @property
+    def sources(self) -> list[Source]:
+        every = (source for suite in self.suites for source in suite.sources)
+        return sorted(every, key=lambda source: source.created, reverse=True)
 
 
 def page(results: Path, *, machine: str | None = None, suite: str | None = None, track: Track = iter) -> str:
-    """The page of a folder of results, of one machine or suite where that is asked for; a suite alone has no ledger.
+    """Return the page of a folder of results, or of one machine or suite of it; a suite alone has no ledger.
 
-    Raises:  ValueError: no such folder, no records that are asked for, or a broken one
+    Raises:  ValueError: no such folder, no records of that machine or suite, or a broken one
              BackendUnavailable: matplotlib is missing
     """
     experiments, others = load_experiments(results), find_others(results)
-    asked = asked_keys({*experiments, *others}, results, machine=machine, suite=suite)
-    made = {key: _suite(key, experiments, others) for key in track(asked)}
-    machines = tuple(
-        _machine(name, results, experiments, others, made, whole=suite is None)
-        for name in dict.fromkeys(name for name, _ in asked)
-    )
-    text = _template().render(
-        machines=machines,
-        meanings=Markup(markdown(TEMPLATE.joinpath("meanings.md").read_text(encoding="utf-8"))),
-        num_records=sum(len(one.records.body) for one in made.values()),
-        newest=max(date for one in made.values() for date in _column(one.records, "date")),
-    )
-    return each_hatch_once(text)
-
-
-@cache
-def _template() -> Any:
+    made: dict[str, list[Suite]] = {}
+    for key in track(asked_keys({*experiments, *others}, results, machine=machine, suite=suite)):
+        found = _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, *others[key], results)
+        made.setdefault(key[0], []).append(found)
+    machines = []
+    for name, suites in made.items():
+        whole = suite is None
+        predicted = mechanism.render_predicted([row for each in suites for row in each.rows]) if whole else None
+        machines.append(Machine(name, tuple(suites), ledger.ledgers(results, name) if whole else {}, predicted))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -137,192 +113,81 @@ def _template() -> Any:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"look": LOOKS.get, "numeric": numeric_columns, "slug": slug}
-    return environment.get_template("page.html")
+    filters = (alignments, cell_commands, counts, image, ledger_table, machine_text, merged, record_table, slug)
+    environment.filters |= {each.__name__: each for each in filters} | {"look": LOOKS.get}
+    return environment.get_template("page.html").render(machines=machines, meanings=_meanings())
 
 
-def slug(text: str) -> str:
-    """As an anchor."""
-    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def numeric_columns(table: Table) -> tuple[bool, ...]:
-    """Whether each column holds numbers, which stand at the right."""
-    columns = zip(*table.body, strict=True)
-    return tuple(any(entry.text[:1].isdigit() for entry in column) for column in columns)
-
-
-def _column(table: Table, header: str) -> list[str]:
-    place = table.headers.index(header)
-    return [entries[place].text for entries in table.body]
-
-
-# Machines
-def _machine(
-    name: str,
-    results: Path,
-    experiments: Experiments,
-    others: Others,
-    made: Mapping[Key, Suite],
-    *,
-    whole: bool,
-) -> Machine:
-    environments = _environments(name, experiments, others)
-    ledgers = ledger.ledgers(results, name) if whole else {}
-    cells = [row for key, runs in experiments.items() if key[0] == name and whole for row in rows.newest_rows(runs)]
-    return Machine(
-        anchor=slug(name),
-        name=name,
-        summary=captions.machine_text(environments[0]),
-        environment=_merged(environments),
-        ledgers=tuple(_ledger(name, pair, judged) for pair, judged in ledgers.items()),
-        figures=_figures(slug(name), {"predicted": mechanism.render_predicted(cells)}),
-        suites=tuple(suite for key, suite in made.items() if key[0] == name),
-    )
-
-
-def _environments(machine: str, experiments: Experiments, others: Others) -> list[Mapping[str, Scalar]]:
-    """Of every record, newest first."""
-    found = [
-        (run.created, run.environment)
-        for key, runs in experiments.items()
-        if key[0] == machine
-        for run in runs.values()
+def _of_cells(key: Key, runs: Runs) -> Suite:
+    rows = newest_rows(runs)
+    sources = [
+        Source(
+            *(file, run.created, run.environment, run.preset),
+            str(len(run.cells)) if run.cells else f"{len(run.baseline)} baseline triples",
+            run.command,
+        )
+        for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
     ]
-    for key, (_, paths) in others.items():
-        if key[0] == machine:
-            found += [
-                (header["created"], header["environment"])
-                for header in (files.line_header(path, *HEADER) for path in paths)
-            ]
-    return [environment for _, environment in sorted(found, key=lambda one: one[0], reverse=True)]
+    return Suite(key[1], cells_page(runs, rows), tuple(sources), rows)
 
 
-def _merged(environments: Sequence[Mapping[str, Scalar]]) -> tuple[tuple[str, str], ...]:
-    """Each key with its values, the newest record's first."""
-    names = dict.fromkeys(name for environment in environments for name in environment)
-    return tuple(
-        (name, " · ".join(dict.fromkeys(rows.scalar_text(name, one[name]) for one in environments if name in one)))
-        for name in names
-    )
+def _of_lines(key: Key, make: Callable[[Sequence[Path]], Page], paths: Sequence[Path], results: Path) -> Suite:
+    """Return a suite whose records are JSON lines."""
+    sources = []
+    for path in reversed(paths):
+        header = line_header(path, "environment", "created")
+        about = (header["created"], header["environment"], header.get("preset", MISSING), MISSING, header["command"])
+        sources.append(Source(path.relative_to(results).as_posix(), *about))
+    return Suite(key[1], lines_page(key, make, paths, results), tuple(sources), ())
 
 
-def _ledger(machine: str, pair: str, judged: Sequence[LedgerRow]) -> Ledger:
-    return Ledger(
-        anchor=slug(f"{machine} ledger {pair}"),
-        table=ledger_table(pair, judged),
-        counts=tuple(Counter(row.verdict for row in judged).most_common()),
-        details=tuple(map(_measured, judged)),
-    )
+# What the template calls
+def merged(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """Return every key of the environments with its values, the newest record's first."""
+    values: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for name, value in source.environment.items():
+            values.setdefault(name, {})[scalar_text(name, value)] = None
+    return [(name, " · ".join(texts)) for name, texts in values.items()]
 
 
-def _measured(row: LedgerRow) -> Measured:
-    commands = (row.claim.command,) if row.finding is None else row.finding.commands
-    compared = "" if row.finding is None else row.finding.detail
-    return Measured(row.claim.name, row.claim.measured, compared, tuple(map(as_typed, commands)))
+def counts(judged: Sequence[LedgerRow]) -> Sequence[tuple[str, int]]:
+    """Return how often each verdict occurs, the most frequent first."""
+    return Counter(row.verdict for row in judged).most_common()
 
 
-# Suites
-def _suite(key: Key, experiments: Experiments, others: Others) -> Suite:
-    return _suite_of_lines(key, *others[key]) if key in others else _suite_of_cells(key, experiments[key])
-
-
-def _suite_of_cells(key: Key, runs: Runs) -> Suite:
-    cells = rows.newest_rows(runs)
-    anchor = slug(" ".join(key))
-    further = {what: render(runs) for what, (_, render) in suite_page.FURTHER.items()}
-    images = overview.render(runs) | further
-    newest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
-    return Suite(
-        anchor=anchor,
-        name=key[1],
-        tables=(*suite_page.suite_tables(runs), *suite_page.further_tables(cells)),
-        text=Markup(),
-        figures=_figures(anchor, images),
-        records=_record_table([_record_texts(file, run) for file, run in newest_first]),
-        cells=tuple(map(_command_table, rows.row_groups(cells))),
-    )
-
-
-def _suite_of_lines(key: Key, make: Callable[[Sequence[Path]], Any], paths: Sequence[Path]) -> Suite:
-    """Records of JSON lines, which another package makes a page of."""
-    made, anchor = make(paths), slug(" ".join(key))
-    return Suite(
-        anchor=anchor,
-        name=key[1],
-        tables=(),
-        text=markdown(made.markdown),
-        figures=_figures(anchor, made.images),
-        records=_record_table([_line_texts(path) for path in reversed(paths)]),
-        cells=(),
-    )
-
-
-def _record_table(lines: Sequence[tuple[str, ...]]) -> Table:
+def record_table(sources: Sequence[Source]) -> Table:
     headers = ("record", "date", "commit", "preset", "cells", "command")
-    return Table("Records", headers, tuple(tuple(map(Entry, texts)) for texts in lines), (), {}, {})
+    lines = [
+        (one.file, one.created[:10], commit_words(one.environment), one.preset, one.measured, shell_text(one.command))
+        for one in sources
+    ]
+    return table_of("Records", headers, lines, {})
 
 
-def _record_texts(file: str, run: RunRecord) -> tuple[str, ...]:
-    measured = str(len(run.cells)) if run.cells else f"{len(run.baseline)} baseline triples"
-    return file, run.created[:10], _commit(run.environment), run.preset, measured, as_typed(run.command)
+def cell_commands(rows: Sequence[Row]) -> list[Table]:
+    """Return for each group of rows the commands that measure a cell again, in the order of the rows."""
+    tables = []
+    for group in row_groups(rows):
+        names, _ = split_identity(group)
+        lines = [
+            (
+                *(scalar_text(name, identity(row).get(name)) for name in names),
+                *(commit_words(row.run.environment), cell_command(row, group)),
+            )
+            for row in group
+        ]
+        tables.append(table_of("Each cell", (*names, "commit", "command"), lines, {}))
+    return tables
 
 
-def _line_texts(path: Path) -> tuple[str, ...]:
-    header = files.line_header(path, *HEADER)
-    file = "/".join(path.parts[-3:])
-    commit, command = _commit(header["environment"]), as_typed(header["command"])
-    return file, header["created"][:10], commit, header.get("preset", "–"), "–", command
+def image(svg: bytes) -> str:
+    """Return a figure as the address of an image, with coordinates cut to hundredths of a point."""
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(?<=\.\d\d)\d+", "", path[0]), svg.decode())
+    return "data:image/svg+xml," + quote(" ".join(text.replace('"', "'").split()), safe=" ='/:;,()+!?*$@")
 
 
-def _commit(environment: Mapping[str, Scalar]) -> str:
-    changed = " with uncommitted changes" if environment.get("harness_dirty") else ""
-    return f"{environment.get('harness_commit', 'unknown')}{changed}"
-
-
-def _command_table(group: Sequence[Row]) -> Table:
-    """What measures each cell of a table again, in the order of its rows."""
-    names, _ = rows.split_identity(group)
-    body = []
-    for row in group:
-        values = rows.identity(row)
-        texts = [rows.scalar_text(name, values.get(name)) for name in names]
-        body.append(tuple(map(Entry, (*texts, _commit(row.run.environment), cell_command(row, group)))))
-    return Table(f"{captions.title(group[0].run)}: each cell", (*names, "commit", "command"), tuple(body), (), {}, {})
-
-
-# Fragments
-def markdown(text: str) -> Markup:
-    """Markdown as HTML without anything that leads elsewhere: links and images leave their text, raw HTML is escaped."""
-    made = MarkdownIt("commonmark", {"html": False}).enable("table")
-    for name in ("link_open", "link_close"):
-        made.add_render_rule(name, _nothing)
-    made.add_render_rule("image", _alternative)
-    made.add_render_rule("table_open", _table_open)
-    made.add_render_rule("table_close", _table_close)
-    return Markup(made.render(text))
-
-
-def _nothing(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    return ""
-
-
-def _alternative(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    return str(Markup.escape(tokens[index].content))
-
-
-def _table_open(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    return '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table class="data">\n'
-
-
-def _table_close(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    return "</table></div>\n"
-
-
-def _figures(anchor: str, images: Mapping[str, Mapping[str, bytes]]) -> tuple[Markup, ...]:
-    """Each as a part of the page, by what it shows beside the main figure."""
-    return tuple(
-        inline_svg(formats["svg"], prefix=slug(f"{anchor} {name} figure"), label=f"Figure of {anchor} {name}".strip())
-        for name, formats in images.items()
-        if formats
-    )
+def _meanings() -> Markup:
+    """Return the list of meanings as HTML. Its links lead to other files, so that only their words stay."""
+    made = MarkdownIt("commonmark").enable("table").render(TEMPLATE.joinpath("meanings.md").read_text(encoding="utf-8"))
+    return Markup(re.sub(r"</?a\b[^>]*>", "", made).replace("<table>", '<table class="data">'))

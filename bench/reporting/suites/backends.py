@@ -1,4 +1,4 @@
-"""TODO: purpose."""
+"""The table of suites that ran on several backends: how fast each is, and whether they accept alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bench.records.runs import Cell, CellRecord
 from bench.reporting.captions import FORMULA, listing, run_facts, title
 from bench.reporting.columns import (
     ALPHA,
+    CERTIFICATE,
     GAMMA,
     VERDICT,
     Column,
-    certificate_text,
     first_token,
     identity_column,
     peak_memory,
@@ -26,13 +26,12 @@ from bench.reporting.tables import table_body
 from bench.statistics.intervals import RatioInterval
 
 _REFERENCE = "reference"  # the backend that others are held against
-_SHARED_OPTIONS = {"concurrency", "draft_length", "schedule"}  # others are a backend's own
 
 
 def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """How fast each backend is in tokens per second, and how it stands against the reference on the same prompts."""
+    """Return the columns of speed in tokens per second, and of each backend against the reference on the same prompts."""
     ours = (row.record for row in rows if row.record.cell.backend == _REFERENCE)
-    # Of several, such as with and without a compiled forward, the one as it comes.
+    # Of several, such as with and without a compiled forward, the one with default options counts.
     fewest_last = sorted(ours, key=lambda record: len(record.cell.options), reverse=True)
     reference = {_without_backend(record.cell): record for record in fewest_last}
 
@@ -67,18 +66,13 @@ def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
         ALPHA,
         Column("alpha_over_reference", "alpha /\nreference's", relative(metrics.alpha_against)),
         Column("alpha_agrees", "alpha against\nthe reference", agreement),
-        Column(
-            "certificate",
-            "certificate",
-            lambda row: certificate_text(row.verdict.certificate),
-            narrow="certificate",
-        ),
+        replace(CERTIFICATE, narrow="certificate"),
         VERDICT,
     )
 
 
 def _without_backend(cell: Cell) -> Cell:
-    return replace(cell, backend="", options=tuple(o for o in cell.options if o[0] in _SHARED_OPTIONS))
+    return replace(cell, backend="", options=())
 
 
 REFERENCE_FACTS = {
@@ -89,7 +83,7 @@ REFERENCE_FACTS = {
 
 
 def comparison_table(rows: Sequence[Row], *, narrow: bool = False) -> Table:
-    """Several backends on the same prompts: how fast in tokens per second, and whether they accept alike."""
+    """Return several backends on the same prompts, side by side; narrow: for the terminal."""
     varying, constant = split_identity(rows)
     facts, records = run_facts(rows)
     columns = (*map(identity_column, varying), *beside_reference(rows))

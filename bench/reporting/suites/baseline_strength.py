@@ -1,4 +1,4 @@
-"""TODO: purpose."""
+"""The table of the suite `baseline_strength`: the AR arm against itself and against the engine's own plain decode."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from bench.reporting.table import MISSING, Entry, Table
 from bench.statistics import intervals
 from bench.statistics.intervals import RatioInterval
 
+_OWN = "engine's own"
+
 
 def baseline_table(runs: Runs) -> Table:
-    """Runs that have no cells: the autoregressive arm against itself and against the engine's own plain decode."""
+    """Return the table of runs that have no cells."""
     facts, records = facts_of_run(runs)
-    own = "engine's own"
-    times = ("AR\nms/token", "AR'\nms/token", f"{own}\nms/token", f"AR tokens/s /\n{own} tokens/s")
+    times = ("AR\nms/token", "AR'\nms/token", f"{_OWN}\nms/token", f"AR tokens/s /\n{_OWN} tokens/s")
     headers = ("pair", *times, "A/A\nfloor", "prompts", "backend")
-    facts = {
+    caption = {
         "AR, AR'": "the autoregressive arm twice, with other seeds",
-        "engine's own": "its plain decode, on the same prompts",
+        _OWN: "its plain decode, on the same prompts",
         "intervals": "95 % over prompts",
         **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
     }
-    body = tuple(tuple(map(Entry, _baseline_texts(run))) for run in runs.values())
-    return Table(title(next(iter(runs.values()))), headers, body, (), facts, records)
+    body = tuple(tuple(map(Entry, _texts(run))) for run in runs.values())
+    return Table(title(next(iter(runs.values()))), headers, body, (), caption, records)
 
 
 def newest_baselines(runs: Runs) -> Runs:
-    """Of the runs without cells, the newest of each backend and pair."""
+    """Return the newest of the runs without cells, for each backend and pair."""
     newest: dict[tuple[str, ModelPair], tuple[str, RunRecord]] = {}
     for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
         if run.baseline and not run.cells:
@@ -41,28 +42,28 @@ def newest_baselines(runs: Runs) -> Runs:
     return dict(sorted(newest.values()))
 
 
-def _baseline_texts(run: RunRecord) -> tuple[str, ...]:
-    ratio = metrics.native_ratio(run)
-    own_tokens_per_s = ratio and RatioInterval(
-        1 / ratio.estimate,
-        1 / ratio.high,
-        1 / ratio.low if ratio.low else math.inf,
-        ratio.num_clusters,
-        ratio.confidence,
-    )
+def _texts(run: RunRecord) -> tuple[str, ...]:
     arms = ([getattr(triple, name) for triple in run.baseline] for name in ("ar", "ar_again", "native"))
     return (
         run.model_pair.name,
         *(point_text(_seconds_per_token(run, of_prompts), scale=1000) for of_prompts in arms),
-        interval_text(own_tokens_per_s),
+        interval_text(_inverse(metrics.native_ratio(run))),
         percent_text(metrics.aa_floor(run)),
         str(len({triple.prompt_index for triple in run.baseline})),
         _backend_of(run),
     )
 
 
+def _inverse(ratio: RatioInterval | None) -> RatioInterval | None:
+    """Return a ratio of speeds from one of seconds."""
+    if ratio is None:
+        return None
+    high = 1 / ratio.low if ratio.low else math.inf
+    return RatioInterval(1 / ratio.estimate, 1 / ratio.high, high, ratio.num_clusters, ratio.confidence)
+
+
 def _seconds_per_token(run: RunRecord, arms: Sequence[TimedArm | None]) -> RatioInterval | None:
-    """Decode seconds per token of one arm of the baseline; whole calls where an engine cannot tell the first token."""
+    """Return decode seconds per token of one arm; of whole calls where an engine does not report the first token."""
     timed = [arm for arm in arms if arm is not None]
     after_first = all(arm.first_token_s is not None for arm in timed)
     tokens = [len(arm.token_ids) - after_first for arm in timed]

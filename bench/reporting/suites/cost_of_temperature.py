@@ -1,62 +1,62 @@
-"""TODO: purpose."""
+"""The table of the suite `cost_of_temperature`: why speculative decoding is slower when hot.
+
+Seconds per token = seconds per round / tokens per round, so the logarithms of the two parts add up to the slow-down.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from bench.analysis import metrics
 from bench.analysis.metrics import ROUND_PHASES, round_costs
-from bench.analysis.rows import Row, identity, scalar_text
-from bench.reporting import tables
-from bench.reporting.captions import suite_title
-from bench.reporting.table import Entry, Table
-from bench.reporting.tables import valid_rows
+from bench.analysis.rows import Row, identity
+from bench.reporting.columns import Column
+from bench.reporting.table import Table
+from bench.reporting.tables import row_table, valid_rows
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Seconds per token = seconds per round / tokens per round, so logs of the two parts add up to the slow-down."""
-    varying = tables.split_identity(rows)[0]
-    body = []
-    for group in _groups(valid_rows(rows), without="temperature"):
-        measured = [(row, costs) for row in group if (costs := round_costs(row.record)) is not None]
-        for row, costs in measured:
-            own, coldest = _per_round(row, costs), _per_round(*measured[0])
-            slower = math.log(own[0] / own[1] * coldest[1] / coldest[0])
-            fewer, dearer = math.log(coldest[1] / own[1]), math.log(own[0] / coldest[0])
-            texts = [scalar_text(name, identity(row).get(name)) for name in varying]
-            texts += [f"{1000 * costs[name]:.2f}" for name in ROUND_PHASES]
-            texts += [f"{1000 * own[0]:.2f}", f"{own[1]:.2f}", f"{1000 * own[0] / own[1]:.2f}"]
-            texts += [_percent(slower), _percent(fewer), _percent(dearer)]
-            body.append(tuple(map(Entry, texts)))
-    headers = (
-        *varying,
-        *(f"{name}\nms/round" for name in ROUND_PHASES),
-        *("all\nms/round", "tokens\n/ round", "SD\nms/token"),
-        *("slower than\ncoldest", "of it: fewer\ntokens a round", "of it:\ndearer rounds"),
+    shown = [row for row in valid_rows(rows) if round_costs(row.record) is not None]
+    coldest: dict[tuple[object, ...], Row] = {}
+    for row in sorted(shown, key=lambda row: row.record.cell.temperature):
+        coldest.setdefault(_without_temperature(row), row)
+
+    def percent(of_row: Callable[[Row], float]) -> Callable[[Row], str]:
+        """Return 100 times the logarithm of a value over that of the coldest row, as text."""
+        return lambda row: f"{100 * math.log(of_row(row) / of_row(coldest[_without_temperature(row)])):+.1f}"
+
+    columns = (
+        *(Column(name, f"{name}\nms/round", _phase_ms(name)) for name in ROUND_PHASES),
+        Column("all", "all\nms/round", lambda row: f"{1000 * _seconds(row):.2f}"),
+        Column("tokens", "tokens\n/ round", lambda row: f"{_tokens(row):.2f}"),
+        Column("sd_ms", "SD\nms/token", lambda row: f"{1000 * _seconds(row) / _tokens(row):.2f}"),
+        Column("slower", "slower than\ncoldest", percent(lambda row: _seconds(row) / _tokens(row))),
+        Column("fewer", "of it: fewer\ntokens a round", percent(lambda row: 1 / _tokens(row))),
+        Column("dearer", "of it:\ndearer rounds", percent(_seconds)),
     )
     facts = {
         "seconds": "of the replays, synchronised at every phase: a round costs more there than in the timed arm",
         "slower": "logarithm of seconds per token over those of the coldest row, in hundredths; the two parts add up to it",
     }
-    return Table(f"{suite_title(rows)}: why it is slower", headers, tuple(body), (), facts, {})
+    return row_table(rows, "why it is slower", columns, facts, shown=shown)
 
 
-def _per_round(row: Row, costs: Mapping[str, float]) -> tuple[float, float]:
-    """Seconds and tokens of a round."""
+def _without_temperature(row: Row) -> tuple[object, ...]:
+    values = identity(row).items()
+    return tuple((name, value) for name, value in values if name not in ("temperature", "draft_temperature"))
+
+
+def _phase_ms(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{1000 * (round_costs(row.record) or {})[name]:.2f}"
+
+
+def _seconds(row: Row) -> float:
+    """Return the seconds of a round."""
+    return sum((round_costs(row.record) or {}).values())
+
+
+def _tokens(row: Row) -> float:
+    """Return the tokens of a round."""
     efficiency = metrics.block_efficiency(row.record)
-    return sum(costs.values()), efficiency.estimate if efficiency else math.nan
-
-
-def _groups(rows: Sequence[Row], *, without: str) -> list[list[Row]]:
-    """Rows that differ in nothing but one name, in ascending order of it."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        values = identity(row)
-        rest = {name: value for name, value in values.items() if name not in (without, "draft_temperature")}
-        groups.setdefault(tuple(rest.items()), []).append(row)
-    return [sorted(group, key=lambda row: float(str(identity(row)[without]))) for group in groups.values()]
-
-
-def _percent(log_ratio: float) -> str:
-    return f"{100 * log_ratio:+.1f}"
+    return efficiency.estimate if efficiency else math.nan

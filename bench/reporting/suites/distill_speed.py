@@ -1,14 +1,12 @@
-"""The table of the suite distill_speed: tokens per second of our training against TRL's."""
+"""The table of the suite `distill_speed`: tokens per second of our training against TRL's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from bench.records.distill_speed import ArmRun, TrainingRound, load_rounds
-from bench.reporting.table import Page
+from bench.reporting.table import Page, Table, table_of
 from bench.statistics.intervals import RatioInterval, ratio_of_totals
 
 TRL = "trl"
@@ -16,7 +14,7 @@ WANTED = {"target_in_step": 1.5, "target_cached": 3.0}  # required multiple of T
 
 
 def speed_up(rounds: Sequence[TrainingRound], name: str) -> RatioInterval:
-    """TRL's seconds per token / the arm's: ratio of totals, interval over rounds."""
+    """Return TRL's seconds per token / the arm's: ratio of totals, interval over rounds."""
     theirs, ours = ([each.runs[arm] for each in rounds] for arm in (TRL, name))
     return ratio_of_totals(
         [run.seconds for run in theirs],
@@ -27,30 +25,22 @@ def speed_up(rounds: Sequence[TrainingRound], name: str) -> RatioInterval:
     )
 
 
-def table(rounds: Sequence[TrainingRound]) -> str:
-    """Markdown: a row for each way of ours."""
-    headers = ("row", "tokens/s", "TRL's", "ratio [95 %]", "wanted", "peak GiB", "TRL's")
+def table(rounds: Sequence[TrainingRound]) -> Table:
+    """Return one row for each of our ways to train."""
     theirs = [each.runs[TRL] for each in rounds]
-    rows = []
+    lines = []
     for name, wanted in WANTED.items():
-        runs = [each.runs[name] for each in rounds]
-        ratio = speed_up(rounds, name)
-        rows.append(
-            (
-                name,
-                f"{_tokens_per_s(runs):.0f}",
-                f"{_tokens_per_s(theirs):.0f}",
-                f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-                f">= {wanted:g}",
-                f"{_peak_gib(runs):.2f}",
-                f"{_peak_gib(theirs):.2f}",
-            )
-        )
-    caption = (
-        f"Answer tokens/s of KD training, {len(rounds)} rounds; ratio = seconds per token of TRL's GKDTrainer / ours. "
-        "target_cached: the target's one forward over the text and all epochs after it."
-    )
-    return f"{caption}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
+        runs, ratio = [each.runs[name] for each in rounds], speed_up(rounds, name)
+        ratio_text = f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        speeds = (f"{_tokens_per_s(runs):.0f}", f"{_tokens_per_s(theirs):.0f}", ratio_text, f">= {wanted:g}")
+        lines.append((name, *speeds, f"{_peak_gib(runs):.2f}", f"{_peak_gib(theirs):.2f}"))
+    headers = ("row", "tokens/s", "TRL's\ntokens/s", "ratio [95 %]", "wanted", "peak GiB", "TRL's\npeak GiB")
+    facts = {
+        "tokens/s": f"answer tokens trained on per second, in {len(rounds)} rounds of every arm",
+        "ratio": "seconds per token of TRL's GKDTrainer / ours; interval over rounds",
+        "target_cached": "the target's one forward over the data, and all epochs after it",
+    }
+    return table_of("training against TRL", headers, lines, facts)
 
 
 def _tokens_per_s(runs: Sequence[ArmRun]) -> float:
@@ -62,5 +52,5 @@ def _peak_gib(runs: Sequence[ArmRun]) -> float:
 
 
 def derived(records: Sequence[Path]) -> Page:
-    """Of the newest record, for `specheat tables`."""
-    return Page(table(load_rounds(records[-1])), {})
+    """Return the table of the newest record."""
+    return Page((table(load_rounds(records[-1])),), {})

@@ -1,4 +1,4 @@
-"""What another draft length gives back at each temperature: a table of the suite `draft_length`."""
+"""The table of the suite `draft_length`: what another draft length recovers at each temperature."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.analysis import metrics
-from bench.analysis.rows import Row, identity, scalar_text
-from bench.reporting import captions, tables
+from bench.analysis.rows import Row, identity, scalar_text, split_identity
+from bench.reporting.captions import title
 from bench.reporting.numbers import interval_text
-from bench.reporting.table import MISSING, Entry, Table
+from bench.reporting.table import MISSING, Table, table_of
 
 _HEADERS = (
     *("temperature", "best k", "gamma at\nbest k", "k best at\ncoldest T", "gamma at\nthat k"),
     *("lost since\ncoldest T", "of it given back\nby best k", "gamma of\nadaptive k"),
 )
-_ASKED = ("temperature", "draft_temperature", "num_draft_tokens", "draft_length")  # of which the table is
+_IN_TABLE = ("temperature", "draft_temperature", "num_draft_tokens", "draft_length")
 
 
 def retuning_table(rows: Sequence[Row]) -> Table:
-    """A line a temperature, of each of what else rows differ in. Without a body where there is one constant k only."""
-    varying = [name for name in tables.split_identity(rows)[0] if name not in _ASKED]
+    """Return one row per temperature and other varying setting; none where there is only one constant k."""
+    varying = [name for name in split_identity(rows)[0] if name not in _IN_TABLE]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         of_row = identity(row)
         groups.setdefault(tuple(scalar_text(name, of_row.get(name)) for name in varying), []).append(row)
     lines = [(*shared, *line) for shared, group in groups.items() for line in _lines(group)]
-    body = [tuple(map(Entry, line)) for line in lines]
     facts = {
         "lost": "logarithm, in hundredths, of gamma at the coldest T over gamma here, both at the k best at the coldest",
         "best k": "chosen on the same data, so what it gives back is slightly too large",
-        "adaptive k": "two more after full acceptance, else one less, up to the largest k asked for",
+        "adaptive k": "two more after full acceptance, else one less, up to the largest requested k",
     }
-    return Table(
-        f"{captions.title(rows[0].run)}: what another k gives back", (*varying, *_HEADERS), tuple(body), (), facts, {}
-    )
+    return table_of(f"{title(rows[0].run)}: what another k gives back", (*varying, *_HEADERS), lines, facts)
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
@@ -56,7 +53,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
 
 
 def _by_temperature(rows: Sequence[Row], draft_length: str) -> Mapping[float, Mapping[int, Row]]:
-    """The believed gammas by T and k."""
+    """Return the valid rows by T and k."""
     found: dict[float, dict[int, Row]] = {}
     for row in rows:
         cell = row.record.cell
