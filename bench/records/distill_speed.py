@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from bench.records.storage import whole_lines
+
 
 @dataclass(frozen=True, slots=True)
 class ArmRun:
-    """What one process measured, from behind its first step on; the memory is that of all steps."""
+    """What one process measured from its second step on; the memory is that of all steps."""
 
     seconds: float
-    filling_s: float  # of these, in the forward of the target that `target_cached` begins with
+    filling_s: float  # of these, in the target's one forward over the text; 0 for arms other than `target_cached`
     num_tokens: int  # answer tokens trained on, every epoch counted
     num_steps: int
-    first_loss: float  # of the step before them: mean over its answer tokens
-    mean_loss: float  # over that step and the measured ones
+    first_loss: float  # of the first step: mean over its answer tokens
+    mean_loss: float  # over all steps
     start_bytes: int  # resident when the models were loaded
     peak_bytes: int  # largest resident size of the process
     num_threads: int
@@ -33,7 +36,4 @@ class TrainingRound:
 
 def load_rounds(path: Path) -> Sequence[TrainingRound]:
     """Return the rounds of one record, in the order in which they ran."""
-    _, *lines = (json.loads(line) for line in path.read_text().splitlines())
-    return [
-        TrainingRound(tuple(line["order"]), {arm: ArmRun(**run) for arm, run in line["runs"].items()}) for line in lines
-    ]
+    return [msgspec.json.decode(line, type=TrainingRound) for line in whole_lines(path.read_bytes())[1:]]

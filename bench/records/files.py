@@ -1,12 +1,10 @@
-"""TODO: purpose."""
+"""Where records lie, how their files are named, and how they are read and written."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,95 +12,124 @@ from typing import Any
 import msgspec
 
 from bench.progress import with_bar
+from bench.records import schema1
+from bench.records.command_line import stored_words
+from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
 from bench.records.runs import SCHEMA, RunRecord
+from bench.records.storage import storage_errors, write_atomically
 
-Runs = Mapping[str, RunRecord]  # path of a raw record below results/ -> its content
+Runs = Mapping[str, RunRecord]  # path of a record below the results folder -> its content
+UNFINISHED = ".partial.jsonl"  # ending of a record that is still being measured
+_LINE_WIDTH = 120
+
+
+def record_path(
+    results: Path, suite: str, *, environment: Mapping[str, Scalar], created: str, name: str = "", ending: str = ".json"
+) -> Path:
+    """Return <results>/<machine>/<suite>/<moment>-<commit>[-<name>]<ending>, the file of a new record.
+
+    Args:    created: ISO 8601; name: such as that of the backend
+    """
+    parts = [moment_text(datetime.fromisoformat(created)), str(environment.get("harness_commit", "unknown"))]
+    if name:
+        parts.append(re.sub("[^A-Za-z0-9_.-]+", "_", name))
+    return results / machine_slug(environment) / suite / f"{'-'.join(parts)}{ending}"
+
+
+def moment_text(moment: datetime) -> str:
+    """Return a moment as file names hold it: in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def unfinished_path(record: Path) -> Path:
+    """Return where a record lies while it is measured."""
+    return record.with_suffix(UNFINISHED)
+
+
+def finished_path(unfinished: Path, ending: str) -> Path:
+    """Return where an unfinished record will lie in the end."""
+    return unfinished.with_name(unfinished.name.removesuffix(UNFINISHED) + ending)
+
+
+def unfinished_like(record: Path) -> list[Path]:
+    """Return the unfinished records in the folder of a record that have its name, the newest first."""
+    wanted = _name_in(unfinished_path(record))
+    found = sorted(record.parent.glob(f"*{UNFINISHED}"), reverse=True)
+    return [path for path in found if _name_in(path) == wanted]
+
+
+def _name_in(path: Path) -> str:
+    """Return what follows the moment and the commit."""
+    return path.name.split("-", 2)[-1]
+
+
+def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
+    """Return the finished records below a folder, sorted by name. Hidden folders hold none."""
+    found = (path for path in folder.glob(pattern) if not path.name.endswith(UNFINISHED))
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def read_runs(results: Path, *, suite: str | None = None) -> Runs:
-    """Records by their path below the folder, or by name where `results` is a record itself.
+    """Return the records below a folder by their path in it, or one record by its name.
 
-    Raises:  ValueError: no such folder or file, no records in it that are asked for, or a broken one
+    Raises:  ValueError: no such folder or file, no records of the suite, or a broken record
     """
-    pass
-
     if not results.exists():
         raise ValueError(f"expected a folder of results or a record, got {results}, which does not exist")
     folder = results if results.is_dir() else results.parent
     paths = record_files(results) if results.is_dir() else [results]
     found = {path.relative_to(folder).as_posix(): load_run(path) for path in with_bar(paths, "reading records")}
-    asked = {file: run for file, run in found.items() if suite in (None, run.suite)}
-    if not asked:
+    chosen = {file: run for file, run in found.items() if suite in (None, run.suite)}
+    if not chosen:
         known = ", ".join(sorted({run.suite for run in found.values()})) or "none"
         raise ValueError(f"expected records of {suite or 'some suite'} in {results}, found {known}")
-    return asked
+    return chosen
 
 
-UNFINISHED = ".partial.jsonl"  # ending of a journal
-_LINE_WIDTH = 120
+def load_runs(folder: Path) -> tuple[RunRecord, ...]:
+    """Return every record below a folder, the oldest first.
 
-
-class StorageError(OSError):
-    """The results folder takes no more. The message says why, what is kept and how to go on."""
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder and try it, before anything is measured. Raises StorageError where it takes no file."""
-    probe = folder / f".probe-{os.getpid()}"
-    with storage_errors(f"cannot write to {folder}", "nothing was measured"):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            write_atomically(probe, "x" * 4096)
-        finally:
-            with suppress(OSError):
-                probe.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
-    try:
-        try:
-            write_all(file, content.encode() if isinstance(content, str) else content)
-        finally:
-            os.close(file)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_run(results: Path, run: RunRecord, *, backend: str) -> Path:
-    """Store a whole record where a run of its own would have left it; returns the path."""
-    path = record_path(results, run, backend=backend)
-    with storage_errors(f"cannot write {path}", "what it was made of is kept"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, as_text(run))
-    return path
+    Raises:  ValueError: no such folder, or a broken record
+    """
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder of results, got {folder}")
+    return tuple(sorted(map(load_run, record_files(folder)), key=lambda run: run.created))
 
 
 def load_run(path: Path) -> RunRecord:
-    """Raises: ValueError: the file is no record of this schema; the message names file and place."""
+    """Read one record.
+
+    Raises:  ValueError: the file does not follow the schema; the message names file and place
+    """
     try:
         return decoded_record(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
-    """Records below a folder, in the order of their names; what lies in hidden folders is none."""
-    found = (path for path in folder.glob(pattern) if not path.name.endswith(UNFINISHED))
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def decoded_record(content: bytes | msgspec.Raw) -> RunRecord:
+    """Decode a record of this schema, or of an older one.
+
+    Raises: ValueError: another schema, or a record that does not follow it
+    """
+    schema = msgspec.json.decode(content, type=_Schema).schema
+    if schema == 1:
+        return schema1.decoded(content)
+    if schema != SCHEMA:
+        raise ValueError(f"expected a record of schema 1 or {SCHEMA}, got {schema}")
+    return msgspec.json.decode(content, type=RunRecord)
 
 
 def line_header(path: Path, *needed: str) -> dict[str, Any]:
-    """The first line of a record of JSON lines.
+    """Return the first line of a record of JSON lines, its command as a list of arguments.
 
-    Args:    needed: what it has to say besides the command, such as its environment
-    Raises:  ValueError: it does not
+    Args:    needed: keys that it must have besides the command
+    Raises:  ValueError: it lacks one of them
     """
     with path.open(encoding="utf-8") as content:
         line = content.readline()
@@ -113,84 +140,36 @@ def line_header(path: Path, *needed: str) -> dict[str, Any]:
         missing = ["command"]
     if missing:
         raise ValueError(f"{path}: expected a first line with {', '.join(missing)}, got {line[:40]!r}")
-    return header
+    return header | {"command": stored_words(header["command"])}
 
 
-def load_runs(folder: Path) -> tuple[RunRecord, ...]:
-    """Every record below a folder, oldest first. Raises ValueError at the first broken one."""
-    if not folder.is_dir():
-        raise ValueError(f"expected a folder of results, got {folder}")
-    return tuple(sorted((load_run(path) for path in record_files(folder)), key=lambda run: run.created))
+def write_run(results: Path, run: RunRecord, *, backend: str) -> Path:
+    """Store a whole record, and return its path."""
+    path = record_path(results, run.suite, environment=run.environment, created=run.created, name=backend)
+    with storage_errors(f"cannot write {path}", "what it was made of is kept"):
+        write_atomically(path, record_text(run))
+    return path
 
 
-def record_path(results: Path, header: RunRecord, *, backend: str) -> Path:
-    moment = datetime.fromisoformat(header.created).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    commit = header.environment.get("harness_commit", "unknown")
-    name = f"{moment}-{commit}-{re.sub('[^A-Za-z0-9_.-]+', '_', backend)}.json"
-    return results / machine_slug(header.environment) / header.suite / name
-
-
-class _Schema(msgspec.Struct):
-    schema: int
-
-
-def decoded_record(content: bytes) -> RunRecord:
-    schema = msgspec.json.decode(content, type=_Schema).schema
-    if schema != SCHEMA:
-        raise ValueError(f"expected a record of schema {SCHEMA}, got {schema}")
-    return msgspec.json.decode(content, type=RunRecord)
-
-
-def write_all(file: int, content: bytes) -> None:
-    """Append all of it and wait for the disk; where that fails, none of it stays."""
-    start = os.fstat(file).st_size
-    written = 0
-    try:
-        while written < len(content):
-            written += os.write(file, content[written:])
-        os.fsync(file)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(file, start)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-@contextmanager
-def storage_errors(what: str, kept: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{what}: {error.strerror or error}; {kept}") from error
-
-
-def as_text(run: RunRecord) -> str:
+def record_text(run: RunRecord) -> str:
+    """Return the content of a record's file: JSON that a person can read and compare."""
     return _pretty(msgspec.to_builtins(run)) + "\n"
 
 
 def _pretty(value: Any, indent: int = 0) -> str:
-    """JSON a person can read and compare: one field a line, but what fits on a line or is all numbers stays on one."""
+    """Return JSON with one field per line. What fits on a line, and lists of only numbers, stay on one."""
     flat = json.dumps(value, ensure_ascii=False)
-    if not value or not isinstance(value, (dict, list, tuple)):
-        return flat
-    if len(flat) + indent <= _LINE_WIDTH or (not isinstance(value, dict) and _is_numeric(value)):
+    is_dict = isinstance(value, dict)
+    fits = len(flat) + indent <= _LINE_WIDTH or (not is_dict and _is_numeric(value))
+    if not value or fits or not isinstance(value, (dict, list, tuple)):
         return flat
     pad = " " * (indent + 1)
-    if isinstance(value, dict):
-        opening, closing = "{", "}"
+    if is_dict:
         items = [f"{json.dumps(key)}: {_pretty(item, indent + 1)}" for key, item in value.items()]
     else:
-        opening, closing = "[", "]"
         items = [_pretty(item, indent + 1) for item in value]
     body = f",\n{pad}".join(items)
-    return f"{opening}\n{pad}{body}\n{pad[1:]}{closing}"
+    return f"{flat[0]}\n{pad}{body}\n{pad[1:]}{flat[-1]}"
 
 
 def _is_numeric(value: Any) -> bool:
@@ -200,4 +179,4 @@ def _is_numeric(value: Any) -> bool:
         return False
     elif not isinstance(value, (list, tuple)):
         return True
-    return all(_is_numeric(item) for item in value)
+    return all(map(_is_numeric, value))

@@ -1,38 +1,28 @@
-"""Raw records on disk: one JSON file per run, and a journal beside it while the run is going on.
+"""The record of a run while it is measured: a journal that loses at most the measurement in progress.
 
-The file is results/<machine>/<suite>/<created>-<commit>-<backend>.json and appears whole or not at all. Until then
-<the same>.partial.jsonl holds one line for the run's header and one for everything finished since, each forced to the
-disk before measuring goes on, so a Ctrl-C, a kill or a full disk loses at most the measurement under way.
+The journal lies next to where the record will be, as <record>.partial.jsonl. Its first line is the run's header. Every
+finished measurement adds a line, which is on the disk before the next one starts. At the end the journal becomes the record.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
 from bench.errors import IncomparableResults
+from bench.records import files
+from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
-from bench.records.environment import COMPARABLE_KEYS, LIBRARIES, check_comparable
-from bench.records.files import (
-    UNFINISHED,
-    as_text,
-    decoded_record,
-    record_path,
-    storage_errors,
-    sync_folder,
-    write_all,
-    write_atomically,
-)
+from bench.records.environment import RESUMABLE_KEYS, check_comparable
 from bench.records.runs import BaselineTriple, Cell, CellRecord, RunRecord, TimedPair
-
-RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, "harness_commit", "harness_dirty")
+from bench.records.storage import LineFile, storage_errors, write_atomically
 
 
 class Warmup(msgspec.Struct, frozen=True, tag="warmup"):
@@ -69,6 +59,7 @@ class Measured:
     warmups: dict[Cell, Warmup] = field(default_factory=dict)
 
     def add(self, entry: _Entry) -> None:
+        """Take in one line of the journal."""
         match entry:
             case Warmup(cell=cell):
                 self.warmups[cell] = entry
@@ -87,51 +78,41 @@ class Measured:
 
 
 class Journal:
-    """A run in progress. Whatever an `append_` returned from survives the process."""
+    """A run in progress. What an `append_` method stored survives the process once it returns."""
 
-    def __init__(self, path: Path, header: RunRecord, measured: Measured, file: int) -> None:
-        self.path = path
-        self.header = header
-        self.measured = measured
+    def __init__(self, file: LineFile) -> None:
+        self.path = file.path
+        self.header, self.measured = _decoded(file)
         self._file = file
 
     @classmethod
     def start(cls, results: Path, header: RunRecord, *, backend: str) -> Self:
-        """Open the journal of a new run; `header` is its record with neither baseline nor cells."""
-        path = record_path(results, header, backend=backend).with_suffix(UNFINISHED)
-        line = msgspec.json.encode(header) + b"\n"
+        """Create the journal of a new run; `header` is its record without baseline and cells.
+
+        Raises:  StorageError: a record or a journal of this name exists, or the disk is full
+        """
+        record = _record_path(results, header, backend)
+        path = files.unfinished_path(record)
         with storage_errors(f"cannot start {path}", "nothing was measured"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if _record_of(path).exists():
+            if record.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o666)
-            try:
-                _lock(file)
-                write_all(file, line)
-                sync_folder(path.parent)
-            except BaseException:
-                os.close(file)
-                path.unlink()
-                raise
-        return cls(path, decoded_record(line), Measured(), file)
+            file = LineFile.create(path, msgspec.json.encode(header))
+        return cls(file)
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Open the journal of an interrupted run; its `measured` says what need not be done again.
+        """Open the journal of an interrupted run; what `measured` holds need not be measured again.
 
         Raises:  ValueError: the journal is damaged
                  StorageError: another process writes it
         """
         with storage_errors(f"cannot resume {path}", "the journal is kept"):
-            file = os.open(path, os.O_RDWR | os.O_APPEND)
-            try:
-                _lock(file)
-                header, measured, num_bytes = _parse(path, _content(file))
-                os.ftruncate(file, num_bytes)  # a torn last line must not end up in the middle
-            except BaseException:
-                os.close(file)
-                raise
-        return cls(path, header, measured, file)
+            file = LineFile.reopen(path)
+        try:
+            return cls(file)
+        except ValueError:
+            file.close()
+            raise
 
     def append_warmup(self, cell: Cell, *, seconds_per_token: tuple[float, ...], settled: bool) -> None:
         self._append(Warmup(cell=cell, seconds_per_token=seconds_per_token, settled=settled))
@@ -143,14 +124,15 @@ class Journal:
         self._append(_Baseline(triple=triple))
 
     def finish_cell(self, record: CellRecord) -> None:
-        """Replaces the warm-up and the pairs appended for this cell, and an earlier record of it."""
+        """Store a cell's record. It replaces the warm-up and the pairs of this cell, and an earlier record of it."""
         self._append(_CellEnd(record=record))
 
     def finish(self, backend_settings: Mapping[str, Scalar] | None = None) -> Path:
-        """Write the run's record, then remove the journal. Every cell must have been finished.
+        """Write the run's record, then remove the journal.
 
-        Args:    backend_settings: as they are by now, where an engine settles on some after the header was written
+        Args:    backend_settings: the final ones; without them the header's are right
         Returns: path of the record
+        Raises:  ValueError: a cell is not finished
         """
         unfinished = [cell.label for cell in self.measured.pairs]
         if unfinished:
@@ -161,9 +143,9 @@ class Journal:
             baseline=tuple(self.measured.baseline),
             cells=tuple(self.measured.finished.values()),
         )
-        path = _record_of(self.path)
+        path = files.finished_path(self.path, ".json")
         with self._keeping():
-            write_atomically(path, as_text(record))
+            write_atomically(path, files.record_text(record))
             self.path.unlink()
         self.close()
         return path
@@ -174,105 +156,77 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let go of the journal and leave it on disk, to be resumed."""
-        os.close(self._file)
+        """Release the journal and leave it on disk, so that it can be resumed."""
+        self._file.close()
 
     def _append(self, entry: _Entry) -> None:
         line = msgspec.json.encode(entry)
-        entry = _decoded_entry(line)  # NaN is written as null: refused here, not when the run is read back
+        # NaN is written as null. Decoding refuses it here, rather than when the run is read back.
+        entry = msgspec.json.decode(line, type=_Entry)
         with self._keeping():
-            write_all(self._file, line + b"\n")
+            self._file.append(line)
         self.measured.add(entry)
 
-    def _keeping(self) -> Any:
+    def _keeping(self) -> AbstractContextManager[None]:
         kept = f"{self.measured} are kept in {self.path}; put it right and run again with --resume"
         return storage_errors("cannot write results", kept)
 
 
 def find_resumable(results: Path, header: RunRecord, *, backend: str) -> tuple[Path | None, tuple[str, ...]]:
-    """The newest journal of the experiment that `header` describes, on the same machine, suite and backend.
+    """Find the newest journal of the experiment that `header` describes, on the same machine, suite and backend.
 
     Returns: its path or None; one line for each newer journal that was passed over, with the reason
     """
-    path = record_path(results, header, backend=backend)
-    backend_part = _backend_part(path.name)
     passed_over: list[str] = []
-    for journal in sorted(path.parent.glob(f"*{UNFINISHED}"), reverse=True):
-        if _backend_part(_record_of(journal).name) != backend_part:
-            continue
-        reason = _not_resumable(journal, header)
+    for path in files.unfinished_like(_record_path(results, header, backend)):
+        reason = _not_resumable(path, header)
         if reason is None:
-            return journal, tuple(passed_over)
-        passed_over.append(f"{journal.name} is not resumable: {reason}")
+            return path, tuple(passed_over)
+        passed_over.append(f"{path.name} is not resumable: {reason}")
     return None, tuple(passed_over)
 
 
-def _record_of(journal: Path) -> Path:
-    return journal.with_name(journal.name.removesuffix(UNFINISHED) + ".json")
+def _record_path(results: Path, header: RunRecord, backend: str) -> Path:
+    return files.record_path(
+        results, header.suite, environment=header.environment, created=header.created, name=backend
+    )
 
 
-def _backend_part(name: str) -> str:
-    return name.split("-", 2)[-1]
-
-
-def _not_resumable(journal: Path, header: RunRecord) -> str | None:
-    """Why the run of this journal cannot be continued as the run of this header; None if it can."""
+def _not_resumable(path: Path, header: RunRecord) -> str | None:
+    """Return why the run of this journal cannot be continued as the run of this header; None if it can."""
     try:
-        with journal.open("rb+") as file:
-            _lock(file.fileno())
-            found, _, _ = _parse(journal, file.read())
+        with closing(LineFile.reopen(path)) as file:
+            found, _ = _decoded(file)
         check_comparable(found.environment, header.environment, keys=RESUMABLE_KEYS)
     except (OSError, ValueError, IncomparableResults) as error:
         return str(error)
     names = ("preset", "model_pair", "model_hashes", "prompt_format", "backend_settings")
     differing = [name for name in names if getattr(found, name) != getattr(header, name)]
-    if not differing and _asked(found) != _asked(header):
-        return f"another command, {found.command}"
+    if not differing and _arguments(found) != _arguments(header):
+        return f"another command, {shell_text(found.command)}"
     return f"another experiment, with a different {', '.join(differing)}" if differing else None
 
 
-def _asked(run: RunRecord) -> list[str]:
-    """Words of its command behind pytest's name, which may have been called in several ways."""
-    words = [word for word in run.command.split() if word != "--resume"]
+def _arguments(run: RunRecord) -> list[str]:
+    """Return the arguments of its command that follow pytest's name, because there are several ways to call pytest."""
+    words = [word for word in run.command if word != "--resume"]
     return words[words.index("pytest") + 1 :] if "pytest" in words else words
 
 
-def _parse(path: Path, content: bytes) -> tuple[RunRecord, Measured, int]:
-    """Header, what was measured, and the bytes of the whole lines. The last line may be torn: it is left out."""
-    lines = content.splitlines(keepends=True)
-    header: RunRecord | None = None
+def _decoded(file: LineFile) -> tuple[RunRecord, Measured]:
+    """Return the header, and what was measured.
+
+    Raises:  ValueError: the journal is damaged; the message names file and line
+    """
+    if not file.lines:
+        raise ValueError(f"{file.path} holds no header: nothing was measured")
     measured = Measured()
-    num_bytes = 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(file.lines, start=1):
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("the line is cut off")
-            if header is None:
-                header = decoded_record(line)
+            if number == 1:
+                header = files.decoded_record(line)
             else:
-                measured.add(_decoded_entry(line))
+                measured.add(msgspec.json.decode(line, type=_Entry))
         except ValueError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            break
-        num_bytes += len(line)
-    if header is None:
-        raise ValueError(f"{path} holds no header: nothing was measured")
-    return header, measured, num_bytes
-
-
-def _decoded_entry(line: bytes) -> _Entry:
-    return msgspec.json.decode(line, type=_Entry)
-
-
-def _lock(file: int) -> None:
-    # A record lock, which forked workers do not inherit: one that outlives a killed run does not hold its journal.
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OSError("another process is still writing it") from error
-
-
-def _content(file: int) -> bytes:
-    with open(file, "rb", closefd=False) as stream:  # this very file: closing another one of it unlocks it
-        return stream.read()
+            raise ValueError(f"{file.path}, line {number}: {error}") from error
+    return header, measured

@@ -1,36 +1,40 @@
-"""TODO: purpose."""
+"""The record of a KD matrix: drafts trained at KD temperatures, each measured at several decode temperatures.
+
+A record is JSON lines: a header with the plan and the pair, then one line for every draft.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.records.environment import machine_slug
-from bench.records.files import write_atomically
+import msgspec
+
+from bench.records.files import record_path
+from bench.records.storage import LineFile, whole_lines, write_atomically
 
 NUM_DRAFT_TOKENS = 3  # k of the decoder's alpha and block efficiency
-START = "start"  # the name of the draft that all others start from, which is measured too
+START = "start"  # name of the draft that all others start from; it is measured too
 IN_SECONDS_OF = "="  # offline=online: offline on as many tokens as the seconds of online are worth
 RECORD, DRAFTS = "matrix.jsonl", "drafts"
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixCell:
-    """One draft at one decode temperature on one domain: sums over each prompt's text, at the k of `held_out`."""
+    """One draft at one decode temperature on one domain: one sum per prompt, at k = NUM_DRAFT_TOKENS."""
 
     domain: str
     temperature: float
     tokens: tuple[int, ...]
-    overlap: tuple[float, ...]  # of all tokens; / tokens: alpha_text
+    overlap: tuple[float, ...]  # over all tokens; / tokens: alpha_text
     tested: tuple[float, ...]
     accepted: tuple[float, ...]  # / tested: alpha
     emitted: tuple[int, ...]
     rounds: tuple[float, ...]  # emitted / rounds: block efficiency
-    # Of the start: overlap along the domain's text of the first T, decoded at this one; over its tokens: the softmax's share.
+    # Only of the start: overlap along the text of the first decode T, but decoded at this one. It shows the softmax's share.
     rescaled: tuple[float, ...] = ()
 
 
@@ -40,7 +44,7 @@ class MeasuredDraft:
 
     draft: str
     arm: str
-    kd_temperature: float | None  # none: a mixture, or the start
+    kd_temperature: float | None  # None: a mixture, or the start
     on_policy: float
     seed: int | None
     tokens: dict[str, int]
@@ -50,7 +54,7 @@ class MeasuredDraft:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A record: what was asked for, in plain data, and the drafts measured so far."""
+    """A record: its plan as plain data, and the drafts measured so far."""
 
     plan: dict[str, Any]
     measured: tuple[MeasuredDraft, ...]
@@ -60,38 +64,48 @@ class Matrix:
         return _domains(self.plan)
 
     def on(self, domain: str) -> Matrix:
-        """What was measured on one domain."""
-        only = (tuple(cell for cell in line.cells if cell.domain == domain) for line in self.measured)
-        lines = (replace(line, cells=cells) for line, cells in zip(self.measured, only, strict=True))
+        """Return what was measured on one domain."""
+        lines = (
+            replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured
+        )
         return Matrix(self.plan | {"domains": [domain]}, tuple(lines))
 
 
 def load(path: Path) -> Matrix:
-    """A record. A last line that was cut short by a crash is left out, and taken out of the file.
+    """Read a record. A last line that a crash cut short is left out.
 
-    Raises:  ValueError: no record, or one that is damaged elsewhere
+    Raises:  ValueError: not a record, or one that is damaged elsewhere
     """
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_atomically(path, whole)
+    return _decoded(path, whole_lines(path.read_bytes()))
+
+
+def start(path: Path, header: Mapping[str, Any]) -> None:
+    """Create a record without drafts; the header holds the plan, the pair, the command and the environment."""
+    LineFile.create(path, msgspec.json.encode(header)).close()
+
+
+def add(path: Path, draft: MeasuredDraft) -> None:
+    """Add a draft to a record. It is on the disk when this returns."""
+    with closing(LineFile.reopen(path)) as file:
+        file.append(msgspec.json.encode(draft))
+
+
+def _decoded(path: Path, lines: Sequence[bytes]) -> Matrix:
     try:
-        header, *lines = (json.loads(line) for line in whole.splitlines())
-        plan = header["plan"]
-        only = {"domain": _domains(plan)[0]}  # of records of one domain, whose cells do not name it
-        measured = tuple(
-            MeasuredDraft(**line | {"cells": tuple(MatrixCell(**only | cell) for cell in line["cells"])})
-            for line in lines
-        )
-        return Matrix(plan, measured)
-    except (ValueError, KeyError, TypeError) as error:
+        plan = msgspec.json.decode(lines[0])["plan"]
+        only = {"domain": _domains(plan)[0]}  # for records of one domain, whose cells do not name it
+        stored = map(msgspec.json.decode, lines[1:])
+        drafts = (line | {"cells": [only | cell for cell in line["cells"]]} for line in stored)
+        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts))
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
 
 def merged(records: Sequence[Path]) -> list[Matrix]:
-    """The drafts of records that were made alike, arms, KD temperatures and seeds apart; the newest first.
+    """Join records whose drafts can stand in one table; arms, KD temperatures and seeds may differ.
 
-    Args:    records: oldest first; of a draft that is in several the newest line counts
+    Args:    records: oldest first; the newest line counts for a draft that is in several
+    Returns: one matrix for each set of conditions, the newest first
     """
     waiting = [load(path) for path in records]
     groups = []
@@ -104,26 +118,20 @@ def merged(records: Sequence[Path]) -> list[Matrix]:
 
 
 def _conditions(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What drafts must share to stand in one table."""
+    """Return what drafts must share to stand in one table."""
     job = {name: value for name, value in plan["job"].items() if name not in ("recipe", "seed", "text_tokens")}
     return {"job": job, "domains": _domains(plan), "decode_temperatures": plan["decode_temperatures"]}
 
 
 def _domains(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Plans had one `domain` before they had several."""
+    """Return the prompt sets of a plan. Older plans have one `domain`."""
     return tuple(plan["domains"] if "domains" in plan else [plan["domain"]])
 
 
 def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:
-    """Copy a finished record to where records of this machine are kept.
-
-    Returns: results/<machine>/<suite>/<moment>-<commit>.jsonl
-    """
+    """Copy the finished record in `out` to the results, and return its path there."""
     content = (out / RECORD).read_bytes()
-    header = json.loads(content.splitlines()[0])
-    moment = datetime.fromisoformat(header["created"]).strftime("%Y%m%dT%H%M%SZ")
-    env = header["environment"]
-    path = results / machine_slug(env) / suite / f"{moment}-{env.get('harness_commit', 'unknown')}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    header = msgspec.json.decode(whole_lines(content)[0])
+    path = record_path(results, suite, environment=header["environment"], created=header["created"], ending=".jsonl")
     write_atomically(path, content)
     return path

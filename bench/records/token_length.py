@@ -1,8 +1,8 @@
-"""The record of the suite `token_length`: for every draft token that was tested, what was emitted there and in which context.
+"""The record of the suite `token_length`: for every tested draft token, what was emitted in its place and in which context.
 
-A record is JSON lines: a header, then one text a line, with an entry for every draft token that was tested and gave way to
-an emitted token: the draft token itself where it was accepted, else the recovered one. All columns are of that position.
-Length is in bytes; a leading space is one of them. `bench.reporting.suites.token_length` says what it shows.
+A record is JSON lines: a header, then one decoded text per line. Each column of a text has one entry for every draft token
+that was tested. The entry describes the emitted token: the draft token where it was accepted, else the recovered one.
+Length is in bytes, a leading space included. `bench.reporting.suites.token_length` makes tables of it.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bench.errors import IncomparableResults
+from bench.records import files
+from bench.records.command_line import stored_words
 from bench.records.decoding import ModelPair, Replay, Scalar, is_rejection
-from bench.records.environment import check_comparable, machine_slug
-from bench.records.files import UNFINISHED, write_atomically
-from bench.records.journal import RESUMABLE_KEYS
+from bench.records.environment import RESUMABLE_KEYS, check_comparable
+from bench.records.storage import LineFile, storage_errors, whole_lines
 
-SCHEMA = 1
+SCHEMA = 2  # of the newest records; those of schema 1 hold their command as one string
 SUITE = "token_length"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The first line of a record: what was asked, and where."""
+    """The first line of a record: what was measured, and where."""
 
     schema: int
     suite: str
     preset: str
-    command: str
+    command: tuple[str, ...]
     created: str  # ISO 8601, UTC
     environment: dict[str, Scalar]
     backend: str
@@ -58,19 +59,19 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class JudgedText:
-    """A further line: one decoded text. Columns have an entry for each tested position, in order."""
+    """A further line: one decoded text. Every column has one entry per tested position, in order."""
 
     prompt_index: int
     temperature: float
-    places: tuple[int, ...]  # in the output, from 0
-    slots: tuple[int, ...]  # in the round, 1..k
+    places: tuple[int, ...]  # index in the output, from 0
+    slots: tuple[int, ...]  # slot of the round, 1..k
     accepted: tuple[int, ...]  # 0 or 1
     acceptance_probs: tuple[float, ...]  # beta, 0..1
     token_ids: tuple[int, ...]  # of the token emitted there
     num_bytes: tuple[int, ...]
-    num_chars: tuple[int, ...]  # characters that begin in the token: 0 where it only goes on with one
-    special: tuple[int, ...]  # 1: it stands for no text, and has no length
-    entropies: tuple[float, ...]  # nats, of the target at T = 1 whatever the decode T
+    num_chars: tuple[int, ...]  # characters that begin in the token; 0: it only continues one
+    special: tuple[int, ...]  # 1: a special token, which has no length
+    entropies: tuple[float, ...]  # nats, of the target at T = 1 for every decode T
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,15 @@ class LengthRecord:
 
 
 def judged_positions(replay: Replay) -> Iterator[tuple[int, int, bool, float]]:
-    """Place in the output, slot, whether accepted, and beta of every draft token that was tested.
+    """Yield index in the output, slot, whether accepted, and beta of every draft token that was tested.
 
-    Raises:  ValueError: rounds that emit another number of tokens, or that do not have one probability per tested position
+    Raises:  ValueError: the rounds emit another number of tokens, or lack a probability for a tested position
     """
     place = len(replay.token_ids) - sum(round_.emitted for round_ in replay.rounds)
-    if place not in (0, 1):  # 0 where the first round carries the prefill
+    if place not in (0, 1):  # 1: the prefill emitted the first token; 0: the first round carried the prefill
         raise ValueError(f"expected rounds that emit all tokens but at most the first, got {place} left")
     for round_, probs in zip(replay.rounds, replay.acceptance_probs, strict=True):
+        # Draft tokens after a rejection are not tested, and neither are those after an accepted end token.
         tested = round_.accepted + is_rejection(round_)
         if len(probs) != tested:
             raise ValueError(f"expected {tested} acceptance probabilities in a round, got {len(probs)}")
@@ -104,9 +106,9 @@ def judged_text(
     spellings: Sequence[bytes | None],
     entropies: Sequence[float],
 ) -> JudgedText:
-    """The line of one text.
+    """Return the line of one text.
 
-    Args:    spellings, entropies: of every token of the text; no spelling: a special token
+    Args:    spellings, entropies: of every token of the text; a special token has no spelling
     """
     tested = list(judged_positions(replay))
     places = tuple(place for place, *_ in tested)
@@ -127,98 +129,95 @@ def judged_text(
 
 
 def _num_chars(token: bytes) -> int:
-    """Characters of UTF-8 that begin in it, so that the tokens of a text sum up to its characters."""
+    """Return how many characters of UTF-8 begin in a token, so that the tokens of a text sum up to its characters."""
     return sum(byte & 0xC0 != 0x80 for byte in token)
 
 
 def measure(
     path: Path, header: Header, judge: Callable[[float, int], JudgedText], *, on_text: Callable[[int], None]
 ) -> None:
-    """Add to an unfinished record what it lacks.
+    """Add the missing texts to an unfinished record.
 
-    Args:    judge: makes the line of a decode temperature and a prompt; on_text: told how many texts there are
+    Args:    judge: makes the line of a decode temperature and a prompt; on_text: receives the number of texts so far
+    Raises:  StorageError: the disk takes no more; finished texts are kept
+             OSError: another process is writing the record
     """
-    done = {(text.temperature, text.prompt_index) for text in load(path).texts}
-    on_text(len(done))
-    for temperature in header.temperatures:
-        for prompt_index in range(header.num_prompts):
-            if (temperature, prompt_index) in done:
-                continue
-            _append(path, judge(temperature, prompt_index))
-            done.add((temperature, prompt_index))
-            on_text(len(done))
+    with closing(LineFile.reopen(path)) as file:
+        done = {(text.temperature, text.prompt_index) for text in _decoded(path, file.lines).texts}
+        on_text(len(done))
+        for temperature in header.temperatures:
+            for prompt_index in range(header.num_prompts):
+                if (temperature, prompt_index) in done:
+                    continue
+                line = msgspec.json.encode(judge(temperature, prompt_index))
+                with storage_errors(f"cannot write {path}", "finished texts are kept; run again with --resume"):
+                    file.append(line)
+                done.add((temperature, prompt_index))
+                on_text(len(done))
 
 
 def start(results: Path, header: Header) -> Path:
-    """A new record without texts.
+    """Create a record without texts, and return its path.
 
-    Returns: results/<machine>/token_length/<moment>-<commit>-<backend>.partial.jsonl
+    Raises:  OSError: a record of this name exists, or the disk is full
     """
-    moment = datetime.fromisoformat(header.created).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    commit = header.environment.get("harness_commit", "unknown")
-    path = _folder(results, header) / f"{moment}-{commit}-{header.backend}{UNFINISHED}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() or _final(path).exists():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    write_atomically(path, _line(header))
+    record = _record_path(results, header)
+    if record.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(record))
+    path = files.unfinished_path(record)
+    LineFile.create(path, msgspec.json.encode(header)).close()
     return path
 
 
 def find_resumable(results: Path, header: Header) -> Path | None:
-    """The newest unfinished record of the same plan, models, versions and commit on this machine."""
-    unfinished = sorted(_folder(results, header).glob(f"*{UNFINISHED}"), reverse=True)
+    """Return the newest unfinished record of the same plan, models, versions and commit on this machine."""
+    unfinished = files.unfinished_like(_record_path(results, header))
     return next((path for path in unfinished if _resumes(path, header)), None)
 
 
 def finish(path: Path) -> Path:
-    """Give a record that is whole its final name."""
-    os.replace(path, _final(path))
-    return _final(path)
+    """Give a complete record its final name."""
+    record = files.finished_path(path, ".jsonl")
+    os.replace(path, record)
+    return record
 
 
 def load(path: Path) -> LengthRecord:
-    """A record. A last line that was cut short by a crash is left out, and taken out of an unfinished file.
+    """Read a record. A last line that a crash cut short is left out.
 
-    Raises:  ValueError: no record of this schema, or one that is damaged elsewhere
+    Raises:  ValueError: another schema, or the record is damaged elsewhere
     """
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content and path.name.endswith(UNFINISHED):
-        write_atomically(path, whole.decode())
+    return _decoded(path, whole_lines(path.read_bytes()))
+
+
+def _decoded(path: Path, lines: Sequence[bytes]) -> LengthRecord:
     try:
-        header, *texts = whole.splitlines() or [b""]
-        found = msgspec.json.decode(header, type=Header)
-        if found.schema != SCHEMA:
-            raise ValueError(f"expected schema {SCHEMA}, got {found.schema}")
-        return LengthRecord(found, tuple(msgspec.json.decode(text, type=JudgedText) for text in texts))
+        stored = msgspec.json.decode(lines[0] if lines else b"{}")
+        if stored.get("schema") not in (1, SCHEMA):
+            raise ValueError(f"expected schema 1 or {SCHEMA}, got {stored.get('schema')}")
+        header = msgspec.convert(stored | {"command": stored_words(stored.get("command", ""))}, Header)
+        return LengthRecord(header, tuple(msgspec.json.decode(line, type=JudgedText) for line in lines[1:]))
     except ValueError as error:
         raise ValueError(f"{path} is not a record of {SUITE} ({error})") from error
 
 
-def _final(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(UNFINISHED) + ".jsonl")
-
-
-def _append(path: Path, text: JudgedText) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(text))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _line(value: Header | JudgedText) -> str:
-    return msgspec.json.encode(asdict(value)).decode() + "\n"
-
-
-def _folder(results: Path, header: Header) -> Path:
-    return results / machine_slug(header.environment) / SUITE
+def _record_path(results: Path, header: Header) -> Path:
+    return files.record_path(
+        results,
+        SUITE,
+        environment=header.environment,
+        created=header.created,
+        name=header.backend,
+        ending=".jsonl",
+    )
 
 
 def _resumes(path: Path, wanted: Header) -> bool:
+    """Return whether the record of this path is one of the wanted experiment."""
     try:
         found = load(path).header
         check_comparable(found.environment, wanted.environment, keys=RESUMABLE_KEYS)
     except (ValueError, IncomparableResults):
         return False
-    varying: dict[str, Any] = {"command": "", "created": "", "environment": {}}
+    varying: dict[str, Any] = {"command": (), "created": "", "environment": {}}
     return replace(found, **varying) == replace(wanted, **varying)

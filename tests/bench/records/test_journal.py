@@ -19,15 +19,16 @@ import pytest
 
 from bench.records import files
 from bench.records.decoding import ForwardSeconds, ModelPair, PhaseSeconds, Replay, Round
-from bench.records.files import StorageError, check_writable, load_run, load_runs
+from bench.records.files import load_run, load_runs
 from bench.records.journal import Journal, find_resumable
 from bench.records.runs import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
+from bench.records.storage import StorageError, check_writable, write_atomically
 
 HEADER = RunRecord(
     schema=SCHEMA,
     suite="temperature_grid",
     preset="quick",
-    command="pytest --benchmark-only suites",
+    command=("pytest", "--benchmark-only", "suites"),
     created="2026-11-22T12:54:00+00:00",
     environment={
         "cpu_model": "AMD EPYC",
@@ -152,7 +153,7 @@ def test_a_record_is_read_line_by_line_with_its_numbers_kept_together(tmp_path: 
     numbers = json.dumps([msgspec.to_builtins(item) for item in ROUNDS])
     assert f'"rounds": {numbers}' in lines
     assert sum(line.startswith('"token_ids": [0, 1, 2') for line in lines) == 6
-    assert len(lines) < 125
+    assert len(lines) < 130
 
 
 def test_a_journal_gives_back_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_file_that_may_not_grow_ends_the_run_in_one_line_and_keeps_the_whole_p
     num_pairs = len(reported.split())
     assert num_pairs > 0
     assert errors.splitlines()[-1] == (
-        f"bench.records.files.StorageError: cannot write results: File too large; 0 finished cells, {num_pairs} pairs and "
+        f"bench.records.storage.StorageError: cannot write results: File too large; 0 finished cells, {num_pairs} pairs and "
         f"0 baseline triples are kept in {path}; put it right and run again with --resume"
     )
     assert path.read_bytes().endswith(b"\n")
@@ -319,7 +320,9 @@ def test_the_newest_journal_of_the_same_experiment_is_found(tmp_path: Path) -> N
     new.close()
     Journal.start(tmp_path, replace(HEADER, created="2026-11-24T08:00:00+00:00"), backend="not-fake").close()
     header = replace(
-        HEADER, created="2026-11-25T08:00:00+00:00", command="python -m pytest --benchmark-only suites --resume"
+        HEADER,
+        created="2026-11-25T08:00:00+00:00",
+        command=("python", "-m", "pytest", "--benchmark-only", "suites", "--resume"),
     )
     assert find_resumable(tmp_path, header, backend="fake") == (new.path, ())
     assert find_resumable(tmp_path, header, backend="other") == (None, ())
@@ -339,7 +342,7 @@ def test_what_lies_in_hidden_folders_or_is_unfinished_is_no_record(tmp_path: Pat
     [
         ({"preset": "paper"}, "another experiment, with a different preset"),
         (
-            {"command": "pytest --benchmark-only suites --seed 1"},
+            {"command": ("pytest", "--benchmark-only", "suites", "--seed", "1")},
             "another command, pytest --benchmark-only suites --seed 1",
         ),
         ({"model_hashes": {"target": "aa", "draft": "xx"}}, "a different model_hashes"),
@@ -366,7 +369,7 @@ def test_a_journal_of_another_schema_is_passed_over_with_a_reason(tmp_path: Path
     journal.path.write_text(content.replace(f'"schema":{SCHEMA}', f'"schema":{SCHEMA + 1}'))
     path, (line,) = find_resumable(tmp_path, HEADER, backend="fake")
     assert path is None
-    assert line.endswith(f"line 1: expected a record of schema {SCHEMA}, got {SCHEMA + 1}")
+    assert line.endswith(f"line 1: expected a record of schema 1 or {SCHEMA}, got {SCHEMA + 1}")
 
 
 def test_a_journal_that_another_process_writes_is_neither_found_nor_resumed(tmp_path: Path) -> None:
@@ -418,7 +421,7 @@ def test_a_folder_that_takes_no_file_is_refused_in_one_line(tmp_path: Path, full
         ("", "Input data was truncated"),
         ("{}", "missing required field `schema`"),
         (f'{{"schema": {SCHEMA}}}', "missing required field `suite`"),
-        (f'{{"schema": {SCHEMA + 1}}}', f"expected a record of schema {SCHEMA}, got {SCHEMA + 1}"),
+        (f'{{"schema": {SCHEMA + 1}}}', f"expected a record of schema 1 or {SCHEMA}, got {SCHEMA + 1}"),
     ],
 )
 def test_a_broken_record_is_refused_with_its_path(content: str, reason: str, tmp_path: Path) -> None:
@@ -444,7 +447,7 @@ def test_records_come_oldest_first_whatever_their_folder(tmp_path: Path) -> None
 
 def test_writing_atomically_replaces_a_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
-    files.write_atomically(path, "first")
-    files.write_atomically(path, "second")
+    write_atomically(path, "first")
+    write_atomically(path, "second")
     assert path.read_text() == "second"
     assert list(tmp_path.iterdir()) == [path]
