@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -28,9 +29,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.analysis.remembered import remembered
 from bench.records.decoding import Schedule
-from bench.records.runs import CellRecord, Evidence, RunRecord, TextEvidence
+from bench.records.runs import CellRecord, Evidence, TextEvidence
 
 Array = NDArray[np.float64]
 CertificateVerdict = Literal["LOSSLESS", "LOSSY", "INCONCLUSIVE"]
@@ -144,51 +144,27 @@ def tokens_for_lossless(margin: float = MARGIN, *, distance: float = 0.0) -> int
 POOLED_BY = ("backend", "rule", "pair", "dtype", "device")  # what cells have in common that are certified together
 
 
-def certificate_of(record: CellRecord, run: RunRecord) -> Certificate | None:
-    """The certificate of a cell within its run; None where it has no evidence.
+def certificates_of(cells: Sequence[CellRecord]) -> tuple[Certificate | None, ...]:
+    """Return the certificate of each cell of a run; None where a cell has no evidence.
 
-    A cell at T > 0 is judged alone, where only LOSSY counts, and then together with every cell of the same backend, rule
-    and pair that is not LOSSY alone. All these tests share one false-alarm rate.
+    A cell at T > 0 is judged alone, where only LOSSY counts. Then all cells of the same backend, rule and pair that are not
+    LOSSY alone are judged together. All these tests share one false-alarm rate.
     """
-    if record.evidence is None or not record.evidence.texts:
-        return None
-    if record.cell.temperature == 0:
-        return certify([_sample(record)])
-    siblings = [cell for cell in run.cells if _poolable(cell, record)]
-    of_run = any(cell is record for cell in siblings)
-    if not of_run:
-        siblings.append(record)
-    level = FALSE_ALARM / (len(siblings) + 1)
-    alone = certify([_sample(record)], false_alarm=level)
-    if alone.verdict == "LOSSY" or len(siblings) == 1:
-        return alone
-    if not of_run:
-        return pool(siblings)
-    pools = _pools(run.cells)
-    key = tuple(getattr(record.cell, name) for name in POOLED_BY)
-    if key not in pools:
-        pools[key] = pool(siblings)
-    return pools[key]
-
-
-@remembered
-def _pools(cells: tuple[CellRecord, ...]) -> dict[tuple[object, ...], Certificate | None]:
-    """Certificates of cells taken together, by what they have in common; filled as they are asked for."""
-    return {}
-
-
-def pool(records: Sequence[CellRecord]) -> Certificate | None:
-    """The certificate of cells at T > 0 taken together, those left out that are LOSSY alone; None if none is left."""
-    level = FALSE_ALARM / (len(records) + 1)
-    samples = [_sample(record) for record in records]
-    samples = [sample for sample in samples if certify([sample], false_alarm=level).verdict != "LOSSY"]
-    return certify(samples, false_alarm=level) if samples else None
-
-
-def _poolable(cell: CellRecord, record: CellRecord) -> bool:
-    if cell.evidence is None or not cell.evidence.texts or cell.cell.temperature == 0:
-        return False
-    return all(getattr(cell.cell, name) == getattr(record.cell, name) for name in POOLED_BY)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for place, record in enumerate(cells):
+        if record.evidence is not None and record.evidence.texts:
+            alike = tuple(getattr(record.cell, name) for name in POOLED_BY)
+            groups[alike if record.cell.temperature > 0 else (place,)].append(place)
+    found: list[Certificate | None] = [None] * len(cells)
+    for places in groups.values():
+        samples = [_sample(cells[place]) for place in places]
+        level = FALSE_ALARM / (len(samples) + 1)
+        alone = [certify([sample], false_alarm=level) for sample in samples]
+        kept = [sample for sample, judged in zip(samples, alone, strict=True) if judged.verdict != "LOSSY"]
+        together = certify(kept, false_alarm=level) if len(kept) > 1 else None
+        for place, judged in zip(places, alone, strict=True):
+            found[place] = judged if together is None or judged.verdict == "LOSSY" else together
+    return tuple(found)
 
 
 def _sample(record: CellRecord) -> Sample:

@@ -19,13 +19,12 @@ import numpy as np
 
 from bench.analysis import metrics
 from bench.analysis.quantities import ALPHA, LOG_GAMMA, Columns, Quantity, compared
-from bench.analysis.rows import Row, model_hashes, scalar_text
-from bench.analysis.verdict import verdict_of
+from bench.analysis.rows import Row, model_hashes, oldest_first, rows_of, scalar_text
 from bench.errors import IncomparableResults
 from bench.records.decoding import Scalar
 from bench.records.environment import COMPARABLE_KEYS, check_comparable
 from bench.records.files import Runs
-from bench.records.runs import Cell, CellRecord, RunRecord
+from bench.records.runs import Cell, CellRecord
 from bench.statistics.effects import LEVEL, Array, Effect, contrast, holm
 from bench.statistics.intervals import MIN_CLUSTERS, RatioInterval
 
@@ -153,18 +152,17 @@ _Key = tuple[_Identity, tuple[Scalar, ...]]  # with the machine
 
 def _newest(side: Side, suite: str | None) -> dict[_Key, Row]:
     """The newest record of each cell on each machine."""
-    found: dict[_Key, tuple[str, RunRecord, CellRecord]] = {}
-    for file, run in sorted(side.runs.items(), key=lambda item: (item[1].created, item[0])):
-        conditions = tuple(run.environment.get(key) for key in COMPARABLE_KEYS)
-        for record in run.cells:
-            target, draft = model_hashes(record.cell, run).values()
-            found[(record.cell, target, draft), conditions] = file, run, record
-    suites = sorted({record.cell.suite for _, _, record in found.values()})
-    asked = {key: one for key, one in found.items() if suite in (None, one[2].cell.suite)}
-    if not asked:
+    found: dict[_Key, Row] = {}
+    for row in (row for one in oldest_first(side.runs) for row in rows_of(*one)):
+        conditions = tuple(row.run.environment.get(key) for key in COMPARABLE_KEYS)
+        target, draft = model_hashes(row.record.cell, row.run).values()
+        found[(row.record.cell, target, draft), conditions] = row
+    requested = {key: row for key, row in found.items() if suite in (None, row.record.cell.suite)}
+    if not requested:
+        suites = sorted({row.record.cell.suite for row in found.values()})
         wanted = f"cells of suite {suite}" if suite else "cells"
         raise ValueError(f"{side.label}: expected {wanted}, got {', '.join(suites) or 'none'}")
-    return {key: Row(record, run, file, verdict_of(record, run)) for key, (file, run, record) in asked.items()}
+    return requested
 
 
 def _check_machines(of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row]) -> None:

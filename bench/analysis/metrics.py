@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from bench.analysis.remembered import remembered
 from bench.records.decoding import ForwardSeconds, PhaseSeconds, Replay, Round, is_rejection
-from bench.records.runs import STEPS, BaselineTriple, CellRecord, RunRecord, TimedArm, TimedPair
+from bench.records.runs import STEPS, CellRecord, RunRecord, TimedArm, TimedPair
 from bench.statistics import intervals, theory
 from bench.statistics.intervals import RatioInterval
 
@@ -33,7 +32,6 @@ def round_costs(record: CellRecord) -> dict[str, float] | None:
 
 
 Forward = Literal["ar", "draft", "verify"]
-Baseline = tuple[BaselineTriple, ...]
 ArmName = Literal["ar", "sd"]
 Times = Literal["decode", "end_to_end"]
 Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
@@ -173,29 +171,17 @@ def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
 
 
 def aa_floor(run: RunRecord) -> float | None:
-    """Half-width of the 95 % interval of log(AR / AR'): a |log gamma| below it is noise."""
-    return _aa_floor(run.baseline)
-
-
-@remembered
-def _aa_floor(baseline: Baseline) -> float | None:
-    times = _times(arm for triple in baseline for arm in (triple.ar, triple.ar_again))
-    first = [spent(triple.ar, times) for triple in baseline]
-    second = [spent(triple.ar_again, times) for triple in baseline]
-    columns = _columns(first, second)
+    """Return the half-width of the 95 % interval of log(AR / AR'): a |log gamma| below it is noise."""
+    times = _times(arm for triple in run.baseline for arm in (triple.ar, triple.ar_again))
+    columns = _columns(*([spent(getattr(triple, arm), times) for triple in run.baseline] for arm in ("ar", "ar_again")))
     if columns is None:
         return None
-    return intervals.log_ratio_floor(*columns, [triple.prompt_index for triple in baseline])
+    return intervals.log_ratio_floor(*columns, [triple.prompt_index for triple in run.baseline])
 
 
 def native_ratio(run: RunRecord) -> RatioInterval | None:
-    """AR seconds per token / native seconds per token, both AR texts of a triple counted: above 1, AR is slower."""
-    return _native_ratio(run.baseline)
-
-
-@remembered
-def _native_ratio(baseline: Baseline) -> RatioInterval | None:
-    triples = [(triple, triple.native) for triple in baseline if triple.native is not None]
+    """Return AR seconds per token / native seconds per token, over both AR texts of a triple. Above 1, AR is slower."""
+    triples = [(triple, triple.native) for triple in run.baseline if triple.native is not None]
     times = _times(arm for triple, native in triples for arm in (triple.ar, triple.ar_again, native))
     ours = [_sum_spent(spent(triple.ar, times), spent(triple.ar_again, times)) for triple, _ in triples]
     columns = _columns(ours, [spent(native, times) for _, native in triples])

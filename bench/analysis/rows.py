@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from bench.analysis import metrics
-from bench.analysis.verdict import UNCERTIFIED, Verdict, verdict_of
-from bench.records.decoding import Scalar
+from bench.analysis.verdict import UNCERTIFIED, Verdict, verdicts_of
+from bench.records.decoding import Scalar, schedule_text
 from bench.records.files import Runs
 from bench.records.runs import Cell, CellRecord, RunRecord
 
@@ -25,11 +25,14 @@ def may_be_claimed(row: Row) -> bool:
 
 
 _HASH_DIGITS = 8
+LOAD_SUITES = ("concurrency", "deployment")  # they decode at several loads, and name each
+# Fields of a cell that `identity` leaves out (the pair's name contains the inflation) or names in another way.
+_NOT_NAMED = ("suite", "inflation", "concurrency", "draft_length", "schedule", "options")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell, with the run it was measured in."""
+    """One cell with its verdict, and the run in which it was measured."""
 
     record: CellRecord
     run: RunRecord
@@ -42,15 +45,23 @@ class Row:
         return self.verdict.certificate == "LOSSY-DECLARED"
 
 
+def oldest_first(runs: Runs) -> list[tuple[str, RunRecord]]:
+    return sorted(runs.items(), key=lambda item: (item[1].created, item[0]))
+
+
+def rows_of(file: str, run: RunRecord) -> Iterator[Row]:
+    """Yield a row for each cell of a run.
+
+    Verdicts and certificates are computed here and nowhere else: make rows once for a page and pass them on.
+    """
+    for record, verdict in zip(run.cells, verdicts_of(run, run.cells), strict=True):
+        yield Row(record, run, file, verdict)
+
+
 def newest_rows(runs: Runs) -> tuple[Row, ...]:
-    """The newest record of each cell, sorted, temperature fastest."""
-    newest: dict[Cell, tuple[RunRecord, str, CellRecord]] = {}
-    for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
-        newest.update((record.cell, (run, file, record)) for record in run.cells)
-    rows = [Row(record, run, file, verdict_of(record, run)) for run, file, record in newest.values()]
-    names = sorted(
-        split_identity(rows)[0], key=lambda name: name == "temperature"
-    )  # stable: the others keep their order
+    """Return the newest record of each cell, sorted; the temperature changes fastest."""
+    rows = tuple({row.record.cell: row for one in oldest_first(runs) for row in rows_of(*one)}.values())
+    names = sorted(split_identity(rows)[0], key=lambda name: name == "temperature")  # stable: others keep their order
     return tuple(sorted(rows, key=lambda row: [sort_key(identity(row).get(name)) for name in names]))
 
 
@@ -72,11 +83,19 @@ def row_groups(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
 def identity(row: Row) -> dict[str, Scalar]:
     """Everything that tells one row from another, by the name of its command-line option."""
     cell = row.record.cell
+    # These three are named only where they are not the default; suites under load also name a load of 1.
+    varied: dict[str, Scalar] = {}
+    if cell.concurrency > 1 or cell.suite in LOAD_SUITES:
+        varied["concurrency"] = cell.concurrency
+    if cell.draft_length != "constant":
+        varied["draft_length"] = cell.draft_length
+    if cell.schedule:
+        varied["schedule"] = schedule_text(cell.schedule)
     return {
-        **{field.name: getattr(cell, field.name) for field in fields(cell) if field.name not in ("suite", "options")},
+        **{field.name: getattr(cell, field.name) for field in fields(cell) if field.name not in _NOT_NAMED},
         "target": row.run.model_pair.target,
         "times": metrics.times_measured(row.record),
-        **dict(cell.options),
+        **dict(sorted({**varied, **dict(cell.options)}.items())),
     }
 
 

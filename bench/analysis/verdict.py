@@ -1,17 +1,18 @@
-"""TODO: purpose."""
+"""The verdict on a cell: whether its record can be believed, and what its gamma shows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.analysis.certificate import LOSSY_RULES, Certificate, certificate_of
+from bench.analysis.certificate import LOSSY_RULES, Certificate, certificates_of
 from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, gamma, native_ratio, replays_of
 from bench.records.decoding import Replay, is_rejection
 from bench.records.runs import SHARED_BY, CellRecord, RunRecord
 from bench.statistics import intervals
+from bench.statistics.intervals import RatioInterval
 
 Label = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE", "INVALID"]
 AGREEMENT_P = 0.001  # over all cells of a run: below it counted and expected acceptance disagree
@@ -26,15 +27,28 @@ class Verdict:
     certificate: str  # LOSSLESS, LOSSY, INCONCLUSIVE, LOSSY-DECLARED or uncertified
 
 
-# Verdict
 def verdict_of(record: CellRecord, run: RunRecord) -> Verdict:
-    """Whether a record can be believed, what its gamma shows, and why.
+    """Return the verdict on one cell of a run, or on one that is not stored in the run yet."""
+    cells = run.cells if any(cell is record for cell in run.cells) else (*run.cells, record)
+    return next(verdict for cell, verdict in zip(cells, verdicts_of(run, cells), strict=True) if cell is record)
 
-    INVALID records have no gamma in any table, only their reasons. The floor and the baseline come from the run.
+
+def verdicts_of(run: RunRecord, cells: Sequence[CellRecord]) -> Iterator[Verdict]:
+    """Yield the verdict on each cell of a run.
+
+    A verdict says whether the record can be believed, what its gamma shows, and why. INVALID records have no gamma in any
+    table, only their reasons. The A/A floor, the baseline and the evidence of a certificate are shared by the cells of a run.
     """
-    judged = certificate_of(record, run)
+    floor, native = aa_floor(run), native_ratio(run)
+    for record, certificate in zip(cells, certificates_of(cells), strict=True):
+        yield _verdict(record, run, certificate, floor=floor, native=native)
+
+
+def _verdict(
+    record: CellRecord, run: RunRecord, judged: Certificate | None, *, floor: float | None, native: RatioInterval | None
+) -> Verdict:
     certificate = _certificate_label(record, judged)
-    faults = list(_faults(record, run))
+    faults = list(_faults(record, run, floor=floor, native=native))
     if judged is not None and certificate == "LOSSY":
         faults.append(f"certificate: LOSSY, {'; '.join(judged.words)}")
     ratio = gamma(record)
@@ -45,7 +59,6 @@ def verdict_of(record: CellRecord, run: RunRecord) -> Verdict:
     if not ratio.adequate:
         reason = f"{ratio.num_clusters} prompts, at least {intervals.MIN_CLUSTERS} are needed"
         return Verdict(True, "INCONCLUSIVE", (reason,), certificate)
-    floor = aa_floor(run)
     if floor is None:
         return Verdict(True, "INCONCLUSIVE", ("no A/A floor was measured",), certificate)
     return Verdict(True, intervals.gamma_verdict(ratio, floor), (), certificate)
@@ -57,8 +70,8 @@ def _certificate_label(record: CellRecord, judged: Certificate | None) -> str:
     return UNCERTIFIED if judged is None else judged.verdict
 
 
-def _faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
-    """Reasons for which a record is INVALID."""
+def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: RatioInterval | None) -> Iterator[str]:
+    """Yield the reasons for which a record is INVALID."""
     if record.error is not None:
         yield f"error: {record.error}"
         return
@@ -68,9 +81,8 @@ def _faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
         yield "warm-up never settled"
     if record.throttle:
         yield f"throttled: {', '.join(record.throttle)}"
-    strength, floor = native_ratio(run), aa_floor(run)
-    if strength is not None and floor is not None and math.log(strength.estimate) > floor:
-        yield f"baseline {strength.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
+    if native is not None and floor is not None and math.log(native.estimate) > floor:
+        yield f"baseline {native.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
     replay_faults = tuple(_replay_faults(record, run))
     yield from replay_faults
     agreement = None if replay_faults else acceptance_agreement(record)

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis import metrics
-from bench.analysis.rows import Row, identity, model_hashes, scalar_text, split_identity
-from bench.analysis.verdict import verdict_of
+from bench.analysis.rows import Row, identity, model_hashes, oldest_first, rows_of, scalar_text, split_identity
 from bench.progress import with_bar
 from bench.records.decoding import Scalar
 from bench.records.environment import COMPARABLE_KEYS, LIBRARIES
 from bench.records.files import Runs
-from bench.records.runs import Cell, CellRecord, RunRecord
+from bench.records.runs import Cell, RunRecord
 from bench.reporting import captions
 from bench.reporting.captions import commit_text
 from bench.reporting.columns import ALPHA, GAMMA, MAIN, VERDICT, Column
@@ -68,19 +67,17 @@ def histories(runs: Runs, *, wanted: Callable[[Cell], bool] = lambda cell: True)
 
     Raises:  ValueError: no cell is wanted
     """
-    found: dict[tuple[object, ...], list[tuple[CellRecord, RunRecord, str]]] = {}
-    for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
-        for record in run.cells:
-            if wanted(record.cell):
-                models = tuple(model_hashes(record.cell, run).values())
-                found.setdefault((record.cell, models, _machine(run)), []).append((record, run, file))
+    found: dict[tuple[object, ...], list[Row]] = {}
+    known: dict[str, None] = {}
+    rows = (row for one in with_bar(oldest_first(runs), "judging records") for row in rows_of(*one))
+    for row in rows:
+        cell = row.record.cell
+        known[cell.label] = None
+        if wanted(cell):
+            found.setdefault((cell, *model_hashes(cell, row.run).values(), _machine(row.run)), []).append(row)
     if not found:
-        known = sorted({record.cell.label for run in runs.values() for record in run.cells})
-        raise ValueError(f"expected a cell as asked for, found {', '.join(known) or 'none'}")
-    made = [
-        History(tuple(Row(record, run, file, verdict_of(record, run)) for record, run, file in members))
-        for members in with_bar(found.values(), "judging cells")
-    ]
+        raise ValueError(f"expected a cell as asked for, found {', '.join(sorted(known)) or 'none'}")
+    made = [History(tuple(of_cell)) for of_cell in found.values()]
     return tuple(sorted(made, key=lambda history: (len(history.rows) == 1, *_order(history.cell))))
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.analysis import metrics
-from bench.analysis.rows import model_hashes
-from bench.analysis.verdict import verdict_of
+from bench.analysis.rows import Row, model_hashes, oldest_first, rows_of
 from bench.progress import with_bar
-from bench.records.decoding import Scalar
+from bench.records.decoding import Scalar, schedule_text
 from bench.records.environment import machine_slug
 from bench.records.files import Runs, read_runs
-from bench.records.runs import Cell, CellRecord, RunRecord, TimedArm, TimedPair
+from bench.records.runs import Cell, RunRecord, TimedArm, TimedPair
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +81,10 @@ _FURTHER = {
     "chat_template": _TEXT,
     "chat_template_hash": _TEXT,
     "seed": _COUNT,
+    "concurrency": _COUNT,
+    "draft_length": _TEXT,
+    "schedule": _TEXT,
+    "inflation": _TEXT,
 }
 _COLUMNS = _CELL | _PAIR | _JUDGED | _RUN | _FURTHER
 
@@ -125,24 +128,24 @@ def frame_of(runs: Runs) -> pd.DataFrame:
     """The same of records that are read already, oldest first."""
     import pandas as pd
 
-    oldest_first = sorted(runs.items(), key=lambda item: (item[1].created, item[0]))
-    cells = [(file, run, record) for file, run in oldest_first for record in run.cells]
-    rows = [row for file, run, record in with_bar(cells, "judging cells") for row in _rows(file, run, record)]
+    judged = (row for one in with_bar(oldest_first(runs), "judging records") for row in rows_of(*one))
+    rows = [values for row in judged for values in _rows(row)]
     options = {name: None for row in rows for name in row if name.startswith(OPTION)}
     table = pd.DataFrame(rows, columns=[*_COLUMNS, *options]).astype(_COLUMNS)
     return table.astype({name: _type_of([row.get(name) for row in rows]) for name in options})
 
 
-def _rows(file: str, run: RunRecord, record: CellRecord) -> Iterator[_Values]:
-    verdict = verdict_of(record, run)
+def _rows(row: Row) -> Iterator[_Values]:
+    record, run, verdict = row.record, row.run, row.verdict
     shared: _Values = {
         **{field.name: getattr(record.cell, field.name) for field in fields(Cell) if field.name != "options"},
+        "schedule": schedule_text(record.cell.schedule) or None,
         **{f"{OPTION}{name}": value for name, value in record.cell.options},
         "verdict": verdict.label,
         "reasons": "; ".join(verdict.reasons),
         "certificate": verdict.certificate,
         **{f"{role}_hash": value for role, value in model_hashes(record.cell, run).items()},
-        **_of_run(file, run),
+        **_of_run(row.file, run),
     }
     decode = metrics.time_columns(record, "decode") if metrics.times_measured(record) == "decode" else None
     for index, pair in enumerate(record.pairs):
