@@ -49,7 +49,7 @@ from bench.records.decoding import (
     Replay,
     Round,
     Scalar,
-    is_rejection,
+    num_tested,
 )
 
 
@@ -143,13 +143,13 @@ class Probe(Watch):
     def _note_acceptance(self, index: int) -> None:
         """Note the acceptance probability of every tested position of a round."""
         round_ = self.round(index)
-        num_tested = round_.accepted + is_rejection(round_)
-        if num_tested:
+        tested = num_tested(round_)
+        if tested:
             drafts = torch.tensor(self.drafted(index), device=self.backend.device)
             draft_probs = self.backend.draft_probs(drafts, self.draft_logits, self.request)
             target_probs = warped(self.target_logits[-len(drafts) - 1 :], self.request)
             probs = RULES[self.request.rule].acceptance_probs(drafts, draft_probs, target_probs)
-            self.acceptance_probs.append(tuple(probs[:num_tested].tolist()))
+            self.acceptance_probs.append(tuple(probs[:tested].tolist()))
         else:
             self.acceptance_probs.append(())
         self.draft_logits.clear()

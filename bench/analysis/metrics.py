@@ -7,13 +7,13 @@ both arms alike. Prompts are the clusters of every interval.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from bench.records.decoding import ForwardSeconds, PhaseSeconds, Replay, Round, is_rejection
+from bench.records.decoding import ForwardSeconds, PhaseSeconds, Replay, Round, num_tested
 from bench.records.runs import STEPS, CellRecord, RunRecord, TimedArm, TimedPair
 from bench.statistics import intervals, theory
 from bench.statistics.intervals import RatioInterval
@@ -35,6 +35,7 @@ Forward = Literal["ar", "draft", "verify"]
 ArmName = Literal["ar", "sd"]
 Times = Literal["decode", "end_to_end"]
 Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
+OfPrompt = tuple[int, tuple[float, float]]  # a prompt, and two numbers that are summed over prompts
 Columns = tuple[list[float], list[int], list[float], list[int]]  # AR seconds and tokens, SD seconds and tokens
 
 JOINT_RULES = frozenset({"block"})  # judged as a whole round: no acceptance probability of a single position
@@ -46,8 +47,7 @@ class RoundCounts:
 
     drafted: int
     accepted: int
-    rejections: int
-    tested: int
+    tested: int  # accepted + rejections
     emitted: int
     rounds: int
 
@@ -64,13 +64,10 @@ class Agreement:
 def count_rounds(rounds: Iterable[Round]) -> RoundCounts:
     """Sum rounds."""
     rounds = tuple(rounds)
-    accepted = sum(r.accepted for r in rounds)
-    rejections = sum(is_rejection(r) for r in rounds)
     return RoundCounts(
         drafted=sum(r.drafted for r in rounds),
-        accepted=accepted,
-        rejections=rejections,
-        tested=accepted + rejections,
+        accepted=sum(r.accepted for r in rounds),
+        tested=sum(map(num_tested, rounds)),
         emitted=sum(r.emitted for r in rounds),
         rounds=len(rounds),
     )
@@ -80,31 +77,32 @@ def counted_alpha(record: CellRecord) -> RatioInterval | None:
     """Alpha as accepted / (accepted + rejections); None for rules judged jointly."""
     if record.cell.rule in JOINT_RULES:
         return None
-    prompts, counts = _counts(record)
-    return _share([c.accepted for c in counts], [c.tested for c in counts], prompts)
+    return share_of((prompt, (counts.accepted, counts.tested)) for prompt, counts in counts_of(record))
 
 
 def expected_alpha(record: CellRecord) -> RatioInterval | None:
     """Alpha as the mean acceptance probability of positions tested in the replays; None for rules judged jointly."""
     if record.cell.rule in JOINT_RULES:
         return None
-    pairs = tuple(replays_of(record))
-    probs = [[min(prob, 1.0) for round_probs in replay.acceptance_probs for prob in round_probs] for _, replay in pairs]
-    return _share([sum(p) for p in probs], [len(p) for p in probs], [cluster(pair) for pair, _ in pairs])
+    found = []
+    for pair, replay in replays_of(record):
+        probs = [min(prob, 1.0) for round_probs in replay.acceptance_probs for prob in round_probs]
+        found.append((cluster(pair), (sum(probs), len(probs))))
+    return share_of(found)
 
 
 def draft_utilisation(record: CellRecord) -> RatioInterval | None:
     """Accepted / drafted, untested draft tokens included. Not alpha."""
-    prompts, counts = _counts(record)
-    return _share([c.accepted for c in counts], [c.drafted for c in counts], prompts)
+    return share_of((prompt, (counts.accepted, counts.drafted)) for prompt, counts in counts_of(record))
 
 
 def block_efficiency(record: CellRecord) -> RatioInterval | None:
     """Tokens emitted / rounds, in 1..k+1."""
-    prompts, counts = _counts(record)
-    if not any(c.rounds for c in counts):
+    counts = [(prompt, counts.emitted, counts.rounds) for prompt, counts in counts_of(record) if counts.rounds]
+    if not counts:
         return None
-    return intervals.mean_ratio([c.emitted for c in counts], [c.rounds for c in counts], prompts)
+    prompts, emitted, rounds = zip(*counts, strict=True)
+    return intervals.mean_ratio(emitted, rounds, prompts)
 
 
 def acceptance_agreement(record: CellRecord) -> Agreement | None:
@@ -213,33 +211,21 @@ def speed_against(record: CellRecord, reference: CellRecord) -> RatioInterval | 
     """Speculative tokens per second / the reference's. The two ran minutes apart: a drift in between is in no interval."""
     if times_measured(record) != times_measured(reference):
         return None
-    return _against(
-        [spent(pair.sd, times_measured(reference)) for pair in reference.pairs],
-        [spent(pair.sd, times_measured(record)) for pair in record.pairs],
-        [*_clusters(reference), *_clusters(record)],
+    seconds, reference_seconds = (
+        [(cluster(pair), spent(pair.sd, times_measured(record))) for pair in each.pairs] for each in (record, reference)
     )
+    return ratio_of_ratios(reference_seconds, seconds)
 
 
 def alpha_against(record: CellRecord, reference: CellRecord) -> RatioInterval | None:
     """Counted alpha / the reference's, the prompts being the clusters of both; None where one has no alpha."""
     if JOINT_RULES & {record.cell.rule, reference.cell.rule}:
         return None
-    prompts, counts = _counts(record)
-    reference_prompts, reference_counts = _counts(reference)
-    return _against(
-        [(c.accepted, c.tested) for c in counts],
-        [(c.accepted, c.tested) for c in reference_counts],
-        [*prompts, *reference_prompts],
+    ours, theirs = (
+        [(prompt, (counts.accepted, counts.tested)) for prompt, counts in counts_of(each)]
+        for each in (record, reference)
     )
-
-
-def _against(
-    above: list[tuple[float, int]], below: list[tuple[float, int]], clusters: list[int]
-) -> RatioInterval | None:
-    """(sum of firsts / sum of seconds) of one list over that of another; None where a total is zero."""
-    nothing = [(0.0, 0)]
-    columns = _columns(above + nothing * len(below), nothing * len(above) + below)
-    return None if columns is None else intervals.ratio_of_totals(*columns, clusters)
+    return ratio_of_ratios(ours, theirs)
 
 
 # Mechanism
@@ -326,14 +312,23 @@ def replays_of(record: CellRecord) -> Iterator[tuple[TimedPair, Replay]]:
     return ((pair, pair.replay) for pair in record.pairs if pair.replay is not None)
 
 
-def _counts(record: CellRecord) -> tuple[list[int], list[RoundCounts]]:
-    """Prompt and counts of each pair whose engine reports rounds."""
-    reported = [(cluster(pair), count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None]
-    return [prompt for prompt, _ in reported], [counts for _, counts in reported]
+def counts_of(record: CellRecord) -> Iterator[tuple[int, RoundCounts]]:
+    """Yield the prompt and the counts of each pair whose engine reports rounds."""
+    return ((cluster(pair), count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None)
 
 
-def _share(successes: Sequence[float], trials: Sequence[int], prompts: Sequence[int]) -> RatioInterval | None:
-    return intervals.proportion(successes, trials, prompts) if any(trials) else None
+def share_of(counts: Iterable[OfPrompt]) -> RatioInterval | None:
+    """Return the sum of firsts / the sum of seconds, a share in 0..1; None if nothing was tried."""
+    entries = [(*values, prompt) for prompt, values in counts]
+    return intervals.proportion(*zip(*entries, strict=True)) if any(trials for _, trials, _ in entries) else None
+
+
+def ratio_of_ratios(above: Iterable[OfPrompt], below: Iterable[OfPrompt]) -> RatioInterval | None:
+    """Return (sum of firsts / sum of seconds) of one list over that of another, paired by prompt; None if a total is zero."""
+    entries = [(*values, 0, 0, prompt) for prompt, values in above]
+    others = [(0, 0, *values, prompt) for prompt, values in below]
+    columns = tuple(zip(*entries, *others, strict=True))
+    return intervals.ratio_of_totals(*columns) if columns and all(map(sum, columns[:4])) else None
 
 
 def _times(arms: Iterable[TimedArm]) -> Times:

@@ -13,8 +13,6 @@ import numpy as np
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row
-from bench.analysis.stretches import Stretch
-from bench.records import decoding
 from bench.records.command_line import shell_text
 from bench.records.runs import CellRecord
 from bench.statistics.effects import Array, Effect, Number, Sample, Statistic, contrast, jackknife
@@ -75,30 +73,7 @@ def _by_prompt(summands: Iterator[tuple[int, Sequence[float]]]) -> dict[int, Arr
 
 # Quantities
 def _counts(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
-    for pair in record.pairs:
-        if pair.sd.rounds is not None:
-            counts = metrics.count_rounds(pair.sd.rounds)
-            yield metrics.cluster(pair), (counts.accepted, counts.tested)
-
-
-def counts_in(stretch: Stretch) -> Columns:
-    """Accepted and tested draft tokens of a stretch of the text."""
-
-    def columns(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
-        for pair in record.pairs:
-            if pair.sd.rounds is None:
-                continue
-            first = len(pair.sd.token_ids) - sum(
-                round_.emitted for round_ in pair.sd.rounds
-            )  # 1 where prefill gave one
-            accepted = tested = 0
-            for round_ in pair.sd.rounds:
-                accepted += stretch.overlap(first, round_.accepted)
-                tested += stretch.overlap(first, round_.accepted + decoding.is_rejection(round_))
-                first += round_.emitted
-            yield metrics.cluster(pair), (accepted, tested)
-
-    return columns
+    return ((prompt, (counts.accepted, counts.tested)) for prompt, counts in metrics.counts_of(record))
 
 
 def _arm_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:

@@ -1,98 +1,67 @@
-"""TODO: purpose."""
+"""Stretches of a text for which a schedule has one temperature, and the acceptance in each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from bench.analysis import metrics
-from bench.records import decoding
-from bench.records.decoding import Round
+from bench.records.decoding import BONUS, emitted_positions, placed_rounds
 from bench.records.runs import Cell, CellRecord
-from bench.statistics import intervals
 from bench.statistics.intervals import RatioInterval
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """New tokens for which a schedule has one temperature."""
+    """New tokens from `start` up to `end`, for which a schedule has one temperature."""
 
     start: int
     end: int
     temperature: float
 
-    def overlap(self, first: int, count: int) -> int:
-        """How many of `count` tokens from `first` on lie in it."""
-        return max(0, min(self.end, first + count) - max(self.start, first))
-
 
 def stretches(cell: Cell) -> tuple[Stretch, ...]:
-    """Of the longest text that a cell allows; empty without a schedule."""
-    if not cell.schedule:
-        return ()
+    """Return the stretches of the longest text that a cell allows; empty without a schedule."""
     limit = cell.max_new_tokens
     reached = [piece for piece in cell.schedule if piece[0] < limit]
     return tuple(Stretch(start, end, piece) for (start, piece), (end, _) in pairwise((*reached, (limit, 0.0))))
 
 
+def counts_in(record: CellRecord, stretch: Stretch) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield the prompt of each pair whose engine reports rounds, with the accepted and the tested draft tokens of a stretch."""
+    for pair in record.pairs:
+        if pair.sd.rounds is not None:
+            tested = (p for p in emitted_positions(pair.sd.rounds, len(pair.sd.token_ids)) if p.slot != BONUS)
+            passed = [p.accepted for p in tested if stretch.start <= p.place < stretch.end]
+            yield metrics.cluster(pair), (sum(passed), len(passed))
+
+
 def counted_alpha(record: CellRecord, stretch: Stretch) -> RatioInterval | None:
-    """Accepted / tested draft tokens of a stretch; None where none was tested, or the rule judges jointly."""
+    """Return accepted / tested draft tokens of a stretch; None if none was tested, or if the rule judges jointly."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
-    return _share(_counted(record, stretch))
+    return metrics.share_of(counts_in(record, stretch))
 
 
 def expected_alpha(record: CellRecord, stretch: Stretch) -> RatioInterval | None:
-    """Mean acceptance probability of the positions of a stretch that the replays tested; None as above."""
+    """Return the mean acceptance probability of the positions of a stretch that replays tested; None as above."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
     found = []
-    for pair in record.pairs:
-        if pair.replay is not None:
-            rounds = _placed(pair.replay.rounds, len(pair.replay.token_ids))
-            probs = [
-                min(prob, 1.0)
-                for (first, _), round_probs in zip(rounds, pair.replay.acceptance_probs, strict=True)
-                for prob in round_probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
-            ]
-            found.append((sum(probs), len(probs), metrics.cluster(pair)))
-    return _share(found)
+    for pair, replay in metrics.replays_of(record):
+        rounds = placed_rounds(replay.rounds, len(replay.token_ids))
+        probs = [
+            min(prob, 1.0)  # a sum of probabilities may round to just above 1
+            for (first, _), round_probs in zip(rounds, replay.acceptance_probs, strict=True)
+            for prob in round_probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
+        ]
+        found.append((metrics.cluster(pair), (sum(probs), len(probs))))
+    return metrics.share_of(found)
 
 
 def alpha_against(record: CellRecord, constant: CellRecord, stretch: Stretch) -> RatioInterval | None:
-    """Counted alpha / that of another schedule over the same stretch, paired by prompt; None where there is no ratio."""
+    """Return counted alpha / that of another schedule over the same stretch, paired by prompt; None without a ratio."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
-    ours, theirs = _counted(record, stretch), _counted(constant, stretch)
-    rows = [(accepted, tested, 0, 0, prompt) for accepted, tested, prompt in ours]
-    rows += [(0, 0, accepted, tested, prompt) for accepted, tested, prompt in theirs]
-    if not all(sum(row[column] for row in rows) for column in range(4)):
-        return None
-    return intervals.ratio_of_totals(*zip(*rows, strict=True))
-
-
-def _counted(record: CellRecord, stretch: Stretch) -> list[tuple[int, int, int]]:
-    """Of each pair whose engine reports rounds: draft tokens of a stretch accepted, tested, and the prompt."""
-    found = []
-    for pair in record.pairs:
-        if pair.sd.rounds is not None:
-            rounds = tuple(_placed(pair.sd.rounds, len(pair.sd.token_ids)))
-            accepted = sum(stretch.overlap(first, round_.accepted) for first, round_ in rounds)
-            rejections = sum(stretch.overlap(first + r.accepted, decoding.is_rejection(r)) for first, r in rounds)
-            found.append((accepted, accepted + rejections, metrics.cluster(pair)))
-    return found
-
-
-def _placed(rounds: Sequence[Round], num_tokens: int) -> Iterator[tuple[int, Round]]:
-    """Each round with the index of its first new token. The prefill's token, if it is in no round, comes before."""
-    first = num_tokens - sum(round_.emitted for round_ in rounds)
-    for round_ in rounds:
-        yield first, round_
-        first += round_.emitted
-
-
-def _share(found: Sequence[tuple[float, int, int]]) -> RatioInterval | None:
-    if not any(trials for _, trials, _ in found):
-        return None
-    return intervals.proportion(*zip(*found, strict=True))
+    return metrics.ratio_of_ratios(counts_in(record, stretch), counts_in(constant, stretch))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from bench.analysis.certificate import LOSSY_RULES, Certificate, certificates_of
 from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, gamma, native_ratio, replays_of
-from bench.records.decoding import Replay, is_rejection
+from bench.records.decoding import Replay, num_tested
 from bench.records.runs import SHARED_BY, CellRecord, RunRecord
 from bench.statistics import intervals
 from bench.statistics.intervals import RatioInterval
@@ -105,5 +105,4 @@ def _replay_faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
 def _balanced(replay: Replay, rule: str) -> bool:
     if rule in JOINT_RULES:
         return replay.joint_length is not None and len(replay.joint_length) == len(replay.rounds)
-    tested = [round_.accepted + is_rejection(round_) for round_ in replay.rounds]
-    return tested == [len(probs) for probs in replay.acceptance_probs]
+    return [num_tested(round_) for round_ in replay.rounds] == [len(probs) for probs in replay.acceptance_probs]

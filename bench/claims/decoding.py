@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,12 +18,11 @@ from bench.analysis.quantities import (
     Quantity,
     alpha_of,
     compared,
-    counts_in,
     log_ratio_of,
     weighted,
 )
 from bench.analysis.rows import Row, identity
-from bench.analysis.stretches import stretches
+from bench.analysis.stretches import counts_in, stretches
 from bench.claims.claim import Claim, Records, Rule
 from bench.records.decoding import schedule_text
 from bench.records.runs import Cell
@@ -179,7 +179,7 @@ def within_a_text(records: Records) -> Finding | None:
         return None
     both = (starts_hot[0], starts_cold[0])  # hot half first in each
     detail = " and ".join(schedule_text(_cell(row).schedule) for row, _ in both)
-    cells = [(row, counts_in(half)) for row, of in both for half in of]
+    cells = [(row, functools.partial(counts_in, stretch=half)) for row, of in both for half in of]
     return compared(contrast(alpha_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
 
 

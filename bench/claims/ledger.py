@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row, newest_rows
 from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Ruling
-from bench.options.settings import DEFAULT_PAIR
 from bench.records.command_line import shell_text
-from bench.records.files import line_header, record_files
+from bench.records.files import line_header, load_run, pair_name, records_by_suite
 from bench.statistics.effects import LEVEL, holm
 
 
@@ -42,9 +40,12 @@ def _ruling(claim: Claim, finding: Finding | None, p_holm: float | None) -> Ruli
 
 
 # Records
-def ledgers(results: Path, machine: str, *, pair: str | None = None) -> dict[str, tuple[LedgerRow, ...]]:
-    """The ledger of each pair measured on a machine, or of one pair, if it was measured there.
+def ledgers(
+    results: Path, machine: str, *, pair: str | None = None, rows: Mapping[str, Sequence[Row]] | None = None
+) -> dict[str, tuple[LedgerRow, ...]]:
+    """Return the ledger of each pair measured on a machine, or of one pair, if it was measured there.
 
+    Args:    rows: the newest rows of each suite on the machine; read from the records if None
     Raises:  ValueError: no such folder or machine, or a broken record
     """
     from bench.claims import decoding, distillation
@@ -52,7 +53,7 @@ def ledgers(results: Path, machine: str, *, pair: str | None = None) -> dict[str
     claims = (*decoding.claims(), *distillation.claims())
     return {
         name: judge(claims, [claim.find(records) for claim in claims])
-        for name, records in sorted(load(results, machine).items())
+        for name, records in sorted(load(results, machine, rows=rows).items())
         if pair in (None, name)
     }
 
@@ -62,42 +63,39 @@ def machines(results: Path) -> tuple[str, ...]:
 
     Raises:  ValueError: no such folder, or no records
     """
-    if not results.is_dir():
-        raise ValueError(f"expected a folder of results, got {results}")
-    found = tuple(sorted({path.parts[-3] for path in record_files(results, "*/*/*.json*")}))
+    found = tuple(sorted({machine for machine, _ in records_by_suite(results, ".json*")}))
     if not found:
         raise ValueError(f"expected records in {results}, found none")
     return found
 
 
-def load(results: Path, machine: str) -> dict[str, Records]:
-    """The records of each pair.
+def load(results: Path, machine: str, *, rows: Mapping[str, Sequence[Row]] | None = None) -> dict[str, Records]:
+    """Return the records of each pair.
 
+    Args:    rows: the newest rows of each suite on the machine; read from the records if None
     Raises:  ValueError: no such machine, or a broken record
     """
-    from bench.records.files import load_run
-
     if machine not in machines(results):
         raise ValueError(f"expected a machine of {', '.join(machines(results))}, got {machine!r}")
-    rows: dict[str, dict[str, tuple[Row, ...]]] = {}
+    valid: dict[str, dict[str, tuple[Row, ...]]] = {}
+    for suite, of_suite in (_rows(results, machine) if rows is None else rows).items():
+        for row in of_suite:
+            if row.verdict.valid:
+                of_pair = valid.setdefault(row.record.cell.pair, {})
+                of_pair[suite] = (*of_pair.get(suite, ()), row)
     lines: dict[str, dict[str, tuple[LineRecord, ...]]] = {}
-    for folder in sorted(path for path in (results / machine).iterdir() if path.is_dir()):
-        runs = {path.relative_to(results).as_posix(): load_run(path) for path in record_files(folder, "*.json")}
-        valid = [row for row in newest_rows(runs) if row.verdict.valid]
-        for name in {row.record.cell.pair for row in valid}:
-            rows.setdefault(name, {})[folder.name] = tuple(row for row in valid if row.record.cell.pair == name)
-        for path in record_files(folder, "*.jsonl"):  # oldest first
-            name, command = _pair_and_command(path)
-            record = LineRecord(path, path.relative_to(results).as_posix(), command)
-            of_pair = lines.setdefault(name, {})
-            of_pair[folder.name] = (*of_pair.get(folder.name, ()), record)
-    return {name: Records(rows.get(name, {}), lines.get(name, {})) for name in {*rows, *lines}}
+    for (name, suite), paths in records_by_suite(results, ".jsonl").items():
+        for path in paths if name == machine else ():
+            header = line_header(path)
+            record = LineRecord(path, path.relative_to(results).as_posix(), shell_text(header["command"]))
+            of_lines = lines.setdefault(pair_name(header), {})
+            of_lines[suite] = (*of_lines.get(suite, ()), record)
+    return {name: Records(valid.get(name, {}), lines.get(name, {})) for name in {*valid, *lines}}
 
 
-def _pair_and_command(path: Path) -> tuple[str, str]:
-    """Of a record of JSON lines."""
-    header = line_header(path)
-    command = shell_text(header["command"])
-    named = re.search(r"--pair[ =](\S+)", command)
-    pair = header.get("model_pair") or (named[1] if named else DEFAULT_PAIR)
-    return str(pair["name"] if isinstance(pair, dict) else pair), command
+def _rows(results: Path, machine: str) -> dict[str, tuple[Row, ...]]:
+    return {
+        suite: newest_rows({path.relative_to(results).as_posix(): load_run(path) for path in paths})
+        for (name, suite), paths in records_by_suite(results).items()
+        if name == machine
+    }

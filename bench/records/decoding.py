@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 def derive_seed(seed: int, *parts: object) -> int:
@@ -15,9 +16,50 @@ def derive_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def is_rejection(round_: Round) -> bool:
-    """Return whether a draft token was rejected: the target's own token took its place."""
-    return round_.accepted < round_.drafted and round_.emitted == round_.accepted + 1
+FIRST, BONUS = (
+    0,
+    -1,
+)  # slots of emitted tokens that test no draft token: the prefill's, and the one after the last draft
+
+
+class Position(NamedTuple):
+    """A token that a round emitted. It is where a draft token was tested, unless its slot is BONUS."""
+
+    place: int  # index in the output
+    slot: int  # 1..k, or BONUS
+    accepted: bool  # it is the draft token itself
+
+
+def num_tested(round_: Round) -> int:
+    """Return how many draft tokens of a round were tested: those that were accepted, and the one that was rejected, if any."""
+    return round_.accepted + (round_.accepted < round_.drafted and round_.emitted == round_.accepted + 1)
+
+
+def placed_rounds(rounds: Sequence[Round], num_tokens: int) -> Iterator[tuple[int, Round]]:
+    """Yield each round of an output with the index of the first token that it emitted.
+
+    The prefill's token belongs to no round, unless the first round carries the prefill. Of 6 tokens, rounds that emit 3 and 2
+    begin at 1 and 4; rounds that emit 3 and 3 begin at 0 and 3.
+
+    Raises:  ValueError: the rounds emitted another number of tokens
+    """
+    num_emitted = sum(round_.emitted for round_ in rounds)
+    place = num_tokens - num_emitted
+    if rounds and place not in (0, 1):
+        raise ValueError(f"expected rounds that emit {num_tokens - 1} or {num_tokens} tokens, got {num_emitted}")
+    for round_ in rounds:
+        yield place, round_
+        place += round_.emitted
+
+
+def emitted_positions(rounds: Sequence[Round], num_tokens: int) -> Iterator[Position]:
+    """Yield every token that the rounds of an output emitted, in order.
+
+    Raises:  as `placed_rounds`
+    """
+    for first, round_ in placed_rounds(rounds, num_tokens):
+        for slot in range(1, round_.emitted + 1):
+            yield Position(first + slot - 1, slot if slot <= round_.drafted else BONUS, slot <= round_.accepted)
 
 
 FinishReason = Literal["stop", "length"]

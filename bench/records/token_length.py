@@ -8,6 +8,7 @@ Length is in bytes, a leading space included. `bench.reporting.suites.token_leng
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ import msgspec
 from bench.errors import IncomparableResults
 from bench.records import files
 from bench.records.command_line import stored_words
-from bench.records.decoding import ModelPair, Replay, Scalar, is_rejection
+from bench.records.decoding import BONUS, ModelPair, Replay, Scalar, emitted_positions, num_tested
 from bench.records.environment import RESUMABLE_KEYS, check_comparable
 from bench.records.storage import LineFile, storage_errors, whole_lines
 
@@ -85,17 +86,13 @@ def judged_positions(replay: Replay) -> Iterator[tuple[int, int, bool, float]]:
 
     Raises:  ValueError: the rounds emit another number of tokens, or lack a probability for a tested position
     """
-    place = len(replay.token_ids) - sum(round_.emitted for round_ in replay.rounds)
-    if place not in (0, 1):  # 1: the prefill emitted the first token; 0: the first round carried the prefill
-        raise ValueError(f"expected rounds that emit all tokens but at most the first, got {place} left")
     for round_, probs in zip(replay.rounds, replay.acceptance_probs, strict=True):
-        # Draft tokens after a rejection are not tested, and neither are those after an accepted end token.
-        tested = round_.accepted + is_rejection(round_)
-        if len(probs) != tested:
-            raise ValueError(f"expected {tested} acceptance probabilities in a round, got {len(probs)}")
-        for slot, prob in enumerate(probs, start=1):
-            yield place + slot - 1, slot, slot <= round_.accepted, prob
-        place += round_.emitted
+        if len(probs) != num_tested(round_):
+            raise ValueError(f"expected {num_tested(round_)} acceptance probabilities in a round, got {len(probs)}")
+    # Draft tokens after a rejection are not tested, and neither are those after an accepted end token.
+    tested = [one for one in emitted_positions(replay.rounds, len(replay.token_ids)) if one.slot != BONUS]
+    for position, prob in zip(tested, itertools.chain.from_iterable(replay.acceptance_probs), strict=True):
+        yield *position, prob
 
 
 def judged_text(

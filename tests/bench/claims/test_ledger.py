@@ -17,8 +17,8 @@ import pytest
 from scipy.stats import binom, ttest_rel
 
 from bench.analysis.kd_matrix import estimate
-from bench.analysis.quantities import Finding, alpha_of, counts_in
-from bench.analysis.stretches import Stretch
+from bench.analysis.quantities import Finding, alpha_of
+from bench.analysis.stretches import Stretch, counts_in
 from bench.claims import decoding, distillation
 from bench.claims.claim import Claim, LedgerRow, Rule
 from bench.claims.distillation import seeds_and_prompts
@@ -28,7 +28,7 @@ from bench.commands.main import commands
 from bench.records import kd_matrix
 from bench.records.decoding import Round, parse_schedule
 from bench.records.runs import CellRecord
-from bench.reporting.ledger import derived
+from bench.reporting.ledger import page as ledger_page
 from bench.reporting.ledger import table as ledger_table
 from bench.statistics import effects
 from bench.statistics.effects import Effect, chosen_by_others, contrast, holm, jackknife
@@ -164,9 +164,9 @@ def test_a_stretch_counts_the_tested_tokens_that_lie_in_it() -> None:
     (pair,) = record.pairs
     rounds = (Round(4, 2, 3), Round(4, 1, 2))
     told = replace(record, pairs=(replace(pair, sd=replace(pair.sd, token_ids=(7,) * 6, rounds=rounds)),))
-    assert [list(counts_in(Stretch(*ends, 1.0))(told)) for ends in ((0, 3), (3, 6))] == [[(0, (2, 2))], [(0, (1, 3))]]
+    assert [list(counts_in(told, Stretch(*ends, 1.0))) for ends in ((0, 3), (3, 6))] == [[(0, (2, 2))], [(0, (1, 3))]]
     silent = replace(record, pairs=(replace(pair, sd=replace(pair.sd, rounds=None)),))
-    assert not list(counts_in(Stretch(0, 6, 1.0))(silent))
+    assert not list(counts_in(silent, Stretch(0, 6, 1.0)))
 
 
 # Simulated ledgers
@@ -203,7 +203,7 @@ def test_claims_have_names_of_their_own_thresholds_that_stay_and_commands_that_e
 # A made-up folder of results
 def write(results: Path, suite: str, *records: CellRecord, name: str = "1-a-reference.json", **changes: Any) -> None:
     run = make_run(records, suite=suite, command=("pytest", f"suites/test_{suite}.py"), **changes)
-    path = results / MACHINE / suite / name
+    path = results / MACHINE / suite / "records" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(run))
 
@@ -287,7 +287,7 @@ def write_matrix(
         )
     plan = {"job": {}, "domain": domain, "decode_temperatures": DECODE_TEMPERATURES}
     entries = [{"plan": plan, "command": "specheat kd-matrix --pair tiny", **header}, *map(asdict, lines)]
-    path = results / MACHINE / suite / file
+    path = results / MACHINE / suite / "records" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
 
@@ -397,7 +397,7 @@ def test_invalid_cells_and_older_records_are_left_out(tmp_path: Path) -> None:
     row = ledger(tmp_path)["hotter-rejects"]
     assert row.finding is not None
     assert row.finding.detail.startswith("T = 0.5 against 0;")
-    assert row.finding.files == (f"{MACHINE}/temperature_grid/1-a-reference.json",)
+    assert row.finding.files == (f"{MACHINE}/temperature_grid/records/1-a-reference.json",)
     assert row.verdict == "SUPPORTED"
 
 
@@ -406,7 +406,7 @@ def test_a_matrix_of_one_seed_is_not_tested_and_a_seed_that_was_stopped_is_left_
     row = ledger(tmp_path)["matched-best"]
     assert (row.verdict, row.p) == ("INCONCLUSIVE", None)
     write_matrix(tmp_path, seeds=(0, 1, 2))
-    path = tmp_path / MACHINE / "kd_matrix" / "1-a.jsonl"
+    path = tmp_path / MACHINE / "kd_matrix" / "records" / "1-a.jsonl"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in whole if '"offline-1.0-2"' not in line))
     row = ledger(tmp_path)["matched-best"]
@@ -439,11 +439,16 @@ def test_lines_belong_to_the_pair_that_their_head_names(tmp_path: Path, header: 
 
 
 # The page and the command
+def page_of(results: Path) -> str:
+    return ledger_page(ledgers(results, MACHINE), results=results.as_posix())
+
+
 def test_the_page_is_the_same_every_time(results: Path) -> None:
-    page = derived(results, MACHINE)
-    assert page == derived(results, MACHINE)
+    page = page_of(results)
+    assert page == page_of(results)
     assert page.startswith("## pair tiny\n")
-    assert f"R1: [{MACHINE}/temperature_grid/1-a-reference.json](../{MACHINE}/temperature_grid/" in page
+    first = f"{MACHINE}/temperature_grid/records/1-a-reference.json"
+    assert f"R1: [{first}]({results.as_posix()}/{first})" in page
     for claim in all_claims():
         assert f"{claim.name}: " in page
     assert re.search(r"ratio &gt; 1\.12 +\| +1\.299 \[1\.289, 1\.308\]", page)  # 1.3 in truth
@@ -460,7 +465,7 @@ def test_the_command_prints_the_ledger_and_the_page(results: Path, capsys: pytes
     assert f"claims on {MACHINE}, pair tiny" in text
     assert max(map(len, text.splitlines())) <= 130
     status, text, _ = run(capsys, results, "--markdown", "--machine", MACHINE, "--pair", "tiny")
-    assert (status, text) == (0, f"# claims on {MACHINE}\n\n{derived(results, MACHINE)}\n")
+    assert (status, text) == (0, f"# claims on {MACHINE}\n\n{page_of(results)}\n")
 
 
 def test_help_says_what_the_command_does(capsys: pytest.CaptureFixture[str]) -> None:
