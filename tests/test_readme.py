@@ -49,9 +49,8 @@ SPECHEAT = [command for command in commands((ROOT / "README.md").read_text()) if
 @pytest.mark.parametrize("command", SPECHEAT)
 def test_commands_of_the_readme_have_options_that_there_are(command: str) -> None:
     program, *typed = shlex.split(command)
-    parser, _ = main.command_line(typed)
-    assert parser.prog == program
-    parser.parse_args(typed)  # exits where it does not know one
+    assert program == "specheat"
+    main.parsed(typed)  # exits where an option does not exist
 
 
 def test_every_command_of_the_readme_was_run_as_it_is_written() -> None:
@@ -59,7 +58,7 @@ def test_every_command_of_the_readme_was_run_as_it_is_written() -> None:
 
     Not with 2, which is bad input; 1 and 3 are verdicts.
     """
-    logs = [*ROOT.glob("results/*/readme/*.jsonl"), *ROOT.glob("results/*/kd_matrix/*.jsonl")]
+    logs = [*ROOT.glob("results/studies/*/readme/*.jsonl"), *ROOT.glob("results/*/kd_matrix/records/*.jsonl")]
     lines = (json.loads(line) for log in logs for line in log.read_text().splitlines())
     ran = {re.sub(r"^\S*/", "", line.get("command", "")) for line in lines if line.get("status", 0) in (0, 1, 3)}
     missing = [command for command in commands((ROOT / "README.md").read_text()) if command not in ran]

@@ -1,21 +1,18 @@
-"""`specheat across`: the same suites on several revisions of the backends, in turns, and what differs."""
+"""`specheat across`: the same suites on several revisions of the backends, in turns, and how they differ."""
 
 from __future__ import annotations
 
 import signal
-from argparse import REMAINDER, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.options.arguments import declare
 from bench.options.values import above_0, count_of, count_or_0, number_of
-from bench.reporting.comparison import terminal_text
 
 if TYPE_CHECKING:
-    from bench.orchestration.revisions import Run
+    from bench.orchestration.across import Run
 
-
-USAGE = "specheat across [options] REVISION REVISION ... [-- SUITE ... suite options]"
-REVISIONS = "commits, branches, tags; . or WORKTREE for your files as they are"
 REGRESSION = 1
 
 
@@ -23,109 +20,91 @@ class Across:
     help = "run the same suites on several revisions of the backends, in turns, and compare them"
 
     def configure(self, parser: ArgumentParser) -> None:
-        parser.usage = USAGE
+        parser.usage = "specheat across [options] REVISION REVISION ... [-- SUITE ... suite options]"
         parser.epilog = "Suites and their options are those of pytest --benchmark-only; without any, all suites run."
-        _add_options(parser)
-        # argparse would drop the --, and with it the border between revisions and suites.
-        parser.add_argument("words", nargs=REMAINDER, metavar="REVISION", help=REVISIONS)
+        parser.set_defaults(pytest_words=[])
+        option = parser.add_argument
+        option("revisions", nargs="*", metavar="REVISION", help="commits, branches, tags; . or WORKTREE for your files")
+        option(
+            "--with",
+            dest="packages",
+            action="append",
+            default=[],
+            metavar="PACKAGE==VERSION",
+            help="version of a package that backends use, installed separately; repeat to compare versions",
+        )
+        declare(parser, "--margin", "--strict", "--markdown")
+        option("--launches", default="5", metavar="N", help="processes of each side, one after the other (default: 5)")
+        option(
+            "--slice",
+            dest="slice_ms",
+            metavar="MS",
+            help="let the sides alternate after so many milliseconds within a timed call; 0: after each call "
+            "(default: 50; 0 where --device is not cpu)",
+        )
+        option("--seed", default="0", metavar="N", help="seed of which side goes first (default: 0)")
+        option("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
+        option("--resume", action="store_true", help="continue the newest interrupted run of this command")
 
     def run(self, args: Namespace) -> int:
-        from bench.orchestration import revisions
+        from bench.orchestration import across
+        from bench.orchestration.sides import sources
         from bench.progress import Meter
 
-        args, asked = _parted(args)
         margin = above_0("--margin", args.margin)
-        seed, launches = count_or_0("--seed", args.seed), count_of("--launches", args.launches)
-        if early := [word for word in asked if word.partition("=")[0] in ("--precision", "--time-budget")]:
+        words = [word for word in args.pytest_words if word != "--resume"]
+        resume = args.resume or words != args.pytest_words
+        if early := [word for word in words if word.partition("=")[0] in ("--precision", "--time-budget")]:
             raise ValueError(
                 f"expected no {early[0]}: all sides measure the same pairs; use --launches and --num-prompts"
             )
-        resume = args.resume or "--resume" in asked
-        reporter = Meter(unit="pairs")
-        run = revisions.prepare(
-            revisions.sources(args.revisions, args.packages),
-            [word for word in asked if word != "--resume"],
-            seed=seed,
-            launches=launches,
-            slice_s=_slice_s(args.slice_ms, asked),
-            out=args.out or revisions.default_out(args.revisions, args.packages),
-            resume=resume,
-            note=reporter.note,
+        plan = across.Plan(
+            sources(args.revisions, args.packages),
+            tuple(words),
+            seed=count_or_0("--seed", args.seed),
+            launches=count_of("--launches", args.launches),
+            slice_s=_slice_s(args.slice_ms, words),
         )
-        # Asked to end, it ends like after Ctrl-C: no worktree and no stopped process stays.
+        out = args.out or across.default_out(args.revisions, args.packages)
+        meter = Meter(unit="pairs")
+        run = across.find_resumable(plan, out) if resume else None
+        if resume and run is None:
+            meter.note(f"nothing to resume in {out}: starting a new run")
+        run = run or across.start(plan, out)
+        # A termination request ends like Ctrl-C, so that no worktree and no stopped process is left.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            revisions.measure(run, resume=resume, reporter=reporter)
+            across.measure(run, resume=resume, meter=meter)
         except KeyboardInterrupt:
-            reporter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
+            meter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
             raise
         finally:
-            reporter.close()
-        reporter.note(f"records in {run.folder}")
-        revisions.check_one_harness(run)
+            meter.close()
+        meter.note(f"records in {run.folder}")
         return _compare(run, margin=margin, strict=args.strict, markdown=args.markdown)
 
 
-def _slice_s(asked_ms: str | None, suite_options: list[str]) -> float:
-    """What a stopped process asked of an accelerator goes on there, so that slices would overlap."""
+def _slice_s(given_ms: str | None, suite_options: list[str]) -> float:
+    """Return the seconds of a slice: by default whole calls on an accelerator.
+
+    An accelerator finishes the work of a stopped process, so slices would overlap.
+    """
     from bench.orchestration.parties import SLICE_S
 
-    if asked_ms is not None:
-        return number_of("--slice", asked_ms) / 1000
+    if given_ms is not None:
+        return number_of("--slice", given_ms) / 1000
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default="cpu")
     return SLICE_S if parser.parse_known_args(suite_options)[0].device == "cpu" else 0.0
 
 
-def _add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--with",
-        dest="packages",
-        action="append",
-        default=[],
-        metavar="PACKAGE==VERSION",
-        help="a version of a package that backends stand on, installed beside yours; repeat to compare versions",
-    )
-    parser.add_argument(
-        "--margin", default="0.02", metavar="SHARE", help="ratios this near to 1 are SAME (default: 0.02)"
-    )
-    parser.add_argument("--strict", action="store_true", help="exit 3 where something is INCONCLUSIVE")
-    parser.add_argument("--markdown", action="store_true", help="print markdown to paste in a pull request")
-    parser.add_argument(
-        "--launches",
-        default="5",
-        metavar="N",
-        help="processes of each side one after the other, which differ in speed by themselves (default: 5)",
-    )
-    parser.add_argument(
-        "--slice",
-        dest="slice_ms",
-        metavar="MS",
-        help="let the sides work by turns of so many milliseconds within a timed call; 0: a call each (default: 50; "
-        "0 where --device is not cpu)",
-    )
-    parser.add_argument("--seed", default="0", metavar="N", help="seed of who goes first (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest interrupted run of this command")
-
-
-def _parted(args: Namespace) -> tuple[Namespace, list[str]]:
-    """The arguments with those that stand behind the first revision, and what stands behind the --."""
-    border = args.words.index("--") if "--" in args.words else len(args.words)
-    parser = ArgumentParser(prog="specheat across", usage=USAGE)
-    _add_options(parser)
-    parser.add_argument("revisions", nargs="*", metavar="REVISION", help=REVISIONS)
-    return parser.parse_intermixed_args(args.words[:border], args), args.words[border + 1 :]
-
-
 def _compare(run: Run, *, margin: float, strict: bool, markdown: bool) -> int:
-    """Print how every side differs from the first; the worst exit status of all."""
+    """Print how every side differs from the first, and return the worst exit status."""
     from bench.analysis import comparison
-    from bench.orchestration import revisions
-    from bench.reporting.comparison import markdown as as_markdown
+    from bench.reporting import comparison as pages
 
-    text = as_markdown if markdown else terminal_text
-    first, *others = revisions.measured_sides(run)
+    text = pages.markdown if markdown else pages.terminal_text
+    first, *others = run.sides()
     statuses = []
     for other in others:
         found = comparison.compare(first, other, margin=margin, interleaved=True)

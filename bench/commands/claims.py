@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
+
+from bench.options.arguments import declare
 
 
 class Claims:
-    help = "say which claims about temperature hold, with effects, intervals and verdicts"
+    help = "list which claims about temperature hold, with effects, intervals and verdicts"
 
     def configure(self, parser: ArgumentParser) -> None:
-        parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")
-        parser.add_argument("--machine", metavar="NAME", help="only this machine's records")
+        declare(parser, "results", "--machine", "--markdown")
         parser.add_argument("--pair", metavar="NAME", help="only this pair's ledger")
-        parser.add_argument("--markdown", action="store_true", help="print the page of `specheat tables` instead")
 
     def run(self, args: Namespace) -> int:
         from bench.claims import ledger
@@ -27,7 +26,7 @@ class Claims:
             raise ValueError(f"expected {wanted} on {', '.join(machines)}, found none")
         for machine, ledgers in found.items():
             if args.markdown:
-                print(f"# claims on {machine}\n\n{ledger_page.page(ledgers)}")
+                print(f"# claims on {machine}\n\n{ledger_page.page(ledgers, results=args.results.as_posix())}")
                 continue
             for pair, rows in ledgers.items():
                 print(f"\nclaims on {machine}, pair {pair}\n")

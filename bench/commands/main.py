@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Protocol
 
 from bench.errors import BAD_INPUT, INTERRUPTED, BackendUnavailable, IncomparableResults
 from bench.registry import load_object
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
-
-
-class Command(Protocol):
-    """A subcommand of `specheat`: a class without arguments that COMMANDS names."""
-
-    help: str
-
-    def configure(self, parser: ArgumentParser) -> None:
-        """Declare the command's arguments."""
-        ...
-
-    def run(self, args: Namespace) -> int:
-        """Do it; returns the exit status."""
-        ...
-
 
 COMMANDS = {
     "across": "bench.commands.across:Across",
@@ -47,23 +28,25 @@ COMMANDS = {
 }
 
 
-def commands() -> dict[str, Callable[[], Command]]:
-    """Return, by name, a function that imports and makes each command."""
-    return {name: functools.partial(_command, name, location) for name, location in COMMANDS.items()}
+class Command(Protocol):
+    """A subcommand of `specheat`: a class without arguments that COMMANDS names."""
 
+    help: str
 
-def _command(name: str, location: str) -> Command:
-    made: Command = load_object(name, location)()
-    return made
+    def configure(self, parser: ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        ...
+
+    def run(self, args: Namespace) -> int:
+        """Do the work, and return the exit status."""
+        ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Expected failures end in one line on stderr, not in a traceback."""
     try:
-        argv = sys.argv[1:] if argv is None else argv
-        parser, made = command_line(argv)
-        args = parser.parse_args(argv)
-        return made[args.command].run(args)
+        command, args = parsed(sys.argv[1:] if argv is None else argv)
+        return command.run(args)
     except (ValueError, BackendUnavailable, IncomparableResults, OSError) as error:
         print(f"specheat: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
@@ -72,15 +55,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def command_line(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, Command]]:
-    """With all commands, or the one that the arguments name: no other is imported then."""
-    parser = argparse.ArgumentParser(
+def parsed(argv: Sequence[str]) -> tuple[Command, Namespace]:
+    """Return the command that the arguments name, and its parsed arguments.
+
+    What follows a `--` is for pytest. Commands that start pytest set a default for `pytest_words`, which receives it.
+    """
+    if not argv or argv[0] not in COMMANDS:
+        _list_of_commands().parse_args(argv)  # prints the help or an error, and exits
+    command = load(argv[0])
+    parser = ArgumentParser(prog=f"specheat {argv[0]}", description=command.help)
+    command.configure(parser)
+    border = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_intermixed_args(argv[1:border])  # options may stand between positional arguments
+    if border < len(argv):
+        if "pytest_words" not in args:
+            parser.error("unrecognized arguments: --")
+        args.pytest_words = list(argv[border + 1 :])
+    return command, args
+
+
+def load(name: str) -> Command:
+    """Import and make a command."""
+    made: Command = load_object(name, COMMANDS[name])()
+    return made
+
+
+def _list_of_commands() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="specheat", description="Measures how decoding temperature changes speculative decoding."
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    known = commands()
-    asked = [argv[0]] if argv and argv[0] in known else sorted(known)
-    made = {name: known[name]() for name in asked}
-    for name, command in made.items():
-        command.configure(subparsers.add_parser(name, help=command.help, description=command.help))
-    return parser, made
+    subparsers = parser.add_subparsers(required=True, metavar="command")
+    for name in COMMANDS:
+        subparsers.add_parser(name, help=load(name).help)
+    return parser

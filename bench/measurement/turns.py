@@ -18,7 +18,7 @@ VARIABLE = "SPECHEAT_TURNS"  # in the environment: number of the inherited descr
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class Turn:
     """What a process reports after every round: what it measured and how far it has come, resumed pairs included."""
 
     label: str
@@ -40,7 +40,7 @@ class Call(enum.Enum):
     ENDED = enum.auto()
 
 
-Message = Round | Call
+Message = Turn | Call
 Intervals = tuple[tuple[float, float], ...]  # from and to, in seconds of time.perf_counter, which all processes share
 
 
@@ -90,7 +90,7 @@ def are_taken() -> bool:
     return VARIABLE in os.environ
 
 
-def pass_on(finished: Round) -> None:
+def pass_on(finished: Turn) -> None:
     """Let the others measure this round. Return when it is this process's turn again, immediately without others.
 
     Raises: KeyboardInterrupt: the coordinator is gone

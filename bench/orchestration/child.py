@@ -1,4 +1,4 @@
-"""One side of `specheat across`, in a process of its own: the caller's pytest, bench and suites on another revision's backends.
+"""One side of `specheat across` in a separate process: the caller's pytest, bench and suites on another revision's backends.
 
 python -m bench.orchestration.child '{"folder": ..., "package": ..., "command": ...}' PYTEST_ARGUMENTS
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
-
-def imported_from(package: str) -> Path:
-    """The folder of a package, which is imported here; whoever imports it later gets the same."""
-    from importlib import import_module
-    from pathlib import Path
-
-    return Path(str(import_module(package).__file__)).resolve().parent
+from bench.records.environment import installed_version
 
 
 def main() -> int:
+    """Check where backends and package come from, and run pytest."""
     side, pytest_arguments = json.loads(sys.argv[1]), sys.argv[2:]
-    sys.argv = side["command"]  # what records say was typed
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    sys.argv = side["command"]  # records store the command that the user typed
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore Ctrl-C by default
     import_backends(Path(side["folder"]))
     if side["package"]:
         check_installed(side["package"])
@@ -32,22 +28,21 @@ def main() -> int:
 
 
 def import_backends(folder: Path) -> None:
-    """Import the package `backends` that lies in `folder`, before anybody imports another one.
+    """Import the package `backends` in `folder`; later imports in this process get the same one.
 
-    Raises: ValueError: it came from elsewhere
+    Raises: ValueError: it came from another folder
     """
-    pass
-
-    sys.path.insert(0, str(folder))  # for worker processes, which import for themselves
-    found = imported_from("backends")
+    sys.path.insert(0, str(folder))
+    found = Path(str(import_module("backends").__file__)).resolve().parent
     if found != folder.resolve() / "backends":
         raise ValueError(f"expected the package backends of {folder}, got that of {found}")
 
 
 def check_installed(package: str) -> None:
-    """Raises: ValueError: this process would import another version."""
-    from bench.records.environment import installed_version
+    """Check that this process imports the version in "name==version".
 
+    Raises: ValueError: it would import another version
+    """
     name, _, version = package.partition("==")
     found = installed_version(name)
     if found != version:

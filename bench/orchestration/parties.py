@@ -1,19 +1,20 @@
-"""Taking turns: processes that measure the same rounds one at a time, so that round i of each is next to round i of the others.
+"""Taking turns: processes measure the same rounds one at a time, so that round i of each runs close to round i of the others.
 
-Processes load at the same time. Then one works at a time, until a timed call or the end of its round. In between it waits, and
-the coordinator stops it with all its children, because even an idle engine slows the working one. Timed calls of the same
-round are made in slices: the sides work by turns of some milliseconds, so that what the machine does within a second
-strikes all of them. When a process stood still is told to it behind the call, and is no part of its seconds.
-A process that no coordinator started measures on: to pass the turn on costs it the look at one environment variable.
+Only one process works at a time, until a timed call or the end of its round. Then it waits, and the coordinator stops it with
+all its children, because even an idle engine slows down the working one. The timed calls of one round run in slices: the
+processes alternate every few milliseconds, so that a disturbance of the machine affects all of them. After a call each process
+receives the intervals in which it was stopped, and subtracts them from its seconds.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
@@ -21,40 +22,57 @@ from pathlib import Path
 
 import psutil
 
-from bench.measurement.turns import VARIABLE, Call, Message, Round
+from bench.measurement.turns import VARIABLE, Call, Message, Turn
 
 SLICE_S = 0.05  # on two cores a forward of the embedded target takes about 0.03
-END_GRACE_S = 60.0  # to close an engine and leave a journal
-_POLL_S = 0.2  # how soon the end of a process is seen whose workers hold its descriptor
+END_GRACE_S = 60.0  # for closing an engine and leaving a journal
+_POLL_S = 0.2  # how often to check for the end of a process whose workers keep its descriptor open
 
 
 class Party:
-    """One of the processes, as the coordinator sees it. It is started by its first turn."""
+    """One of the processes, as the coordinator sees it. Its first turn starts it."""
 
     def __init__(self, name: str, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.command = command
         self.cwd = cwd
         self.env = env
-        self.log = log  # what it writes
-        self.pauses: list[tuple[float, float]] = []  # that it has not been told
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stopped: list[psutil.Process] = []  # by us, the process first
+        self.log = log  # receives its output
+        self.pauses: list[tuple[float, float]] = []  # since the last answer
+        self.process: psutil.Popen | None = None
+        self._stopped: list[psutil.Process] = []  # those that we stopped, the process itself first
         self._stopped_at = 0.0
 
     @property
     def status(self) -> int | None:
-        """Exit status; None before its end."""
-        return None if self._process is None else self._process.poll()
+        """Return the exit status; None before the end."""
+        return None if self.process is None else self.process.poll()
 
     @property
     def is_running(self) -> bool:
-        """Started and not ended, whether it waits or works."""
-        return self._process is not None and self._process.poll() is None
+        """Return whether the process has started and not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start the process with one end of a pipe. It works until it sends its first message."""
+        self._connection, theirs = Pipe()
+        with self.log.open("ab") as log, theirs:
+            self.process = psutil.Popen(
+                self.command,
+                cwd=self.cwd,
+                env={**self.env, VARIABLE: str(theirs.fileno())},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                # A separate group, so that Ctrl-C reaches only the coordinator. The session is the same, so that the
+                # kernel ends stopped processes if the coordinator is killed.
+                process_group=0,
+            )
 
     def take_turn(self) -> Message | None:
-        """Start it or answer it, and wait for what it says next; None: it has ended."""
-        if self._process is None:
+        """Start the process or answer it, and wait for its next message; None: it has ended."""
+        if self.process is None:
             self.start()
         else:
             self.answer()
@@ -62,29 +80,53 @@ class Party:
         return self.wait()
 
     def answer(self) -> None:
-        """Tell it when it was stopped, which is what it waits for."""
+        """Send the pauses. The process waits for this answer before it continues."""
         with suppress(OSError):  # it was killed while it waited
             self._connection.send(tuple(self.pauses))
         self.pauses = []
 
+    def wait(self, at_most_s: float = math.inf) -> Message | None:
+        """Wait for the next message; None: the process has ended.
+
+        Raises:  TimeoutError: no message within the time
+        """
+        assert self.process is not None
+        deadline = time.perf_counter() + at_most_s
+        while not self._connection.poll(min(_POLL_S, max(0.0, deadline - time.perf_counter()))):
+            if self.process.poll() is not None:
+                return None
+            if time.perf_counter() >= deadline:
+                raise TimeoutError
+        try:
+            message: Message = self._connection.recv()
+            return message
+        except (EOFError, OSError):
+            self.process.wait()
+            return None
+
     def suspend(self) -> None:
-        """Stop it and all below it, but for what it has stopped itself; returns when they stand still."""
-        if self._stopped or not self.is_running:
+        """Stop the process and all below it, and return when they stand still."""
+        if self._stopped or self.process is None or not self.is_running:
             return
         with suppress(psutil.NoSuchProcess):
-            this = psutil.Process(self._process.pid if self._process else None)
-            this.suspend()  # first, so that it starts no more of them
-            self._stopped = [this]
-            for child in this.children(recursive=True):
+            self.process.suspend()  # before its children are listed, so that it starts no more of them
+            self._stopped = [self.process]
+            for child in self.process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    if child.status() != psutil.STATUS_STOPPED:
+                    if (
+                        child.status() != psutil.STATUS_STOPPED
+                    ):  # what the process stopped itself must stay stopped later
                         child.suspend()
                         self._stopped.append(child)
         for process in self._stopped:
-            _wait_until_still(process)
+            # A signal takes effect a moment later. A slice of another party must not begin before that.
+            with suppress(psutil.NoSuchProcess):
+                while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                    time.sleep(0)
         self._stopped_at = time.perf_counter()
 
     def resume(self) -> None:
+        """Continue what `suspend` stopped, children first, and note the pause."""
         if not self._stopped:
             return
         self.pauses.append((self._stopped_at, time.perf_counter()))
@@ -94,72 +136,33 @@ class Party:
                 process.resume()
 
     def interrupt(self) -> None:
-        """As Ctrl-C does."""
-        self._signal_all(signal.SIGCONT)
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+        """Interrupt the process like Ctrl-C."""
+        self._signal_all(signal.SIGCONT)  # a stopped process would not see the interruption
+        if self.process is not None and self.is_running:
+            with suppress(psutil.NoSuchProcess):
+                self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
+        """Kill the process and all below it."""
         self._signal_all(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
+        if self.process is not None:
+            self.process.wait()
 
     def _signal_all(self, number: signal.Signals) -> None:
-        """To the process and all below it, whoever stopped them."""
-        if not self.is_running:
+        if self.process is None or not self.is_running:
             return
         self._stopped = []
         with suppress(psutil.NoSuchProcess):
-            this = psutil.Process(self._process.pid if self._process else None)
-            for process in (this, *this.children(recursive=True)):
+            for process in (self.process, *self.process.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
 
-    def wait(self, at_most_s: float | None = None) -> Message | None:
-        """What it says next; None: it has ended. Raises TimeoutError where a time is given and it said nothing by then."""
-        assert self._process is not None
-        deadline = None if at_most_s is None else time.perf_counter() + at_most_s
-        while True:
-            left = _POLL_S if deadline is None else min(_POLL_S, max(0.0, deadline - time.perf_counter()))
-            if self._connection.poll(left):
-                try:
-                    said: Message = self._connection.recv()
-                    return said
-                except (EOFError, OSError):
-                    self._process.wait()
-                    return None
-            if self._process.poll() is not None:
-                return None
-            if deadline is not None and time.perf_counter() >= deadline:
-                raise TimeoutError
-
-    def start(self) -> None:
-        self._connection, theirs = Pipe()
-        with self.log.open("ab") as log, theirs:
-            self._process = subprocess.Popen(
-                self.command,
-                cwd=self.cwd,
-                env={**self.env, VARIABLE: str(theirs.fileno())},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                # A group of its own, so that Ctrl-C reaches the coordinator alone. In the same session: should the
-                # coordinator be killed, the kernel ends what was stopped.
-                process_group=0,
-            )
-
-
-def _wait_until_still(process: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):
-        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-            time.sleep(0)
-
 
 def order_of_round(index: int, num_parties: int, *, seed: int) -> tuple[int, ...]:
-    """Who goes first, second, ... in a round: of two A B, B A, A B, ... from a seeded start.
+    """Return which party goes first, second, ... in a round.
 
-    Of more, each takes each place once in as many rounds as there are parties, forwards and then backwards.
+    Two parties alternate, A B, B A, A B, ..., from a seeded start. With more, each takes each place once in as many rounds as
+    there are parties, first with the order rotating forwards and then reversed.
     """
     order = list(range(num_parties))
     random.Random(seed).shuffle(order)
@@ -169,91 +172,84 @@ def order_of_round(index: int, num_parties: int, *, seed: int) -> tuple[int, ...
     return tuple(order[shift:] + order[:shift])
 
 
-def take_turns(
-    parties: Sequence[Party], *, seed: int, slice_s: float = SLICE_S
-) -> Iterator[tuple[Party, Round | None]]:
-    """Give turns until every party has ended. Yields whose turn it was, and the round it finished; None: it has ended.
+def take_turns(parties: Sequence[Party], *, seed: int, slice_s: float = SLICE_S) -> Iterator[tuple[Party, Turn | None]]:
+    """Give turns until every party has ended. Yield whose turn it was and its report; None: it has ended.
 
-    Whoever is behind goes first, as after an interruption; those who are equally far go in the order of their round, and
-    make their timed calls in slices beside each other. Slices of 0 seconds are whole calls.
-    Where calls are in slices all start and load at once.
+    The party with the fewest measurements goes first, as after an interruption. Parties that are equally far go in the order
+    of their round, and make their timed calls together, in slices. Slices of 0 seconds are whole calls.
     """
-    places = dict.fromkeys(range(len(parties)), (-1, -1))  # of those that have not ended
-    rounds = itertools.count()
-    order: tuple[int, ...] = ()
+    places = dict.fromkeys(parties, (-1, -1))  # how far each party has come that has not ended
+    round_numbers = itertools.count()
+    order: list[Party] = []
     ordered_at: tuple[int, int] | None = None
-    begun: set[int] = set()  # who waits to make a call
-    holder: Party | None = None
-    first_words = _started(parties) if slice_s else {}
+    at_call: set[Party] = set()  # those that wait to make a timed call
+    working: Party | None = None
+    # With slices all parties load at the same time. Without, each loads in its first turn.
+    first_messages = _start_all(parties) if slice_s else {}
     while places:
-        behind = min(places.values())
-        waiting = [index for index, place in places.items() if place == behind]
-        if len(waiting) == len(places) and behind != ordered_at:
-            order, ordered_at = order_of_round(next(rounds), len(parties), seed=seed), behind
+        least = min(places.values())
+        waiting = [party for party, place in places.items() if place == least]
+        if len(waiting) == len(places) and least != ordered_at:
+            order = [parties[index] for index in order_of_round(next(round_numbers), len(parties), seed=seed)]
+            ordered_at = least
         waiting.sort(key=order.index)
-        if begun.issuperset(waiting):
-            gone = _make_calls([parties[index] for index in waiting], slice_s)
-            begun.difference_update(waiting)
-            holder = None
-            for index in waiting:
-                if parties[index] in gone:
-                    del places[index]
-                    yield parties[index], None
+        if at_call.issuperset(waiting):
+            ended = _make_calls(waiting, slice_s)
+            at_call.difference_update(waiting)
+            working = None  # all of them stand still
+            for party in ended:
+                del places[party]
+                yield party, None
             continue
-        turn = next(index for index in waiting if index not in begun)
-        party = parties[turn]
-        if holder is not None and holder is not party:
-            holder.suspend()
-        holder = party
-        said = first_words.pop(turn) if turn in first_words else party.take_turn()
-        if said is Call.LOADED:
-            continue
-        if said is Call.BEGINS:
-            begun.add(turn)
-        elif isinstance(said, Round):
-            places[turn] = said.place
-            yield party, said
-        else:
-            del places[turn]
+        party = next(each for each in waiting if each not in at_call)
+        if working is not None and working is not party:
+            working.suspend()
+        working = party
+        message = first_messages.pop(party) if party in first_messages else party.take_turn()
+        if message is Call.BEGINS:
+            at_call.add(party)
+        elif isinstance(message, Turn):
+            places[party] = message.place
+            yield party, message
+        elif message is None:
+            del places[party]
             yield party, None
 
 
-def _started(parties: Sequence[Party]) -> dict[int, Message | None]:
-    """What each says first, behind which it stands still."""
+def _start_all(parties: Sequence[Party]) -> dict[Party, Message | None]:
+    """Start all parties, and return the first message of each. Afterwards they stand still."""
     for party in parties:
         party.start()
-    said = {}
-    for index, party in enumerate(parties):
-        said[index] = party.wait()
+    messages = {}
+    for party in parties:
+        messages[party] = party.wait()
         party.suspend()
-    return said
+    return messages
 
 
 def _make_calls(parties: Sequence[Party], slice_s: float) -> list[Party]:
-    """Let all of these make the call that they wait for, in slices. Afterwards they stand still; returns who has ended."""
-    working = list(parties)
-    gone: list[Party] = []
+    """Let all parties make the call that they wait for, in slices. Afterwards they stand still; returns those that ended."""
     for party in parties:
         party.suspend()
-        party.answer()
-    for party in itertools.cycle(parties):
-        if not working:
-            return gone
-        if party not in working:
-            continue
+        party.answer()  # it stands still, so its call begins in its first slice
+    ended = []
+    queue = deque(parties)
+    while queue:
+        party = queue.popleft()
         party.resume()
-        with suppress(TimeoutError):
-            said = party.wait(slice_s if slice_s and len(working) > 1 else None)
-            working.remove(party)
-            if said is None:
-                gone.append(party)
+        try:
+            # The last one left has nobody to alternate with.
+            if party.wait(slice_s if slice_s and queue else math.inf) is None:
+                ended.append(party)
+        except TimeoutError:
+            queue.append(party)
         party.suspend()
-    return gone
+    return ended
 
 
 @contextmanager
 def ended_afterwards(parties: Collection[Party], *, grace_s: float = END_GRACE_S) -> Iterator[None]:
-    """Nobody outlives this: who has not ended by then is interrupted, which leaves journals, and after a while killed."""
+    """End all parties at the end of the context: interrupt them, so that they leave their journals, and later kill them."""
     try:
         yield
     finally:

@@ -17,32 +17,32 @@ import psutil
 import pytest
 
 from bench.measurement import turns
-from bench.measurement.turns import Pauses, Round
+from bench.measurement.turns import Pauses, Turn
 from bench.orchestration.parties import Party, ended_afterwards, order_of_round, take_turns
 from tests.support.tiny_models import HEED_CTRL_C
 
 ROOT = Path(__file__).parents[3]
 MEASURE = """
 import sys
-from bench.measurement.turns import Round, pass_on, wait_for_others
+from bench.measurement.turns import Turn, pass_on, wait_for_others
 wait_for_others()
 name, first, last, diary = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 for index in range(first, last):
     with open(diary, "a") as file:
         print(name, index, file=file)
-    pass_on(Round("cell", index + 1, 0, last))
+    pass_on(Turn("cell", index + 1, 0, last))
 """
 WITH_A_WORKER = """
 import subprocess, sys
-from bench.measurement.turns import Round, pass_on
+from bench.measurement.turns import Turn, pass_on
 worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
 for index in range(4):
-    pass_on(Round("cell", index + 1, 0, 4))
+    pass_on(Turn("cell", index + 1, 0, 4))
 worker.kill()
 """
 CALLS = """
 import json, sys, time
-from bench.measurement.turns import Round, pass_on, side_by_side
+from bench.measurement.turns import Turn, pass_on, side_by_side
 rounds = []
 for index in range(int(sys.argv[2])):
     moments = []
@@ -53,7 +53,7 @@ for index in range(int(sys.argv[2])):
             time.sleep(0.0001)
         end = time.perf_counter()
     rounds.append((start, end, pauses.intervals, moments))
-    pass_on(Round("cell", index + 1, 0, 2))
+    pass_on(Turn("cell", index + 1, 0, 2))
 with open(sys.argv[1], "w") as file:
     json.dump(rounds, file)
 """
@@ -67,29 +67,30 @@ except RuntimeError:
 """
 KEEPS_ON_CTRL_C = """
 import pathlib, sys
-from bench.measurement.turns import Round, pass_on
+from bench.measurement.turns import Turn, pass_on
 try:
     for index in range(100):
-        pass_on(Round("cell", index + 1, 0, 100))
+        pass_on(Turn("cell", index + 1, 0, 100))
 except KeyboardInterrupt:
     pathlib.Path(sys.argv[1]).write_text("kept")
 """
 DEAF = """
 import signal, time
-from bench.measurement.turns import Round, pass_on
+from bench.measurement.turns import Turn, pass_on
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-pass_on(Round("cell", 1, 0, 1))
+pass_on(Turn("cell", 1, 0, 1))
 time.sleep(600)
 """
 COORDINATES = """
 import os, sys
 from pathlib import Path
 from bench.orchestration.parties import Party, take_turns
-command = [sys.executable, "-c", "from bench.orchestration.parties import *\\nfor i in range(10**6): pass_on(Round('', i, 0, 1))"]
+code = "from bench.measurement.turns import *\\nfor i in range(10**6): pass_on(Turn('', i, 0, 1))"
+command = [sys.executable, "-c", code]
 parties = [Party(n, command, cwd=Path.cwd(), env=os.environ, log=Path(sys.argv[1], n)) for n in "ab"]
 for number, _ in enumerate(take_turns(parties, seed=0)):
     if number == 10:
-        print(*(party._process.pid for party in parties), flush=True)
+        print(*(party.process.pid for party in parties), flush=True)
 """
 
 
@@ -157,8 +158,8 @@ def test_who_waits_stands_still_with_all_below_it(party: Callable[..., Party]) -
         for working, _ in take_turns(parties, seed=0):
             (waiting,) = (one for one in parties if one is not working)
             if waiting.is_running and working.is_running:
-                assert waiting._process is not None
-                this = psutil.Process(waiting._process.pid)
+                assert waiting.process is not None
+                this = psutil.Process(waiting.process.pid)
                 (worker,) = this.children()
                 # What is told to stop does so a moment later.
                 wait_for(lambda one=this: one.status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
@@ -267,6 +268,8 @@ def test_nobody_stays_when_the_coordinator_is_killed(tmp_path: Path) -> None:
     )
     assert coordinator.stdout is not None
     processes = [psutil.Process(int(word)) for word in coordinator.stdout.readline().split()]
+    assert all(process.is_running() for process in processes)
+    assert len(processes) == 2
     coordinator.kill()
     coordinator.communicate()
     wait_for(lambda: not any(is_there(process) for process in processes))
@@ -288,4 +291,4 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_a_process_that_runs_alone_keeps_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(turns.VARIABLE, raising=False)
-    turns.pass_on(Round("cell", 1, 0, 1))
+    turns.pass_on(Turn("cell", 1, 0, 1))

@@ -45,7 +45,7 @@ def test_a_machine_is_shared_by_the_shards_that_ran_on_its_cpu_at_once(dones: li
 @pytest.mark.parametrize(("cells", "parts", "sizes"), [(7, 3, [2, 2, 3]), (2, 5, [1, 1]), (4, 1, [4])])
 def test_shards_are_neighbours_of_equal_number(cells: int, parts: int, sizes: list[int]) -> None:
     names = [f"suites/test_x.py::test[{index}]" for index in range(cells)]
-    found = list(sweep._split(names, parts))
+    found = list(sweep.split(names, parts))
     assert [len(shard) for shard in found] == sizes
     assert [name for shard in found for name in shard] == names
 
@@ -68,8 +68,8 @@ def test_shards_of_different_conditions_are_not_put_together() -> None:
     [
         (("--ray", "local"), "expected suites"),
         (("--ray", "local", "--workers", "0", "suites"), "expected --workers >= 1, got 0"),
-        (("--ray", "local", "suites", "--temperatures", "0"), "suite options behind --"),
-        (("--ray", "local", "suites", "--", "--resume"), "expected --resume in front of the suites or not at all"),
+        (("--ray", "local", "suites", "--temperatures", "0"), "unrecognized arguments: --temperatures 0"),
+        (("--ray", "local", "suites", "--", "--resume"), "expected --resume before the -- or not at all"),
         (("--ray", "local", "nowhere.py"), "expected cells to measure, got none"),
     ],
 )
@@ -115,7 +115,7 @@ def test_two_local_workers_decode_what_one_run_does_and_claim_no_times(options: 
     # A sweep that was stopped behind its first shard.
     plan = sweep.plan([SUITE], options, workers=2, results=tmp_path / "shared")
     assert len(plan.shards) == 2
-    sweep._keep(
+    sweep.keep(
         plan,
         0,
         *sweep.run_shard(plan.shards[0], plan.options, f"{plan.folder.name}-0", os.environ.get("OMP_NUM_THREADS")),

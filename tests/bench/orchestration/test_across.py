@@ -46,18 +46,18 @@ ReferenceBackend.settings = lambda self: {"planted": "in the branch"}
 LIGHT_SUITE = """
 import json, os, sys
 import backends
-from bench import environment
-from bench.measurement.turns import Round, pass_on, wait_for_others
+from bench.records import checkout, environment
+from bench.measurement.turns import Turn, pass_on, wait_for_others
 
 def test_rounds(benchmark):
     benchmark(lambda: None)
     versions = environment.LIBRARIES_VARIABLE in os.environ
-    env = environment.capture("cpu") if versions else environment._foreign_backends()
+    env = environment.capture("cpu") if versions else checkout.foreign_backends()
     wait_for_others()
     for index in range(4):
         with open("diary.jsonl", "a") as file:
             print(json.dumps({"round": index, "backends": backends.__file__, "env": env, "argv": sys.argv}), file=file)
-        pass_on(Round("cell", index + 1, 0, 4))
+        pass_on(Turn("cell", index + 1, 0, 4))
 """
 
 
@@ -78,7 +78,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This project as it stands, with a branch whose reference decoder is slow, and work that is not committed."""
     folder = tmp_path_factory.mktemp("repository")
     for name in ("bench", "suites", "backends"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "models"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for name in ("pyproject.toml", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "light").mkdir()
@@ -86,15 +86,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "init", "--initial-branch=main")
     commit(folder, "as it stands")
     git(folder, "checkout", "-b", "slow")
-    with (folder / "backends" / "reference.py").open("a") as file:
+    with (folder / "backends" / "engines" / "reference.py").open("a") as file:
         file.write(SLOW_STEPS)
     # The branch has a harness of its own, which must not be the one that measures.
-    (folder / "bench" / "measure.py").write_text("raise RuntimeError('the harness of the branch')\n")
+    (folder / "bench" / "measurement" / "timing.py").write_text("raise RuntimeError('the harness of the branch')\n")
     commit(folder, "slow steps")
+    git(folder, "rm", "-r", "--quiet", "backends/engines")
+    git(folder, "commit", "-m", "backends of the old layout")
+    git(folder, "tag", "old")
     git(folder, "rm", "-r", "--quiet", "backends")
     git(folder, "commit", "-m", "no backends")
     git(folder, "tag", "empty")
-    git(folder, "checkout", "-B", "slow", "HEAD~1")
+    git(folder, "checkout", "-B", "slow", "HEAD~2")
     git(folder, "checkout", "main")
     (folder / "README.md").write_text("not committed")
     git(folder, "add", "README.md")
@@ -195,7 +198,7 @@ def test_backends_come_from_the_revision_and_all_else_from_the_caller(compared: 
         assert run.environment["backends_dirty"] is False
         assert run.environment["harness_commit"] == heads[0]
         assert run.environment["harness_dirty"] is True
-        assert "across main slow" in run.command
+        assert run.command[1:4] == ("across", "main", "slow")
 
 
 def test_both_sides_decode_the_same_texts(compared: Compared) -> None:
@@ -265,6 +268,7 @@ def build_wheel(folder: Path, name: str, version: str) -> None:
     [
         (["main", "nope"], "expected a commit of this repository, got 'nope'"),
         (["main", "empty"], "expected a revision with a package backends, got 'empty'"),
+        (["main", "old"], "expected a revision from commit 6c227e1280 on, which have backends/engines, got 'old'"),
         (["main"], "expected at least two revisions"),
         (["main", "--with", "vllm==1"], "expected at least two revisions"),
         (["main", "slow", "--with", "vllm==1", "--with", "vllm==2"], "got both"),
@@ -285,7 +289,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("bench.orchestration.revisions.REPOSITORY", repository)
+    monkeypatch.setattr("bench.records.checkout.REPOSITORY", repository)
     assert command_line.main(["across", "--out", str(tmp_path / "out"), *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("specheat: error: ")

@@ -1,0 +1,218 @@
+"""The same suites on several revisions of the backends, or on several versions of a package, in turns.
+
+The caller's bench and suites measure. Each side is a separate process that takes only the package `backends` from its
+revision, checked out into a temporary folder. The caller's checkout is read and never written.
+
+<out>/<moment>/.unfinished                           what is being measured, until all is done
+<out>/<moment>/<number>-<side>/launch-<n>/           the records of a side, as with `--results`
+<out>/<moment>/<number>-<side>/launch-<n>.finished   exists when this launch need not run again, until all is done
+<out>/<moment>/<number>-<side>/launch-<n>.log        what its process wrote
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.analysis.comparison import Side
+from bench.orchestration.parties import Party, ended_afterwards, take_turns
+from bench.orchestration.sides import WORKTREE, Source, checkouts, last_line, package_folder
+from bench.progress import Meter
+from bench.records import checkout, environment
+from bench.records.files import load_run, moment_text
+from bench.records.runs import RunRecord
+from bench.records.storage import write_atomically
+
+HARNESS_KEYS = ("harness_commit", "harness_dirty")
+OWN_OPTIONS = ("--results", "--plan")  # options of suites that the comparison sets itself
+SOME_TESTS_FAILED = 1  # pytest's exit status: what could be measured was measured
+FEWEST_LAUNCHES = 2
+DEFAULT_OUT = ".across"  # below the repository, and ignored by git
+UNFINISHED = ".unfinished"
+CHILD = "bench.orchestration.child"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured on every side."""
+
+    sources: tuple[Source, ...]
+    words: tuple[str, ...]  # suites and their options
+    seed: int  # of the order of the sides
+    launches: int  # processes of each side, one after the other; those after the first measure only pairs
+    slice_s: float  # of timed calls; 0: whole calls
+
+    def __post_init__(self) -> None:
+        if not self.slice_s >= 0:
+            raise ValueError(f"expected --slice >= 0, got {self.slice_s * 1000:g}")
+        if self.launches < FEWEST_LAUNCHES:
+            raise ValueError(
+                f"expected --launches >= {FEWEST_LAUNCHES}, got {self.launches}: one launch does not show how much "
+                "launches differ"
+            )
+        for word in self.words:
+            if word.partition("=")[0] in OWN_OPTIONS:
+                raise ValueError(
+                    f"expected suites and their options after --, got {word}, which `specheat across` sets"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A plan, and the folder of its records."""
+
+    plan: Plan
+    folder: Path
+
+    def results(self, index: int, launch: int) -> Path:
+        """Return the folder of the records of one launch of one side."""
+        return self.folder / f"{index + 1}-{_file_name(self.plan.sources[index].label)}" / f"launch-{launch + 1}"
+
+    def log(self, index: int, launch: int) -> Path:
+        """Return the file that receives the output of a launch."""
+        return self.results(index, launch).with_suffix(".log")
+
+    def finished(self, index: int, launch: int) -> Path:
+        """Return the file that exists when a launch need not run again."""
+        return self.results(index, launch).with_suffix(".finished")
+
+    def launches(self) -> Iterator[tuple[int, int]]:
+        """Yield every side with every launch."""
+        return itertools.product(range(len(self.plan.sources)), range(self.plan.launches))
+
+    def records(self, index: int, launch: int) -> dict[str, RunRecord]:
+        """Return file -> record of one launch of one side."""
+        return {str(file): load_run(file) for file in sorted(self.results(index, launch).rglob("*.json"))}
+
+    def sides(self) -> list[Side]:
+        """Return what was measured, for the comparison.
+
+        Raises: IncomparableResults: bench or suites were edited or committed during the run
+        """
+        found = {place: self.records(*place) for place in self.launches()}
+        first, *others = [run.environment for runs in found.values() for run in runs.values()]
+        for other in others:
+            environment.check_comparable(first, other, keys=HARNESS_KEYS)
+        further = range(1, self.plan.launches)
+        return [
+            Side(source.label, found[index, 0], tuple(found[index, launch] for launch in further))
+            for index, source in enumerate(self.plan.sources)
+        ]
+
+
+def default_out(revisions: Sequence[str], packages: Sequence[str]) -> Path:
+    """Return a folder that depends only on the sides, so that --resume finds it."""
+    names = [WORKTREE[1] if revision in WORKTREE else revision for revision in revisions or WORKTREE[:1]]
+    return checkout.REPOSITORY / DEFAULT_OUT / "..".join(map(_file_name, [*names, *packages]))
+
+
+def start(plan: Plan, out: Path) -> Run:
+    """Start a comparison in a new folder below `out`."""
+    out = out.resolve()
+    folder = out / moment_text(datetime.now(UTC))
+    write_atomically(folder / UNFINISHED, _state(plan))
+    if (ignored := checkout.REPOSITORY / DEFAULT_OUT) in folder.parents:
+        write_atomically(ignored / ".gitignore", "*\n")
+    return Run(plan, folder)
+
+
+def find_resumable(plan: Plan, out: Path) -> Run | None:
+    """Return the newest unfinished comparison of the same plan."""
+    states = sorted(out.resolve().glob(f"*/{UNFINISHED}"), reverse=True)
+    return next((Run(plan, path.parent) for path in states if path.read_text() == _state(plan)), None)
+
+
+def _state(plan: Plan) -> str:
+    return json.dumps(asdict(plan), indent=1)
+
+
+def measure(run: Run, *, resume: bool, meter: Meter) -> None:
+    """Run the suites on every side, one round in turn, as often as there are launches.
+
+    Raises:  ValueError: a side failed or measured nothing; the others are ended, and what was measured is kept
+    """
+    with checkouts(run.plan.sources) as folders:
+        packages = [package_folder(source.package, meter.note) for source in run.plan.sources]
+        sides = tuple(zip(folders, packages, strict=True))
+        for launch in range(run.plan.launches):
+            _launch(run, launch, sides, resume=resume, meter=meter)
+    (run.folder / UNFINISHED).unlink()
+    for place in run.launches():
+        run.finished(*place).unlink()
+
+
+def _launch(run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *, resume: bool, meter: Meter) -> None:
+    """Run every side once, in turns, from its start to its end."""
+    parties = {
+        _party(run, index, launch, *side, resume=resume): run.finished(index, launch)
+        for index, side in enumerate(sides)
+        if not run.finished(index, launch).exists()
+    }
+    rounds, pairs = Counter[str](), Counter[str]()
+    with ended_afterwards(parties):
+        # The seed differs between launches, so that the side that starts changes from launch to launch.
+        for party, turn in take_turns(tuple(parties), seed=run.plan.seed + launch, slice_s=run.plan.slice_s):
+            if turn is None:
+                _check_end(party, meter)
+                parties[party].touch()
+                continue
+            new = turn.pairs - pairs[party.name]
+            pairs[party.name] += new
+            rounds[party.name] += 1
+            so_far = "  ".join(f"{each.name}: {rounds[each.name]}" for each in parties)
+            meter.total = turn.total * len(parties) * run.plan.launches
+            meter.step(new, f"launch {launch + 1} of {run.plan.launches}  rounds of {so_far}", label=turn.label)
+    for index, source in enumerate(run.plan.sources):
+        if not run.records(index, launch):
+            raise ValueError(f"{source.label} measured nothing: {_last_words(run.log(index, launch))}")
+
+
+def _check_end(party: Party, meter: Meter) -> None:
+    if party.status not in (0, SOME_TESTS_FAILED):
+        raise ValueError(f"{party.name} failed with exit status {party.status}: {_last_words(party.log)}")
+    if party.status == SOME_TESTS_FAILED:
+        meter.note(f"{party.name}: some tests failed, see {party.log}")
+
+
+def _party(run: Run, index: int, launch: int, folder: Path, package: Path | None, *, resume: bool) -> Party:
+    """Return the process of one side: pytest on the caller's suites, with the packages of this side first in the path."""
+    source = run.plan.sources[index]
+    side = json.dumps({"folder": str(folder), "package": source.package, "command": sys.argv})
+    options = (
+        "--benchmark-only",
+        *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio"),  # the last two take long to import
+        # Otherwise the caller's folder would precede the revision's.
+        *("-o", "pythonpath=", "-o", "testpaths=suites"),
+        # The child imports bench before pytest could rewrite its assertions.
+        *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+        *("--results", str(run.results(index, launch))),
+        *(["--resume"] if resume else []),
+        *(["--pairs-only"] if launch else []),
+    )
+    paths = [folder] if package is None else [package, folder]
+    env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [env.get("PYTHONPATH")])])
+    env[environment.SLICE_VARIABLE] = f"{run.plan.slice_s * 1000:g}"
+    if source.package:
+        env[environment.LIBRARIES_VARIABLE] = source.package.partition("==")[0]
+    command = [sys.executable, "-m", CHILD, side, *options, *run.plan.words]
+    log = run.log(index, launch)
+    log.parent.mkdir(exist_ok=True)
+    return Party(source.label, command, cwd=checkout.REPOSITORY, env=env, log=log)
+
+
+def _last_words(log: Path) -> str:
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return f"{last_line(text)} (all it wrote: {log})"
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.=~-]+", "-", label).strip("-.") or "-"
