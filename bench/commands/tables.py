@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.analysis.rows import newest_rows, row_groups
-from bench.reporting.derived import asked_keys, derived_files, load_experiments
+from bench.options.arguments import declare
+from bench.reporting.derived import chosen_keys, derived_files, left_over, load_experiments
 from bench.reporting.table import Table
 
 PRINTED = ("markdown", "latex", "terminal")
@@ -17,9 +18,7 @@ class Tables:
     help = "write tables, figures and the index of a folder of results"
 
     def configure(self, parser: ArgumentParser) -> None:
-        parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")
-        parser.add_argument("--machine", metavar="NAME", help="only this machine's tables and figures")
-        parser.add_argument("--suite", metavar="NAME", help="only this suite's tables and figures")
+        declare(parser, "results", "--machine", "--suite")
         parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
         printing = parser.add_argument_group(
             "printing", "With one of these, tables go to standard output and no file is written (docs/results.md)."
@@ -50,19 +49,33 @@ class Tables:
                 text = printed(args)
             print(text, end="")
             return 0
-        messages = []
         with status:
-            for path, content in derived_files(args.results, machine=args.machine, suite=args.suite):
-                status.update(f"{path.name} and others")
-                if path.is_file() and path.read_bytes() == content:
-                    continue
-                messages.append(f"{path} differs from what the records give" if args.check else str(path))
-                if not args.check:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(content)
+            messages = regenerate(args.results, machine=args.machine, suite=args.suite, check=args.check)
         for message in messages:
             print(message)
         return 1 if messages and args.check else 0
+
+
+def regenerate(results: Path, *, machine: str | None, suite: str | None = None, check: bool = False) -> list[str]:
+    """Write the derived files that changed, remove those that are left over, and return a line for each.
+
+    Args:    check: write and remove nothing
+    """
+    messages = []
+    made = []
+    for path, content in derived_files(results, machine=machine, suite=suite):
+        made.append(path)
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        messages.append(f"{path} differs from what the records give" if check else str(path))
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    for path in left_over(results, made, machine=machine, suite=suite):
+        messages.append(f"{path} is left over: no record gives it" if check else f"removed {path}")
+        if not check:
+            path.unlink()
+    return messages
 
 
 def printed(args: Namespace) -> str:
@@ -84,7 +97,7 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
     from bench.reporting import custom_tables, suite_page
 
     experiments = {key: (runs, newest_rows(runs)) for key, runs in load_experiments(args.results).items()}
-    asked = asked_keys(
+    asked = chosen_keys(
         [key for key, (_, rows) in experiments.items() if rows], args.results, machine=args.machine, suite=args.suite
     )
     names = [name.strip() for name in args.columns.split(",")] if args.columns else []

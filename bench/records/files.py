@@ -11,15 +11,17 @@ from typing import Any
 
 import msgspec
 
+from bench.options.settings import DEFAULT_PAIR
 from bench.progress import with_bar
 from bench.records import schema1
-from bench.records.command_line import stored_words
+from bench.records.command_line import shell_text, stored_words
 from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
 from bench.records.runs import SCHEMA, RunRecord
 from bench.records.storage import storage_errors, write_atomically
 
 Runs = Mapping[str, RunRecord]  # path of a record below the results folder -> its content
+RECORDS = "records"  # folder of the records of one suite on one machine
 UNFINISHED = ".partial.jsonl"  # ending of a record that is still being measured
 _LINE_WIDTH = 120
 
@@ -27,14 +29,14 @@ _LINE_WIDTH = 120
 def record_path(
     results: Path, suite: str, *, environment: Mapping[str, Scalar], created: str, name: str = "", ending: str = ".json"
 ) -> Path:
-    """Return <results>/<machine>/<suite>/<moment>-<commit>[-<name>]<ending>, the file of a new record.
+    """Return <results>/<machine>/<suite>/records/<moment>-<commit>[-<name>]<ending>, the file of a new record.
 
     Args:    created: ISO 8601; name: such as that of the backend
     """
     parts = [moment_text(datetime.fromisoformat(created)), str(environment.get("harness_commit", "unknown"))]
     if name:
         parts.append(re.sub("[^A-Za-z0-9_.-]+", "_", name))
-    return results / machine_slug(environment) / suite / f"{'-'.join(parts)}{ending}"
+    return results / machine_slug(environment) / suite / RECORDS / f"{'-'.join(parts)}{ending}"
 
 
 def moment_text(moment: datetime) -> str:
@@ -68,6 +70,19 @@ def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
     """Return the finished records below a folder, sorted by name. Hidden folders hold none."""
     found = (path for path in folder.glob(pattern) if not path.name.endswith(UNFINISHED))
     return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def records_by_suite(results: Path, ending: str = ".json") -> dict[tuple[str, str], list[Path]]:
+    """Return the finished records by machine and suite, which are the names of their folders; the oldest come first.
+
+    Raises:  ValueError: no such folder
+    """
+    if not results.is_dir():
+        raise ValueError(f"expected a folder of results, got {results}")
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in record_files(results, f"*/*/{RECORDS}/*{ending}"):
+        found.setdefault((path.parts[-4], path.parts[-3]), []).append(path)
+    return found
 
 
 def read_runs(results: Path, *, suite: str | None = None) -> Runs:
@@ -141,6 +156,15 @@ def line_header(path: Path, *needed: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: expected a first line with {', '.join(missing)}, got {line[:40]!r}")
     return header | {"command": stored_words(header["command"])}
+
+
+def pair_name(header: Mapping[str, Any]) -> str:
+    """Return the name of the pair of a record of JSON lines. Older records have it only in their command, if at all."""
+    pair = header.get("model_pair")
+    if pair is None:
+        named = re.search(r"--pair[ =](\S+)", shell_text(stored_words(header.get("command", ""))))
+        return named[1] if named else DEFAULT_PAIR
+    return str(pair["name"] if isinstance(pair, dict) else pair)
 
 
 def write_run(results: Path, run: RunRecord, *, backend: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bench.records.files import record_path
+from bench.records.files import pair_name, record_path
 from bench.records.storage import LineFile, whole_lines, write_atomically
 
 NUM_DRAFT_TOKENS = 3  # k of the decoder's alpha and block efficiency
@@ -58,6 +58,7 @@ class Matrix:
 
     plan: dict[str, Any]
     measured: tuple[MeasuredDraft, ...]
+    pair: str = ""  # its name
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class Matrix:
         lines = (
             replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured
         )
-        return Matrix(self.plan | {"domains": [domain]}, tuple(lines))
+        return Matrix(self.plan | {"domains": [domain]}, tuple(lines), self.pair)
 
 
 def load(path: Path) -> Matrix:
@@ -92,11 +93,12 @@ def add(path: Path, draft: MeasuredDraft) -> None:
 
 def _decoded(path: Path, lines: Sequence[bytes]) -> Matrix:
     try:
-        plan = msgspec.json.decode(lines[0])["plan"]
+        header = msgspec.json.decode(lines[0])
+        plan = header["plan"]
         only = {"domain": _domains(plan)[0]}  # for records of one domain, whose cells do not name it
         stored = map(msgspec.json.decode, lines[1:])
         drafts = (line | {"cells": [only | cell for cell in line["cells"]]} for line in stored)
-        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts))
+        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header))
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
@@ -110,10 +112,12 @@ def merged(records: Sequence[Path]) -> list[Matrix]:
     waiting = [load(path) for path in records]
     groups = []
     while waiting:
-        plan = waiting[-1].plan
+        plan, pair = waiting[-1].plan, waiting[-1].pair
         alike = [each for each in waiting if _conditions(each.plan) == _conditions(plan)]
         waiting = [each for each in waiting if _conditions(each.plan) != _conditions(plan)]
-        groups.append(Matrix(plan, tuple({line.draft: line for each in alike for line in each.measured}.values())))
+        groups.append(
+            Matrix(plan, tuple({line.draft: line for each in alike for line in each.measured}.values()), pair)
+        )
     return groups
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row, identity, scalar_text, split_identity
@@ -148,6 +149,11 @@ def machine_text(env: Mapping[str, Scalar]) -> str:
         ("ld_preload", "LD_PRELOAD {}"),
     )
     return ", ".join(form.format(env[key]) for key, form in parts if env.get(key))
+
+
+def short_prompts(prompt_set: str) -> str:
+    """Return the name of a prompt set or file without folder, ending and split."""
+    return PurePath(prompt_set.partition(":")[0]).stem
 
 
 def listing(values: Mapping[str, Scalar]) -> str:

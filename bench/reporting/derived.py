@@ -1,27 +1,31 @@
-"""`specheat tables`: everything that is derived from the raw records, written beside them.
+"""Everything that `specheat tables` derives from the records below a folder of results, and where it lies.
 
-results/tables/<machine>-<suite>.md, .tex    results/figures/<machine>-<suite>-<what>.svg    results/README.md
-results/tables/<machine>-claims.md           results/figures/<machine>-predicted.svg
-
-Asked for columns, a pivot or a format it writes nothing and prints tables instead.
+<machine>/<suite>/README.md, table.tex, figure-<what>.svg    the tables and figures of a suite, beside its records
+<machine>/claims/README.md                                   which claims hold on a machine
+<machine>/figure-predicted.svg                               gamma measured against gamma predicted, of all suites
+README.md                                                    the index: suites by machines, then studies
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import glob
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.analysis.rows import newest_rows
-from bench.records.files import Runs
-from bench.reporting.table import DERIVED, Page
+from bench.claims.ledger import ledgers
+from bench.records.command_line import shell_text
+from bench.records.files import Runs, line_header, load_run, records_by_suite
+from bench.reporting import ledger, suite_page
+from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
+from bench.reporting.figures import mechanism
+from bench.reporting.formats import pipe_table
+from bench.reporting.table import DERIVED, Page, table_of
 
-if TYPE_CHECKING:
-    from bench.records.runs import RunRecord
-
-CLAIMS = "claims"
-PREDICTED = "predicted"
+PAGE, TABLE, FIGURE = "README.md", "table.tex", "figure-{}.svg"
+CLAIMS, PREDICTED = f"claims/{PAGE}", FIGURE.format("predicted")
+STUDIES = "studies"  # <machine>/<study>: what is not a suite
 Key = tuple[str, str]  # machine, suite
 Experiments = Mapping[Key, Runs]
 Others = Mapping[Key, tuple[Callable[[Sequence[Path]], Page], list[Path]]]  # what makes the page; records of JSON lines
@@ -30,69 +34,78 @@ Others = Mapping[Key, tuple[Callable[[Sequence[Path]], Page], list[Path]]]  # wh
 def derived_files(
     results: Path, *, machine: str | None = None, suite: str | None = None
 ) -> Iterator[tuple[Path, bytes]]:
-    """Path and content of every derived file. The index is always of all records.
+    """Yield path and content of every derived file. The index is always of all records.
 
-    Raises:  ValueError: no such folder, no records that are asked for, or a broken one
+    Raises:  ValueError: no such folder, no records of that machine or suite, or a broken one
+             BackendUnavailable: matplotlib is missing
     """
-    from bench.reporting import ledger, suite_page
-    from bench.reporting.figures import mechanism
-
     experiments, others = load_experiments(results), find_others(results)
-    asked = asked_keys({*experiments, *others}, results, machine=machine, suite=suite)
-    rows = {key: newest_rows(experiments[key]) for key in asked if key in experiments}
-    for key in asked:
+    keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
+    rows = {key: newest_rows(experiments[key]) for key in keys if key in experiments}
+    for key in keys:
         page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, *others[key], results)
-        name, title = "-".join(key), f"{key[1]} on {key[0]}"
-        text = suite_page.markdown_page(title, page.tables, figures=f"../figures/{name}-{{}}.svg")
-        yield results / "tables" / f"{name}.md", text.encode()
-        yield results / "tables" / f"{name}.tex", suite_page.latex_page(page.tables).encode()
-        for which, image in page.figures.items():
-            yield results / "figures" / f"{name}-{which}.svg", image
-    for name in sorted({key[0] for key in asked}):
-        if suite is not None:
-            continue
-        predicted = mechanism.render_predicted([row for key in rows if key[0] == name for row in rows[key]])
+        folder = results.joinpath(*key)
+        text = suite_page.markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
+        yield folder / PAGE, text.encode()
+        yield folder / TABLE, suite_page.latex_page(page.tables).encode()
+        for what, image in page.figures.items():
+            yield folder / FIGURE.format(what), image
+    of_machines: dict[Path, bytes] = {}
+    whole = dict.fromkeys(key[0] for key in keys if suite is None)
+    for name in whole:
+        of_suites = {key[1]: rows[key] for key in keys if key[0] == name and key in rows}
+        predicted = mechanism.render_predicted([row for of_suite in of_suites.values() for row in of_suite])
         if predicted is not None:
-            yield results / "figures" / f"{name}-{PREDICTED}.svg", predicted
-        if text := ledger.derived(results, name):
-            yield results / "tables" / f"{name}-{CLAIMS}.md", _ledger_page(name, text).encode()
-    yield results / "README.md", _index(results, experiments, others).encode()
+            of_machines[results / name / PREDICTED] = predicted
+        if text := ledger.page(ledgers(results, name, rows=of_suites), results="../.."):
+            of_machines[results / name / CLAIMS] = f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
+    yield from of_machines.items()
+    linked = {
+        path
+        for name in {key[0] for key in (*experiments, *others)}
+        for path in (results / name / CLAIMS, results / name / PREDICTED)
+        if (path in of_machines if name in whole else path.is_file())
+    }
+    yield results / PAGE, _index(results, experiments, others, linked).encode()
 
 
-def asked_keys(known: Iterable[Key], results: Path, *, machine: str | None, suite: str | None) -> list[Key]:
-    """Those of a machine and a suite, where these are named.
+def left_over(results: Path, made: Collection[Path], *, machine: str | None, suite: str | None) -> list[Path]:
+    """Return the files, derived once, that the records no longer give.
+
+    Args:    made: what they give; machine, suite: where to look, if not everywhere
+    """
+    of_machine, of_suite = ("*" if name is None else glob.escape(name) for name in (machine, suite))
+    patterns = [f"{of_machine}/{of_suite}/{name}" for name in (PAGE, TABLE, FIGURE.format("*"))]
+    patterns += [f"{of_machine}/{FIGURE.format('*')}"] if suite is None else []
+    found = sorted({path for pattern in patterns for path in results.glob(pattern)} - set(made))
+    return [path for path in found if DERIVED in path.read_text()]
+
+
+def chosen_keys(known: Iterable[Key], results: Path, *, machine: str | None, suite: str | None) -> list[Key]:
+    """Return the keys of a machine and a suite, or all if neither is named.
 
     Raises:  ValueError: there are none
     """
     known = sorted(known)
-    asked = [key for key in known if machine in (None, key[0]) and suite in (None, key[1])]
-    if not asked:
+    chosen = [key for key in known if machine in (None, key[0]) and suite in (None, key[1])]
+    if not chosen:
         wanted = "/".join(name or "*" for name in (machine, suite))
         listed = ", ".join("/".join(key) for key in known) or "none"
         raise ValueError(f"expected records of {wanted} in {results}, found {listed}")
-    return asked
+    return chosen
 
 
 def load_experiments(results: Path) -> Experiments:
-    """Every record by machine and suite, which are the names of its folders."""
-    from bench.records.files import load_run, record_files
-
-    if not results.is_dir():
-        raise ValueError(f"expected a folder of results, got {results}")
-    experiments: dict[tuple[str, str], dict[str, RunRecord]] = {}
-    for path in record_files(results, "*/*/*.json"):
-        file = path.relative_to(results)
-        experiments.setdefault((file.parts[0], file.parts[1]), {})[file.as_posix()] = load_run(path)
-    return experiments
+    """Return every record of cells, by machine and suite."""
+    return {
+        key: {path.relative_to(results).as_posix(): load_run(path) for path in paths}
+        for key, paths in records_by_suite(results).items()
+    }
 
 
 def find_others(results: Path) -> Others:
-    """Records in a form of their own, JSON lines, that an installed package knows to read; oldest first."""
-    from bench.records.files import record_files
-
-    found: dict[tuple[str, str], list[Path]] = {}
-    for path in record_files(results, "*/*/*.jsonl"):
-        found.setdefault((path.parts[-3], path.parts[-2]), []).append(path)
+    """Return the records of JSON lines, by machine and suite; suites that have no page are left out."""
+    found = records_by_suite(results, ".jsonl")
     return {key: (make, paths) for key, paths in found.items() if (make := page_maker(key[1])) is not None}
 
 
@@ -112,10 +125,6 @@ def page_maker(suite: str) -> Callable[[Sequence[Path]], Page] | None:
 
 def lines_page(key: Key, make: Callable[[Sequence[Path]], Page], records: Sequence[Path], results: Path) -> Page:
     """Return the page of JSON-lines records. The caption of its first table holds what their headers state of the runs."""
-    from bench.records.command_line import shell_text
-    from bench.records.files import line_header
-    from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
-
     of_files = {}
     for path in reversed(records):
         header = line_header(path, "environment", "created")
@@ -133,33 +142,36 @@ def lines_page(key: Key, make: Callable[[Sequence[Path]], Page], records: Sequen
     return replace(page, tables=(replace(first, facts=first.facts | facts, records=files), *others))
 
 
-def _ledger_page(machine: str, text: str) -> str:
-    return f"# Claims on {machine}\n\n_{DERIVED}_\n\n{text}\n"
+def _index(results: Path, experiments: Experiments, others: Others, of_machines: Collection[Path]) -> str:
+    """Return the index: a grid of suites by machines, then the files of a whole machine, then studies."""
+    created = {key: [run.created for run in runs.values()] for key, runs in experiments.items()}
+    for key, (_, paths) in others.items():
+        created.setdefault(key, []).extend(line_header(path, "created")["created"] for path in paths)
+    cells = {
+        key: f"[{max(dates)[:10]}, {len(dates)} record{'s' if len(dates) > 1 else ''}]({'/'.join(key)}/{PAGE})"
+        for key, dates in created.items()
+    }
+    for path in of_machines:
+        file = path.relative_to(results)
+        what = "claims" if file.match(CLAIMS) else "predicted gamma"
+        cells[file.parts[0], f"_{what}_"] = f"[{'which hold' if what == 'claims' else 'all suites'}]({file.as_posix()})"
+    blocks = [
+        "# Results",
+        f"_{DERIVED}_",
+        "Date of the newest record and number of records; the link leads to tables, figures and records.",
+        _grid("suite", cells),
+    ]
+    studies = {
+        (path.parent.name, path.name): f"[files]({path.relative_to(results).as_posix()})"
+        for path in results.glob(f"{STUDIES}/*/*")
+    }
+    if studies:
+        blocks += ["## Studies", "What was measured outside the suites.", _grid("study", studies)]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _index(results: Path, experiments: Experiments, others: Others) -> str:
-    """results/README.md: what was measured where, with links to tables and raw records."""
-    lines = ["# Results", "", f"_{DERIVED}_"]
-    machine = None
-    for key in sorted({*experiments, *others}):
-        if key[0] != machine:
-            machine = key[0]
-            lines += ["", f"## {machine}", "", f"Which claims hold here: [the ledger](tables/{machine}-{CLAIMS}.md)."]
-        links = ", ".join(f"[{file_format}](tables/{'-'.join(key)}.{file_format})" for file_format in ("md", "tex"))
-        lines += ["", f"### {key[1]}", "", f"Tables: {links}. Raw records, newest first:", ""]
-        if key in others:
-            files = [path.relative_to(results).as_posix() for path in reversed(others[key][1])]
-            lines += [f"- [{file.rpartition('/')[2]}]({file})" for file in files]
-        else:
-            newest_first = sorted(experiments[key].items(), key=lambda item: (item[1].created, item[0]), reverse=True)
-            lines += [_record_line(file, run) for file, run in newest_first]
-    return "\n".join(lines) + "\n"
-
-
-def _record_line(file: str, run: RunRecord) -> str:
-    measured = f"{len(run.cells)} cells" if run.cells else f"{len(run.baseline)} baseline triples"
-    commit = run.environment.get("harness_commit", "unknown")
-    return (
-        f"- [{file.rpartition('/')[2]}]({file}): {run.created[:10]}, pair {run.model_pair.name}, preset {run.preset}, "
-        f"{measured}, commit {commit}"
-    )
+def _grid(what: str, cells: Mapping[Key, str]) -> str:
+    """Return a table of links: names down, machines across."""
+    machines, names = (list(dict.fromkeys(sorted(key[place] for key in cells))) for place in (0, 1))
+    lines = [[name, *(cells.get((machine, name), "") for machine in machines)] for name in names]
+    return pipe_table(table_of("", (what, *machines), lines, {}))

@@ -82,6 +82,22 @@ def slug(text: str) -> str:
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def distinct_names(candidates: Sequence[Sequence[str]]) -> list[str]:
+    """Return a file name for each item: its first words, and more of its words only if another item has the same name.
+
+    Args:    candidates: of each item its words, as many as of any other; the last ones must tell all items apart
+    """
+    names = [slug(words[0]) for words in candidates]
+    for words in zip(*(words[1:] for words in candidates), strict=True):
+        alike: dict[str, set[str]] = {}
+        for name, word in zip(names, words, strict=True):
+            alike.setdefault(name, set()).add(word)
+        names = [
+            slug(f"{name} {word}") if len(alike[name]) > 1 else name for name, word in zip(names, words, strict=True)
+        ]
+    return names
+
+
 def labelled(tables: Sequence[Table]) -> tuple[str, ...]:
     """A LaTeX label for each, of its title; numbered from the second of one title on."""
     seen: Counter[str] = Counter()

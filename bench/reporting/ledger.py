@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from bench.analysis.quantities import Finding
 from bench.claims.claim import Claim, LedgerRow, Rule
-from bench.claims.ledger import ledgers
 from bench.reporting.formats import markdown_records, markdown_text, pipe_table
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Entry, Table
@@ -51,13 +49,11 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
     return Table(f"pair {pair}", headers, tuple(zip(*entries, strict=True)), tuple(notes), dict(_FACTS), records)
 
 
-def derived(results: Path, machine: str) -> str:
-    """The ledgers of a machine, for `specheat tables`."""
-    return page(ledgers(results, machine))
+def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
+    """Return the ledgers as markdown, a section for each pair.
 
-
-def page(ledgers: Mapping[str, Sequence[LedgerRow]]) -> str:
-    """A section for each pair."""
+    Args:    results: path to the folder of results from where the text will lie
+    """
     blocks = []
     for name, rows in ledgers.items():
         ledger = table(name, rows)
@@ -67,7 +63,7 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]]) -> str:
             "\n".join(f"{number}. {markdown_text(note)}" for number, note in enumerate(ledger.notes, start=1)),
             "\n".join(f"- **{fact}**: {markdown_text(text)}" for fact, text in ledger.facts.items()),
             "\n".join(["What was measured, and what measures it again:", "", *map(_detail, rows)]),
-            "\n".join(markdown_records(ledger.records, "..")),
+            "\n".join(markdown_records(ledger.records, results)),
         ]
     return "\n\n".join(filter(None, blocks))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text, split_identity
+from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.runs import RunRecord
 from bench.reporting import captions
@@ -14,7 +15,7 @@ from bench.reporting.captions import FORMULA, caption_facts, crossings, stopped_
 from bench.reporting.columns import MAIN, certificate_text, identity_column
 from bench.reporting.figures import overview
 from bench.reporting.figures.mechanism import render_phases
-from bench.reporting.formats import labelled, latex_float, latex_packages, markdown, slug, terminal
+from bench.reporting.formats import distinct_names, labelled, latex_float, latex_packages, markdown, terminal
 from bench.reporting.suites import draft_length, dynamic_temperature, virtual_scale
 from bench.reporting.suites.backends import compares_backends, comparison_table
 from bench.reporting.suites.baseline_strength import baseline_table, newest_baselines
@@ -38,7 +39,7 @@ def page(runs: Runs, rows: Sequence[Row]) -> Page:
     for group, name in zip(groups, _group_names(groups), strict=True):
         drawn = {name: overview.render(group)}
         if group is groups[0]:
-            drawn |= {"phases": render_phases(group), "scale": virtual_scale.render_scale(group)}
+            drawn |= {f"{name}-phases": render_phases(group), f"{name}-scale": virtual_scale.render_scale(group)}
         of_group = {which: image for which, image in drawn.items() if image is not None}
         first, *others = _group_tables(group, groups)
         tables += [replace(first, figures=tuple(of_group)), *others]
@@ -47,20 +48,20 @@ def page(runs: Runs, rows: Sequence[Row]) -> Page:
 
 
 def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
-    """Name the main figure of each group by what it shows: pair, prompts, and whatever else tells groups apart."""
-    constants = []
+    """Name the figures of each group by what they show: pairs and prompts, then what else tells groups apart."""
+    candidates = []
     for group in groups:
-        hashes = {f"{role}_hash": scalar_text("_hash", value) for role, value in group[0].run.model_hashes.items()}
-        constants.append({**split_identity(group)[1], **hashes})
-    words = ["pair", "prompt_set"]
-    further = iter(("num_prompts", "max_new_tokens", "repeats", "target_hash", "draft_hash"))
-    while True:
-        names = [slug(" ".join(str(each[word]) for word in words if each.get(word) is not None)) for each in constants]
-        if len(set(names)) == len(names):
-            return names
-        word = next(further)
-        if len({each.get(word) for each in constants}) > 1:
-            words.append(word)
+        cells, hashes = [row.record.cell for row in group], group[0].run.model_hashes
+        pairs = dict.fromkeys(cell.pair.partition(INFLATED)[0] for cell in cells)
+        prompts = dict.fromkeys(captions.short_prompts(cell.prompt_set) for cell in cells)
+        amounts = (
+            f"{cells[0].num_prompts} prompts",
+            f"{cells[0].max_new_tokens} tokens",
+            f"{cells[0].repeats} repeats",
+        )
+        models = (f"{role} {scalar_text('_hash', hashes.get(role))}" for role in ("draft", "target"))
+        candidates.append((" ".join((*pairs, *prompts)), *amounts, *models))
+    return distinct_names(candidates)
 
 
 def suite_tables(runs: Runs) -> tuple[Table, ...]:

@@ -24,7 +24,7 @@ from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
 from bench.records.files import Runs, line_header
 from bench.reporting.captions import commit_words, machine_text
-from bench.reporting.derived import asked_keys, find_others, lines_page, load_experiments
+from bench.reporting.derived import chosen_keys, find_others, lines_page, load_experiments
 from bench.reporting.figures import mechanism
 from bench.reporting.formats import alignments, slug
 from bench.reporting.ledger import table as ledger_table
@@ -98,14 +98,15 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None,
     """
     experiments, others = load_experiments(results), find_others(results)
     made: dict[str, list[Suite]] = {}
-    for key in track(asked_keys({*experiments, *others}, results, machine=machine, suite=suite)):
+    for key in track(chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)):
         found = _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, *others[key], results)
         made.setdefault(key[0], []).append(found)
     machines = []
     for name, suites in made.items():
         whole = suite is None
         predicted = mechanism.render_predicted([row for each in suites for row in each.rows]) if whole else None
-        machines.append(Machine(name, tuple(suites), ledger.ledgers(results, name) if whole else {}, predicted))
+        rows = {each.name: each.rows for each in suites}
+        machines.append(Machine(name, tuple(suites), ledger.ledgers(results, name, rows=rows) if whole else {}, predicted))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -113,8 +114,8 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters = (alignments, cell_commands, counts, image, ledger_table, machine_text, merged, record_table, slug)
-    environment.filters |= {each.__name__: each for each in filters} | {"look": LOOKS.get}
+    filters = (alignments, cell_commands, counts, image, machine_text, merged, record_table, slug)
+    environment.filters |= {each.__name__: each for each in filters} | {"ledger_table": ledger_table, "look": LOOKS.get}
     return environment.get_template("page.html").render(machines=machines, meanings=_meanings())
 
 

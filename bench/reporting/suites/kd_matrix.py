@@ -6,6 +6,7 @@ Changes and regrets are in points, which are hundredths of alpha.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from bench.analysis.kd_matrix import (
     split,
 )
 from bench.records.kd_matrix import IN_SECONDS_OF, NUM_DRAFT_TOKENS, START, Matrix, merged
+from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
-from bench.reporting.formats import slug
+from bench.reporting.formats import distinct_names
 from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
 
 POINTS = 100.0
@@ -37,15 +39,18 @@ def derived(records: Sequence[Path]) -> Page:
     Args:    records: oldest first
     """
     matrices = merged(records)
+    shown = [(matrix, domain, _apart(matrix, matrices)) for matrix in matrices for domain in matrix.domains]
+    names = distinct_names(
+        [(f"{matrix.pair} {short_prompts(domain)}{apart}", domain) for matrix, domain, apart in shown]
+    )
     found: list[Table] = []
-    maps = {}
-    for matrix in matrices:
-        apart = _apart(matrix, matrices)
-        found += tables(matrix, apart=apart)
-        for domain in matrix.domains:
-            if image := heat_maps(matrix.on(domain)):
-                maps[slug(domain + apart)] = image
-    return Page(tuple(found), maps)
+    figures = {}
+    for name, (matrix, domain, apart) in zip(names, shown, strict=True):
+        first, *others = _domain_tables(matrix.on(domain), f"{domain}{apart}")
+        if image := heat_maps(matrix.on(domain)):
+            figures[name], first = image, replace(first, figures=(name,))
+        found += [first, *others, *(_cost_tables(matrix, apart) if domain == matrix.domains[-1] else [])]
+    return Page(tuple(found), figures)
 
 
 def _apart(matrix: Matrix, matrices: Sequence[Matrix]) -> str:
@@ -63,13 +68,10 @@ def _settings(matrix: Matrix) -> dict[str, str]:
 
 
 # Tables
-def tables(matrix: Matrix, *, apart: str = "") -> tuple[Table, ...]:
-    """Return the tables of each domain, then the cost of the drafts. The start alone has only its alpha.
-
-    Args:    apart: what tells this matrix from others, for the titles
-    """
-    found = [table for domain in matrix.domains for table in _domain_tables(matrix.on(domain), f"{domain}{apart}")]
-    return (*found, *([_cost_table(matrix, apart)] if len(kinds_of(matrix)) > 1 else []))
+def tables(matrix: Matrix) -> tuple[Table, ...]:
+    """Return the tables of each domain, then the cost of the drafts. The start alone has only its alpha."""
+    of_domains = [table for domain in matrix.domains for table in _domain_tables(matrix.on(domain), domain)]
+    return (*of_domains, *_cost_tables(matrix))
 
 
 def _domain_tables(matrix: Matrix, where: str) -> list[Table]:
@@ -118,7 +120,7 @@ def _best_table(matrix: Matrix, where: str) -> Table:
     return table_of(f"best KD T on {where}", ("best KD T", *_by_temperature(matrix)), lines, _BEST_FACTS)
 
 
-def _cost_table(matrix: Matrix, apart: str) -> Table:
+def _cost_tables(matrix: Matrix, apart: str = "") -> list[Table]:
     rows = {}
     for kind, drafts in kinds_of(matrix).items():
         if kind[0] != START:
@@ -131,7 +133,7 @@ def _cost_table(matrix: Matrix, apart: str) -> Table:
             ]
             rows[kind] = [Entry(f"{sum(of_drafts) / len(drafts):,.0f}") for of_drafts in zip(*spent, strict=True)]
     headers = ("tokens by target", "tokens by draft", "tokens trained", "seconds")
-    return _kind_table(f"what a draft cost{apart}", headers, rows, _COST_FACTS)
+    return [_kind_table(f"what a draft cost{apart}", headers, rows, _COST_FACTS)] if rows else []
 
 
 def _arm_text(arm: str, on_policy: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from bench.analysis.token_length import (
 )
 from bench.records.files import UNFINISHED
 from bench.records.token_length import SUITE, LengthRecord, load
+from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
+from bench.reporting.formats import slug
 from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
 from bench.statistics.intervals import RatioInterval
 
@@ -59,7 +62,9 @@ def derived(records: Sequence[Path]) -> Page:
         raise ValueError(f"expected a finished record of {SUITE}; end the run with --resume")
     record = load(finished[-1])
     data = positions(record)
-    return Page(_tables(record, data), {"length": canvas.drawn(lambda: _draw(data))})
+    name = slug(f"{record.header.model_pair.name} {short_prompts(record.header.prompt_set)}")
+    first, *others = _tables(record, data)
+    return Page((replace(first, figures=(name,)), *others), {name: canvas.drawn(lambda: _draw(data))})
 
 
 # Tables

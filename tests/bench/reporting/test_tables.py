@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +27,22 @@ from bench.statistics.intervals import RatioInterval
 from tests.support.record_builder import failed_record, make_baseline, make_cell, make_record, make_run
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
-FILE = "example-2c/temperature_grid/20261120T100000Z-abcdef0123-reference.json"
-LATEST = "example-2c/temperature_grid/20261121T100000Z-fedcba3210-reference.json"
-BASELINE_FILE = "example-2c/baseline_strength/20261120T110000Z-abcdef0123-reference.json"
+FILE = "example-2c/temperature_grid/records/20261120T100000Z-abcdef0123-reference.json"
+LATEST = "example-2c/temperature_grid/records/20261121T100000Z-fedcba3210-reference.json"
+BASELINE_FILE = "example-2c/baseline_strength/records/20261120T110000Z-abcdef0123-reference.json"
 
 
 def grid() -> RunRecord:
     """Gamma falls from 1.4 at T = 0 to 1.0 at T = 1."""
     return make_run([make_record(make_cell(temperature=t), gamma=1.4 - 0.4 * t) for t in TEMPERATURES])
+
+
+def markdown_of(runs: Mapping[str, RunRecord]) -> str:
+    return suite_page.markdown_page("grid", suite_page.suite_tables(runs))
+
+
+def latex_of(runs: Mapping[str, RunRecord]) -> str:
+    return suite_page.latex_page(suite_page.suite_tables(runs))
 
 
 def row_of(table: tables.Table, **wanted: str) -> dict[str, tables.Entry]:
@@ -105,7 +114,7 @@ def test_the_terminal_shows_backends_side_by_side():
 
 
 def under_load(gammas: dict[int, float]) -> RunRecord:
-    cells = [make_cell(suite="concurrency", options=(("concurrency", load),)) for load in gammas]
+    cells = [make_cell(suite="concurrency", concurrency=load) for load in gammas]
     records = [make_record(cell, gamma=gammas[load], noise=1e-6) for cell, load in zip(cells, gammas, strict=True)]
     return make_run(records, suite="concurrency")
 
@@ -177,7 +186,7 @@ def test_a_draft_temperature_that_follows_is_no_column_and_one_that_is_swept_is(
     assert [body[place].text for body in table.body] == ["0.5", "1", "1.5"]
 
 
-@pytest.mark.parametrize("render", [suite_page.markdown_table, suite_page.latex_table])
+@pytest.mark.parametrize("render", [markdown_of, latex_of])
 def test_captions_name_formula_machine_versions_commit_and_settings(render):
     text = render({FILE: grid()}).replace("\\_", "_").replace("$\\gamma$", "gamma").replace("\\allowbreak ", "")
     for fact in (
@@ -228,8 +237,8 @@ def test_an_invalid_gamma_is_a_dash_with_its_reason_and_so_is_all_it_could_be_co
     gamma = interval_text(metrics.gamma(run.cells[0]))
     for text in (
         suite_page.terminal_table(run),
-        suite_page.markdown_table({FILE: run}),
-        suite_page.latex_table({FILE: run}),
+        markdown_of({FILE: run}),
+        latex_of({FILE: run}),
     ):
         assert gamma not in text
         assert "warm-up never settled" in text
@@ -244,8 +253,8 @@ def test_the_same_reason_is_one_footnote_on_one_line():
 
 def test_only_the_best_gamma_is_bold():
     assert bold_rows(main_table(grid())) == ["0"]
-    assert suite_page.markdown_table({FILE: grid()}).count("**1.") == 1
-    assert suite_page.latex_table({FILE: grid()}).count(r"\textbf") == 1
+    assert markdown_of({FILE: grid()}).count("**1.") == 1
+    assert latex_of({FILE: grid()}).count(r"\textbf") == 1
     assert re.findall(r"\] \*|\* the best", suite_page.terminal_table(grid())) == ["] *", "* the best"]
 
 
@@ -365,7 +374,7 @@ def hostile() -> RunRecord:
 
 
 def test_latex_escapes_every_special_character():
-    text = suite_page.latex_table({FILE: hostile()})
+    text = latex_of({FILE: hostile()})
     assert r"5\% of a\_b \& c\textbar{}d \{x\} \textbackslash{}y \#1 " in text
     assert r"\textasciitilde{}\textasciicircum{} \textless{}z\textgreater{}\$" in text
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
@@ -373,7 +382,7 @@ def test_latex_escapes_every_special_character():
 
 def test_every_latex_row_has_as_many_entries_as_there_are_columns():
     for tabular in re.findall(
-        r"\\begin\{tabular\}.*?\\end\{tabular\}", suite_page.latex_table({FILE: grid()}), re.DOTALL
+        r"\\begin\{tabular\}.*?\\end\{tabular\}", latex_of({FILE: grid()}), re.DOTALL
     ):
         num_columns = len(re.search(r"\{([lr]+)\}", tabular)[1])
         rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
@@ -381,7 +390,7 @@ def test_every_latex_row_has_as_many_entries_as_there_are_columns():
 
 
 def test_a_reason_cannot_break_a_markdown_table():
-    lines = [line for line in suite_page.markdown_table({FILE: hostile()}).splitlines() if line.startswith("|")]
+    lines = [line for line in markdown_of({FILE: hostile()}).splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1
 
 
@@ -392,7 +401,7 @@ def two_amounts() -> dict[str, RunRecord]:
 
 
 def test_every_latex_table_says_machine_and_settings_or_which_table_does():
-    floats = suite_page.latex_table(two_amounts()).split(r"\end{sidewaystable}")[:-1]
+    floats = latex_of(two_amounts()).split(r"\end{sidewaystable}")[:-1]
     labels = [re.search(r"\\label\{(.*)\}", text)[1] for text in floats]
     assert len(set(labels)) == len(labels) == 4
     for number in (0, 2):
@@ -425,7 +434,7 @@ def compiled(folder: Path, latex: str) -> str:
 def test_latex_compiles_and_fits(tmp_path: Path, runs: dict[str, RunRecord]):
     rows = newest_rows(runs)
     printed = custom_tables.pivot_tables(rows, down="T", across="backend")
-    latex = suite_page.latex_table(runs, further=printed)
+    latex = suite_page.latex_page([*suite_page.suite_tables(runs), *printed])
     log = compiled(tmp_path, latex)
     assert not re.search(r"Overfull \\hbox|Float too large|multiply|undefined", log)
 
@@ -455,41 +464,67 @@ def test_the_command_writes_tables_figures_and_an_index_and_leaves_records_alone
     before = contents(results)
     assert run_command(results) == 0
     after = contents(results)
+    grid = "example-2c/temperature_grid"
     assert after.keys() - before.keys() == {
         "README.md",
-        *(
-            f"tables/example-2c-{suite}.{end}"
-            for suite in ("temperature_grid", "baseline_strength")
-            for end in ("md", "tex")
-        ),
-        *(
-            f"figures/example-2c-{name}.{end}"
-            for name in ("temperature_grid", "temperature_grid-phases", "predicted")
-            for end in ("svg", "png")
-        ),
-        "tables/example-2c-claims.md",
+        "example-2c/claims/README.md",
+        "example-2c/figure-predicted.svg",
+        *(f"example-2c/baseline_strength/{name}" for name in ("README.md", "table.tex")),
+        *(f"{grid}/{name}" for name in ("README.md", "table.tex")),
+        *(f"{grid}/figure-tiny-instructions{what}.svg" for what in ("", "-phases")),
     }
     assert all(after[file] == content for file, content in before.items())
 
 
 def test_links_are_relative_and_lead_to_files(results: Path):
     run_command(results)
-    for page in (results / "README.md", *results.glob("tables/*.md")):
+    for page in results.rglob("README.md"):
         links = re.findall(r"\]\(([^)]+)\)", page.read_text())
         assert links
         assert all((page.parent / link).resolve().is_file() for link in links)
 
 
 def test_check_finds_what_regenerating_would_change_and_writes_nothing(results: Path, capsys):
+    before = contents(results)
     assert run_command(results, "--check") == 1
-    assert not (results / "tables").exists()
+    assert contents(results) == before
     run_command(results)
     assert run_command(results, "--check") == 0
-    page = results / "tables" / "example-2c-temperature_grid.md"
+    page = results / "example-2c" / "temperature_grid" / "README.md"
     page.write_text(page.read_text().replace("FASTER", "SLOWER"))
     capsys.readouterr()
     assert run_command(results, "--check") == 1
-    assert "example-2c-temperature_grid.md differs" in capsys.readouterr().out
+    assert "temperature_grid/README.md differs" in capsys.readouterr().out
+
+
+def test_files_that_no_record_gives_any_more_are_found_and_removed(results: Path, capsys):
+    run_command(results)
+    suite = results / "example-2c" / "temperature_grid"
+    left = suite / "figure-tiny-word-problems.svg"
+    shutil.copy(suite / "figure-tiny-instructions.svg", left)
+    own = suite / "figure-drawn-by-hand.svg"
+    own.write_text("<svg/>")
+    capsys.readouterr()
+    assert run_command(results, "--suite", "baseline_strength", "--check") == 0
+    assert run_command(results, "--check") == 1
+    assert capsys.readouterr().out == f"{left} is left over: no record gives it\n"
+    assert left.exists()
+    assert run_command(results) == 0
+    assert capsys.readouterr().out == f"removed {left}\n"
+    assert own.exists()
+    assert not left.exists()
+
+
+def test_the_index_is_a_grid_of_suites_by_machines_with_studies_below(results: Path):
+    study = results / "studies" / "example-2c" / "readme" / "20261120-commands.jsonl"
+    study.parent.mkdir(parents=True)
+    study.write_text("{}")
+    run_command(results)
+    index = (results / "README.md").read_text()
+    assert "| [2026-11-20, 1 record](example-2c/temperature_grid/README.md) |" in index
+    assert "| [which hold](example-2c/claims/README.md) " in index
+    assert "| [files](studies/example-2c/readme) |" in index
+    assert not study.with_name("README.md").exists()
 
 
 def test_files_that_would_not_change_are_not_touched(results: Path):
@@ -511,18 +546,18 @@ def test_two_processes_give_the_same_bytes(results: Path, tmp_path: Path):
             [sys.executable, "-c", program, copy],
             check=True,
             timeout=120,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[3],
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
             stdout=subprocess.DEVNULL,
         )
         copies.append(contents(copy))
     assert copies[0] == copies[1]
-    assert "figures/example-2c-temperature_grid.png" in copies[0]
+    assert "example-2c/temperature_grid/figure-tiny-instructions-phases.svg" in copies[0]
 
 
 def test_one_machine_or_suite_can_be_asked_for_and_the_index_stays_whole(results: Path):
     assert run_command(results, "--machine", "example-2c", "--suite", "baseline_strength") == 0
-    assert not (results / "figures").exists()
+    assert not list(results.rglob("*.svg"))
     assert "temperature_grid" in (results / "README.md").read_text()
 
 
@@ -580,7 +615,7 @@ def test_a_broken_record_ends_in_one_line_and_exit_status_2(results: Path, capsy
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert LATEST in captured.err
-    assert not (results / "tables").exists()
+    assert not list(results.rglob("README.md"))
 
 
 def test_texts_of_fixed_length_say_what_was_decoded_behind_their_end():

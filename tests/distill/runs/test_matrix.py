@@ -14,10 +14,11 @@ from bench.analysis.kd_matrix import Interval, alphas, best_kd_temperatures, cha
 from bench.commands import main
 from bench.records import kd_matrix
 from bench.records.kd_matrix import RECORD, START, Matrix, MatrixCell, MeasuredDraft, load, merged
+from bench.reporting.formats import pipe_table
 from bench.reporting.suites.kd_matrix import derived, heat_maps, tables
 from distill.evaluation.alpha import split as alpha_split
 from distill.evaluation.held_out import held_out_text
-from distill.runs.job import distill
+from distill.runs.distillation import distill
 from distill.runs.matrix import MatrixPlan, run
 from distill.text.teacher import load_teacher
 from distill.training import drafts
@@ -50,9 +51,9 @@ def tiny_plan(folder: Path) -> MatrixPlan:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[MatrixPlan, Path]:
     folder = tmp_path_factory.mktemp("matrix")
     plan = tiny_plan(folder)
-    asked: list[str] = []
-    run(plan, folder / "out", folder / "texts", device="cpu", header={"command": "typed"}, on_draft=asked.append)
-    assert tuple(asked) == NAMES
+    announced: list[str] = []
+    run(plan, folder / "out", folder / "texts", device="cpu", header={"command": "typed"}, note=announced.append)
+    assert announced == [f"draft {place} of {len(NAMES)}, {name}" for place, name in enumerate(NAMES, 1)]
     return plan, folder
 
 
@@ -171,9 +172,9 @@ def test_a_matrix_that_was_stopped_goes_on_and_ends_the_same(made: tuple[MatrixP
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]) + (lines[-2][:100] if cut == "within a line" else b""))
-    asked: list[str] = []
-    run(plan, folder / "out", folder / "texts", device="cpu", header={}, on_draft=asked.append)
-    assert tuple(asked) == NAMES[-2:]
+    announced: list[str] = []
+    run(plan, folder / "out", folder / "texts", device="cpu", header={}, note=announced.append)
+    assert [line.rpartition(" ")[2] for line in announced] == list(NAMES[-2:])
     assert path.read_bytes() == whole
 
 
@@ -196,7 +197,7 @@ def test_an_arm_in_the_seconds_of_another_gets_as_many_tokens_as_these_are_worth
         replace(plan, arms=("offline", "offline=online"))
     names = [each.name for each in plan.drafts()]
     assert names == ["offline-t1-seed0", "online-t1-seed0", "offline-seconds-of-online-t1-seed0"]
-    found = run(plan, tmp_path, folder / "texts", device="cpu", header={}, on_draft=lambda name: None)
+    found = run(plan, tmp_path, folder / "texts", device="cpu", header={}, note=lambda line: None)
     offline_line, online_line, equal = found.measured[1:]
     worth = sum(online_line.seconds.values()) / sum(offline_line.seconds.values()) * plan.job.plan.num_tokens
     assert equal.tokens["trained"] == pytest.approx(worth, abs=plan.job.plan.batch_tokens)
@@ -244,7 +245,7 @@ def test_another_plan_is_refused(made: tuple[MatrixPlan, Path]) -> None:
             *(folder / "out", folder / "texts"),
             device="cpu",
             header={},
-            on_draft=lambda name: None,
+            note=lambda line: None,
         )
 
 
@@ -277,7 +278,7 @@ def test_the_same_drafts_are_measured_on_every_domain(made: tuple[MatrixPlan, Pa
     plan = replace(plan, arms=("offline",), kd_temperatures=(1.0,), decode_temperatures=(0.0, 1.0), seeds=(0,))
     domains = (*plan.domains, plan.job.prompts[0])
     both, alone = (
-        run(replace(plan, domains=of_run), out, folder / "texts", device="cpu", header={}, on_draft=lambda name: None)
+        run(replace(plan, domains=of_run), out, folder / "texts", device="cpu", header={}, note=lambda line: None)
         for of_run, out in ((domains, tmp_path / "both"), (domains[1:], tmp_path / "alone"))
     )
     assert both.domains == domains
@@ -352,11 +353,12 @@ def test_the_command_prints_the_table_and_again_without_training(
     again = capsys.readouterr()
     assert again.out == first.out
     assert "specheat: draft" not in again.err
-    (stored,) = (tmp_path / "results").glob("*/kd_matrix/*.jsonl")
+    (stored,) = (tmp_path / "results").glob("*/kd_matrix/records/*.jsonl")
     assert stored.read_bytes() == (tmp_path / "out" / RECORD).read_bytes()
     assert main.main(["tables", str(tmp_path / "results")]) == 0
-    (derived,) = (tmp_path / "results" / "tables").glob("*-kd_matrix.md")
-    assert {path.suffix for path in (tmp_path / "results" / "figures").iterdir()} == {".svg", ".png"}
-    assert tables(load(stored)) in derived.read_text()
-    assert stored.name in (tmp_path / "results" / "README.md").read_text()
+    folder = stored.parents[1]
+    assert {path.name.split("-")[0] for path in folder.glob("*.*")} == {"README.md", "table.tex", "figure"}
+    for table in tables(load(stored)):
+        assert pipe_table(table) in (folder / "README.md").read_text()
+    assert "kd_matrix/README.md" in (tmp_path / "results" / "README.md").read_text()
     assert main.main(["tables", str(tmp_path / "results"), "--check"]) == 0

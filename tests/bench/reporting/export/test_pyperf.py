@@ -23,8 +23,8 @@ from tests.bench.reporting.export.test_frame import written
 from tests.support.record_builder import failed_record, make_cell, make_record, make_run
 
 ROOT = Path(__file__).parents[4]
-DOCUMENT = ROOT / "docs" / "pyperf.md"
-RECORD = ROOT / "results/amd-epyc-2c/temperature_grid/20261123T004149Z-a5295b099d-reference.json"  # the document's
+DOCUMENT = ROOT / "docs" / "results.md"
+RECORD = ROOT / "results/amd-epyc-2c/temperature_grid/records/20261123T004149Z-a5295b099d-reference.json"  # the document's
 GRID = make_run([make_record(make_cell(temperature=t), gamma=1.25) for t in (0.0, 1.0)])
 
 

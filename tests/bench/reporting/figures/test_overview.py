@@ -27,29 +27,31 @@ def series_of(cells: Iterable[Cell]) -> tuple[str, tuple[overview.Series, ...]]:
     return overview.series_of(newest_rows({FILE: run_of(cells)}))
 
 
+def drawn(run: RunRecord) -> bytes | None:
+    return overview.render(newest_rows({FILE: run}))
+
+
 GRID = run_of(make_cell(temperature=t) for t in (0.0, 0.5, 1.0))
 
 
 def test_the_same_records_give_the_same_bytes():
-    assert overview.render({FILE: GRID}) == overview.render({FILE: GRID})
+    assert drawn(GRID) == drawn(GRID)
 
 
 def test_the_users_own_matplotlib_settings_change_nothing():
     import matplotlib
 
-    plain = overview.render({FILE: GRID})
+    plain = drawn(GRID)
     with matplotlib.rc_context(
         {"font.size": 20, "axes.facecolor": "black", "svg.hashsalt": "other", "savefig.dpi": 40}
     ):
-        assert overview.render({FILE: GRID}) == plain
+        assert drawn(GRID) == plain
 
 
-def test_both_formats_say_that_they_are_derived_and_not_when():
-    images = overview.render({FILE: GRID})[""]
-    assert tuple(images) == canvas.FORMATS
-    assert images["png"].startswith(b"\x89PNG")
-    assert all(table.DERIVED.encode() in image for image in images.values())
-    assert not re.search(rb"<dc:date>|<text", images["svg"])  # text is drawn as paths, whatever fonts a reader has
+def test_a_figure_states_that_it_is_derived_and_not_when():
+    image = drawn(GRID)
+    assert table.DERIVED.encode() in image
+    assert not re.search(rb"<dc:date>|<text", image)  # text is drawn as paths, whatever fonts a reader has
 
 
 def test_cells_over_temperature_are_one_line():
@@ -88,29 +90,28 @@ def test_twenty_lines_look_different_from_each_other_and_seven_without_colour():
 
 def test_invalid_cells_are_left_out_and_a_run_of_them_has_no_figure():
     broken = failed_record(make_cell(temperature=0.0))
-    assert overview.render({FILE: make_run([broken])}) == {}
-    assert overview.names({FILE: make_run([broken])}) == []
-    assert overview.render({FILE: make_run([broken, make_record()])})
+    assert drawn(make_run([broken])) is None
+    assert drawn(make_run([broken, make_record()]))
 
 
-def test_every_group_of_rows_has_a_figure_and_the_newest_the_plain_name():
+def test_every_group_of_rows_has_a_figure_that_is_named_by_what_it_shows():
     older, newer = (run_of([make_cell(temperature=t, num_prompts=n) for t in (0.0, 1.0)]) for n in (4, 8))
     runs = {"old.json": replace(older, created="2026-01-01"), FILE: replace(newer, created="2026-02-01")}
-    images = overview.render(runs)
-    assert list(images) == overview.names(runs) == ["", "2"]
-    assert images[""] == overview.render({FILE: runs[FILE]})[""]
-    assert images["2"] == overview.render({"old.json": runs["old.json"]})[""]
-    text = suite_page.markdown_table(runs, figures=["new.svg", "old.svg"])
-    assert text.count("](new.svg)") == text.count("](old.svg)") == 1
-    assert text.index("](new.svg)") < text.index("](old.svg)")
+    page = suite_page.page(runs, newest_rows(runs))
+    new, old = "tiny-instructions-8-prompts", "tiny-instructions-4-prompts"
+    assert list(page.figures) == [new, f"{new}-phases", old]
+    assert (page.figures[new], page.figures[old]) == (drawn(newer), drawn(older))
+    text = suite_page.markdown_page("grid", page.tables)
+    assert text.count(f"](figure-{new}.svg)") == text.count(f"](figure-{old}.svg)") == 1
+    assert text.index(f"](figure-{new}.svg)") < text.index(f"](figure-{old}.svg)")
 
 
 def test_one_cell_of_one_prompt_without_a_baseline_can_be_drawn():
     run = make_run([make_record(make_cell(num_prompts=1))], baseline=())
-    assert overview.render({FILE: run})
+    assert drawn(run)
 
 
 def test_a_missing_matplotlib_is_said_with_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BackendUnavailable, match=r"pip install -e .\.\[figures\]"):
-        overview.render({FILE: GRID})
+        drawn(GRID)
