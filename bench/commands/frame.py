@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BackendUnavailable
-from bench.options import arguments
+from bench.options.arguments import declare
 from bench.records import files
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Frame:
     help = "write every timed pair as a row of one tidy table, as CSV or parquet; without either, count them"
 
     def configure(self, parser: ArgumentParser) -> None:
-        arguments.add_arguments(parser)
+        declare(parser, "results", "--suite")
         parser.add_argument("--csv", metavar="FILE", help="write CSV; - is standard output")
         parser.add_argument("--parquet", type=Path, metavar="FILE", help="write parquet")
 
@@ -34,33 +34,31 @@ class Frame:
         if args.csv is not None:
             pairs.to_csv(sys.stdout if args.csv == "-" else args.csv, index=False)
         if args.parquet is not None:
-            _write_parquet(pairs, args.parquet)
+            try:
+                pairs.to_parquet(args.parquet, index=False)
+            except ImportError:
+                raise BackendUnavailable("parquet needs pyarrow: pip install pyarrow") from None
         if args.csv is None and args.parquet is None:
             print(_summary(runs, pairs))
         return 0
 
 
-def _write_parquet(pairs: pd.DataFrame, path: Path) -> None:
-    try:
-        pairs.to_parquet(path, index=False)
-    except ImportError:
-        raise BackendUnavailable("parquet needs pyarrow: pip install pyarrow") from None
-
-
 def _summary(runs: Runs, pairs: pd.DataFrame) -> str:
+    """Return a table of what there is of each suite."""
     from bench.reporting.formats import terminal
-    from bench.reporting.table import Entry, Table
+    from bench.reporting.table import table_of
 
-    records = Counter(run.suite for run in runs.values())
-    cells = Counter(run.suite for run in runs.values() for _ in run.cells)
-    failed = Counter(run.suite for run in runs.values() for record in run.cells if not record.pairs)
-    rows = Counter(pairs["suite"])
-    invalid = Counter(pairs["suite"][pairs["verdict"] == "INVALID"])
-    headers = ("suite", "records", "cells", "cells without\npairs", "rows", "rows of\nINVALID cells")
-    counts = (records, cells, failed, rows, invalid)
-    body = tuple((Entry(suite), *(Entry(str(count[suite])) for count in counts)) for suite in sorted(records))
+    cells = [(run.suite, record) for run in runs.values() for record in run.cells]
+    counts = {
+        "records": Counter(run.suite for run in runs.values()),
+        "cells": Counter(suite for suite, _ in cells),
+        "cells without\npairs": Counter(suite for suite, record in cells if not record.pairs),
+        "rows": Counter(pairs["suite"]),
+        "rows of\nINVALID cells": Counter(pairs["suite"][pairs["verdict"] == "INVALID"]),
+    }
+    lines = [(suite, *(str(count[suite]) for count in counts.values())) for suite in sorted(counts["records"])]
     facts = {
-        "rows": f"{len(pairs)}, one a timed pair, of {len(pairs.columns)} columns; --csv FILE or --parquet FILE writes them",
+        "rows": f"{len(pairs)} timed pairs with {len(pairs.columns)} columns; --csv FILE or --parquet FILE writes them",
         "cells without pairs": "failed; they have no rows",
     }
-    return terminal(Table("", headers, body, (), facts, {}))
+    return terminal(table_of("", ("suite", *counts), lines, facts))

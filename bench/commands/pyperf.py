@@ -7,12 +7,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.options import arguments
+from bench.options.arguments import declare
 from bench.records import files
 
 if TYPE_CHECKING:
     from bench.analysis.metrics import ArmName
-
 
 _ARMS: tuple[ArmName, ...] = ("ar", "sd")
 
@@ -21,7 +20,7 @@ class Pyperf:
     help = "write the autoregressive and the speculative arm as pyperf suites, to look at with pyperf's own commands"
 
     def configure(self, parser: ArgumentParser) -> None:
-        arguments.add_arguments(parser)
+        declare(parser, "results", "--suite")
         parser.add_argument("--arm", choices=(*_ARMS, "both"), default="both", help="which to write (default: both)")
         parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="writes ar.json and sd.json here")
 

@@ -1,13 +1,13 @@
 """Timed pairs as two pyperf suites, AR and SD, for pyperf's own commands to show.
 
-A benchmark is a cell and has the same name in both suites. A run is a text, its only value the seconds per token that
+A benchmark is a cell and has the same name in both suites. A run is one output, its only value the seconds per token that
 gamma is made of; pyperf's `loops` is the number of tokens, so that its raw values are the seconds themselves. INVALID cells
 are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from bench.analysis.rows import Row, identity, newest_rows, scalar_text, split_i
 from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
 from bench.records.files import Runs
-from bench.records.runs import TimedPair
 from bench.reporting.numbers import interval_text
 
 if TYPE_CHECKING:
@@ -37,14 +36,14 @@ _IN_LABEL = {"backend", "pair", "rule", "temperature", "num_draft_tokens", "sche
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What becomes of the records: the cells that are exported, and one line for each that is not."""
+    """The cells that are exported, and one line for each that is not."""
 
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
 
 
 def exportable(runs: Runs) -> Export:
-    """The newest record of each cell, where it is valid.
+    """Return the newest record of each cell, where it is valid.
 
     Raises:  ValueError: records of several machines, or no valid cell
     """
@@ -52,57 +51,46 @@ def exportable(runs: Runs) -> Export:
     if len(machines) > 1:
         raise ValueError(f"expected records of one machine, got {', '.join(machines)}; name one machine's folder")
     newest = newest_rows(runs)
-    rows = tuple(row for row in newest if row.verdict.valid)
     left_out = tuple(
         f"{row.record.cell.suite} {row.record.cell.label}: INVALID, {'; '.join(row.verdict.reasons)}"
         for row in newest
         if not row.verdict.valid
     )
-    if not rows:
+    if len(left_out) == len(newest):
         raise ValueError(f"expected a valid cell to export, found {', '.join(left_out) or 'no cells'}")
-    return Export(rows, left_out)
+    return Export(tuple(row for row in newest if row.verdict.valid), left_out)
 
 
 def benchmark_suite(rows: Sequence[Row], arm: metrics.ArmName) -> pyperf.BenchmarkSuite:
-    """One arm of every cell."""
+    """Return one arm of every cell."""
     import pyperf
 
-    told_apart = zip(rows, _names(rows), _tags(rows), strict=True)
-    return pyperf.BenchmarkSuite(
-        [pyperf.Benchmark(_runs(row, arm, name=name, tags=tags)) for row, name, tags in told_apart]
-    )
+    benchmarks = []
+    for row, name, tags in zip(rows, _names(rows), _tags(rows), strict=True):
+        shared = _metadata(row) | {"name": name, "unit": "second"} | ({"tags": tags} if tags else {})
+        runs = [
+            pyperf.Run([seconds / tokens], metadata=shared | own | {"loops": tokens}, collect_metadata=False)
+            for seconds, tokens, own in _outputs(row, arm)
+        ]
+        benchmarks.append(pyperf.Benchmark(runs))
+    return pyperf.BenchmarkSuite(benchmarks)
 
 
-def _runs(row: Row, arm: metrics.ArmName, *, name: str, tags: list[str]) -> list[pyperf.Run]:
-    """A run for each pair both texts of which go beyond the first token: others have no seconds per token."""
-    import pyperf
-
+def _outputs(row: Row, arm: metrics.ArmName) -> Iterator[tuple[float, int, dict[str, object]]]:
+    """Yield seconds, tokens and metadata of each output. A pair has none if an arm ends at its first token."""
     columns = metrics.time_columns(row.record, metrics.times_measured(row.record))
     assert columns is not None, "a valid cell has a gamma"
-    shared = {**_metadata(row), "name": name, "unit": "second", **({"tags": tags} if tags else {})}
-    runs = []
     for pair, ar_s, ar_tokens, sd_s, sd_tokens in zip(row.record.pairs, *columns, strict=True):
         if ar_tokens and sd_tokens:
-            seconds, tokens = (ar_s, ar_tokens) if arm == "ar" else (sd_s, sd_tokens)
-            metadata = {**shared, **_of_text(pair, arm), "loops": tokens}
-            runs.append(pyperf.Run([seconds / tokens], metadata=metadata, collect_metadata=False))
-    return runs
+            seconds, tokens, whole = (ar_s, ar_tokens, pair.ar) if arm == "ar" else (sd_s, sd_tokens, pair.sd)
+            about = {"prompt": pair.prompt_index, "repeat": pair.repeat, "order": pair.order}
+            yield seconds, tokens, {"duration": whole.seconds, **about}
 
 
-def _of_text(pair: TimedPair, arm: metrics.ArmName) -> dict[str, Scalar]:
-    return {
-        "duration": getattr(pair, arm).seconds,
-        "prompt": pair.prompt_index,
-        "repeat": pair.repeat,
-        "order": pair.order,
-    }
-
-
-def _metadata(row: Row) -> dict[str, Scalar]:
-    """Host and commit under pyperf's names, then the cell, and what the records themselves say of it."""
-    env = {_PYPERF_NAMES.get(name, name): value for name, value in row.run.environment.items()}
+def _metadata(row: Row) -> dict[str, object]:
+    """Return host and commit under pyperf's names, then the cell, and its gamma, verdict and certificate."""
     found: dict[str, Scalar] = {
-        **env,
+        **{_PYPERF_NAMES.get(name, name): value for name, value in row.run.environment.items()},
         "suite": row.record.cell.suite,
         **identity(row),
         "date": f"{datetime.fromisoformat(row.record.started).astimezone(UTC):%Y-%m-%d %H:%M:%S}",  # pyperf's form
@@ -116,22 +104,19 @@ def _metadata(row: Row) -> dict[str, Scalar]:
     return {name: value for name, value in lines.items() if value not in (None, "")}
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    """The label of each cell, with whatever else tells it from others, and a mark where the rule is lossy by design."""
-    varying, _ = split_identity(rows)
-    further = [name for name in varying if name not in _IN_LABEL]
+def _names(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the label of each cell, with whatever else distinguishes it, and a mark where the rule is lossy by design."""
+    further = [name for name in split_identity(rows)[0] if name not in _IN_LABEL]
     several_suites = len({row.record.cell.suite for row in rows}) > 1
-    names = []
     for row in rows:
         cell, values = row.record.cell, identity(row)
         parts = [f"{cell.suite}:"] if several_suites else []
         parts += [cell.label, *(f"{name}={scalar_text(name, values.get(name))}" for name in further)]
-        names.append(" ".join([*parts, *(["LOSSY"] if row.lossy else [])]))
-    return names
+        yield " ".join([*parts, "LOSSY"] if row.lossy else parts)
 
 
 def _tags(rows: Sequence[Row]) -> list[list[str]]:
-    """Suite, backend and rule, where there are several: `compare_to` gives each tag a list and a mean of its own."""
-    told = [(row.record.cell.suite, row.record.cell.backend, row.record.cell.rule) for row in rows]
-    several = [len(set(values)) > 1 for values in zip(*told, strict=True)]
-    return [[value for value, varies in zip(values, several, strict=True) if varies] for values in told]
+    """Return suite, backend and rule of each row, where there are several: `compare_to` lists and averages each tag."""
+    tags = [(row.record.cell.suite, row.record.cell.backend, row.record.cell.rule) for row in rows]
+    several = [len(set(values)) > 1 for values in zip(*tags, strict=True)]
+    return [[value for value, varies in zip(values, several, strict=True) if varies] for values in tags]

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.errors import BackendUnavailable
 from bench.reporting import table
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 FORMATS = ("svg", "png")
 
@@ -104,7 +104,7 @@ def legend_beside(axes: Any) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
 
 
-def error_bars(intervals: Sequence[RatioInterval]) -> tuple[list[float], list[float]]:
+def error_bars(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
     """Return how far intervals reach below and above their estimates; 0 where there is no end, as with one prompt."""
     finite = [found if math.isfinite(found.high) else None for found in intervals]
     low = [found.estimate - found.low if found else 0.0 for found in finite]

@@ -17,7 +17,7 @@ from bench.analysis.rows import Row
 from bench.reporting import captions
 from bench.reporting.figures import canvas, overview
 from bench.reporting.figures.overview import Series
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 _PANELS_A_LINE = 3
 _PANEL_HEIGHT = 1.7  # inches
@@ -96,7 +96,7 @@ class Point:
 
     label: str  # backend and rule
     predicted: float
-    measured: RatioInterval
+    measured: Interval
 
 
 def predicted_points(rows: Sequence[Row]) -> tuple[Point, ...]:

@@ -12,7 +12,7 @@ from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.records.runs import CellRecord
 from bench.reporting import captions
 from bench.reporting.figures import canvas
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 _AXES = ("temperature", "draft_temperature", "num_draft_tokens", "concurrency")
 
@@ -86,7 +86,7 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
 def _measured(
     axes: Any,
     line: Series,
-    metric: Callable[[CellRecord], RatioInterval | None],
+    metric: Callable[[CellRecord], Interval | None],
     *,
     color: str,
     marker: str,

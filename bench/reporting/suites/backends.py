@@ -23,7 +23,7 @@ from bench.reporting.columns import (
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Table
 from bench.reporting.tables import table_body
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 _REFERENCE = "reference"  # the backend that others are held against
 
@@ -35,11 +35,11 @@ def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
     fewest_last = sorted(ours, key=lambda record: len(record.cell.options), reverse=True)
     reference = {_without_backend(record.cell): record for record in fewest_last}
 
-    def against(metric: Callable[[CellRecord, CellRecord], RatioInterval | None], row: Row) -> RatioInterval | None:
+    def against(metric: Callable[[CellRecord, CellRecord], Interval | None], row: Row) -> Interval | None:
         other = reference.get(_without_backend(row.record.cell))
         return None if other is None else metric(row.record, other)
 
-    def relative(metric: Callable[[CellRecord, CellRecord], RatioInterval | None]) -> Callable[[Row], str]:
+    def relative(metric: Callable[[CellRecord, CellRecord], Interval | None]) -> Callable[[Row], str]:
         def text(row: Row) -> str:
             is_reference = reference.get(_without_backend(row.record.cell)) is row.record
             return "1" if is_reference else interval_text(against(metric, row))

@@ -13,7 +13,7 @@ from bench.reporting.captions import facts_of_run, title
 from bench.reporting.numbers import interval_text, percent_text, point_text
 from bench.reporting.table import MISSING, Entry, Table
 from bench.statistics import intervals
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 _OWN = "engine's own"
 
@@ -54,15 +54,15 @@ def _texts(run: RunRecord) -> tuple[str, ...]:
     )
 
 
-def _inverse(ratio: RatioInterval | None) -> RatioInterval | None:
+def _inverse(ratio: Interval | None) -> Interval | None:
     """Return a ratio of speeds from one of seconds."""
     if ratio is None:
         return None
     high = 1 / ratio.low if ratio.low else math.inf
-    return RatioInterval(1 / ratio.estimate, 1 / ratio.high, high, ratio.num_clusters, ratio.confidence)
+    return Interval(1 / ratio.estimate, 1 / ratio.high, high, ratio.num_clusters, ratio.confidence)
 
 
-def _seconds_per_token(run: RunRecord, arms: Sequence[TimedArm | None]) -> RatioInterval | None:
+def _seconds_per_token(run: RunRecord, arms: Sequence[TimedArm | None]) -> Interval | None:
     """Return decode seconds per token of one arm; of whole calls where an engine does not report the first token."""
     timed = [arm for arm in arms if arm is not None]
     after_first = all(arm.first_token_s is not None for arm in timed)

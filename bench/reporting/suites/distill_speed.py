@@ -7,13 +7,13 @@ from pathlib import Path
 
 from bench.records.distill_speed import ArmRun, TrainingRound, load_rounds
 from bench.reporting.table import Page, Table, table_of
-from bench.statistics.intervals import RatioInterval, ratio_of_totals
+from bench.statistics.intervals import Interval, ratio_of_totals
 
 TRL = "trl"
 WANTED = {"target_in_step": 1.5, "target_cached": 3.0}  # required multiple of TRL's tokens/s
 
 
-def speed_up(rounds: Sequence[TrainingRound], name: str) -> RatioInterval:
+def speed_up(rounds: Sequence[TrainingRound], name: str) -> Interval:
     """Return TRL's seconds per token / the arm's: ratio of totals, interval over rounds."""
     theirs, ours = ([each.runs[arm] for each in rounds] for arm in (TRL, name))
     return ratio_of_totals(

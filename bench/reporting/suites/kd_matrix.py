@@ -5,6 +5,7 @@ Changes and regrets are in points, which are hundredths of alpha.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,12 @@ from typing import Any
 
 from bench.analysis.kd_matrix import (
     ARMS_OF_ONE_TEMPERATURE,
-    Interval,
+    Intervals,
     Kind,
-    Row,
     alphas,
     best_kd_temperatures,
     changes,
     decode_temperatures,
-    is_sure,
     kinds_of,
     regrets,
     split,
@@ -29,6 +28,7 @@ from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import distinct_names
 from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
+from bench.statistics.intervals import Interval
 
 POINTS = 100.0
 
@@ -143,15 +143,15 @@ def _arm_text(arm: str, on_policy: float) -> str:
 def _alpha(value: Interval | None, best: float | None = None) -> Entry:
     if value is None:
         return Entry(MISSING)
-    width = "" if value.half_width is None else f" ± {value.half_width:.3f}"
+    width = f" ± {value.half_width:.3f}" if math.isfinite(value.half_width) else ""
     return Entry(f"{value.estimate:.3f}{width}", bold=value.estimate == best)
 
 
 def _change(value: Interval | None) -> Entry:
     if value is None:
         return Entry(MISSING)
-    width = "" if value.half_width is None else f" ± {POINTS * value.half_width:.1f}"
-    return Entry(f"{POINTS * value.estimate:+.1f}{width}", bold=is_sure(value))
+    width = f" ± {POINTS * value.half_width:.1f}" if math.isfinite(value.half_width) else ""
+    return Entry(f"{POINTS * value.estimate:+.1f}{width}", bold=value.excludes_zero)
 
 
 def _alpha_facts(matrix: Matrix) -> Facts:
@@ -205,7 +205,7 @@ def heat_maps(matrix: Matrix) -> bytes | None:
     return canvas.drawn(lambda: _draw(matrix, found)) if found else None
 
 
-def _draw(matrix: Matrix, found: Mapping[Kind, Row]) -> Any:
+def _draw(matrix: Matrix, found: Mapping[Kind, Intervals]) -> Any:
     arms = list(dict.fromkeys(kind[:2] for kind in found))
     widest = max(abs(value.estimate) for row in found.values() for value in row if value) * POINTS or 1.0
     caption = (
@@ -222,7 +222,7 @@ def _draw(matrix: Matrix, found: Mapping[Kind, Row]) -> Any:
     return figure
 
 
-def _heat_map(axis: Any, rows: Mapping[float | None, Row], columns: Sequence[float], widest: float) -> Any:
+def _heat_map(axis: Any, rows: Mapping[float | None, Intervals], columns: Sequence[float], widest: float) -> Any:
     """Draw one map. Each field shows its number, so that the sign is visible without colour."""
     values = [[POINTS * value.estimate if value else 0.0 for value in row] for row in rows.values()]
     image = axis.imshow(values, cmap="RdBu", vmin=-widest, vmax=widest, aspect="auto", origin="lower")
@@ -231,7 +231,7 @@ def _heat_map(axis: Any, rows: Mapping[float | None, Row], columns: Sequence[flo
             if value is not None:
                 points = POINTS * value.estimate
                 colour = "white" if abs(points) > 0.6 * widest else "black"  # readable on dark fields
-                weight = "bold" if is_sure(value) else "normal"
+                weight = "bold" if value.excludes_zero else "normal"
                 axis.text(x, y, f"{points:+.1f}", ha="center", va="center", fontsize=7, color=colour, fontweight=weight)
     axis.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     axis.set_yticks(range(len(rows)), [f"{at:g}" for at in rows])

@@ -22,7 +22,6 @@ from bench.analysis.token_length import (
     FULL,
     LENGTH,
     LENGTH_BINS,
-    Estimate,
     LengthModels,
     Positions,
     binned_shares,
@@ -39,7 +38,8 @@ from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import slug
 from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.effects import Effect
+from bench.statistics.intervals import Interval
 
 # What is known of a token that was emitted at a tested position.
 CONDITION = {
@@ -128,11 +128,11 @@ def length_table(data: Positions) -> Table:
     return _shares_table("acceptance by length", "bytes", LENGTH_BINS, length_bins(data), columns, facts)
 
 
-def _by_length(data: Positions, shares: NDArray[np.float64]) -> list[RatioInterval | None]:
+def _by_length(data: Positions, shares: NDArray[np.float64]) -> list[Interval | None]:
     return binned_shares(shares, length_bins(data), len(LENGTH_BINS), data.prompts)
 
 
-def _by_entropy(data: Positions) -> list[RatioInterval | None]:
+def _by_entropy(data: Positions) -> list[Interval | None]:
     return binned_shares(data.acceptance_probs, entropy_bins(data), len(ENTROPY_BINS), data.prompts)
 
 
@@ -141,7 +141,7 @@ def _shares_table(
     name: str,
     labels: Sequence[str],
     bins: NDArray[np.intp],
-    columns: Mapping[str, Sequence[RatioInterval | None]],
+    columns: Mapping[str, Sequence[Interval | None]],
     facts: Facts,
 ) -> Table:
     counts = np.bincount(bins, minlength=len(labels))
@@ -152,7 +152,7 @@ def _shares_table(
     return table_of(title, (name, "positions", *columns), lines, facts)
 
 
-def _estimates_table(title: str, columns: Mapping[str, Mapping[str, Estimate]], facts: Facts) -> Table:
+def _estimates_table(title: str, columns: Mapping[str, Mapping[str, Effect]], facts: Facts) -> Table:
     names = next(iter(columns.values()))
     lines: list[list[str | Entry]] = [
         [name, *(_estimate(column[name]) for column in columns.values())] for name in names
@@ -160,15 +160,16 @@ def _estimates_table(title: str, columns: Mapping[str, Mapping[str, Estimate]], 
     return table_of(title, ("", *columns), lines, facts)
 
 
-def _share_text(share: RatioInterval | None) -> str:
+def _share_text(share: Interval | None) -> str:
     return MISSING if share is None else f"{share.estimate:.2f} [{share.low:.2f}, {share.high:.2f}]"
 
 
-def _estimate(estimate: Estimate) -> Entry:
-    if math.isnan(estimate.value):
+def _estimate(effect: Effect) -> Entry:
+    if math.isnan(effect.estimate):
         return Entry(MISSING)
-    width = f" ± {estimate.half_width:.2f}" if math.isfinite(estimate.half_width) else ""
-    return Entry(f"{estimate.value:+.2f}{width}", bold=estimate.is_sure)
+    interval = effect.interval
+    width = f" ± {interval.half_width:.2f}" if math.isfinite(interval.half_width) else ""
+    return Entry(f"{interval.estimate:+.2f}{width}", bold=interval.excludes_zero)
 
 
 def _facts(record: LengthRecord, data: Positions) -> Facts:

@@ -139,11 +139,11 @@ def test_rows_of_one_temperature_are_warped_together(
     monkeypatch.setattr("backends.engines.reference.warp", noted)
     logits = torch.randn(4, 24)
     backend.target.length = len(PROMPT) + 20  # the last row judges the token with index 20, the first of the new piece
-    backend._target_probs(logits, request(temperature=0.7))
-    backend._target_probs(logits, request(schedule=((0, 1.5),)))
+    backend.target_probs(logits, request(temperature=0.7))
+    backend.target_probs(logits, request(schedule=((0, 1.5),)))
     assert rows == [(4, 0.7), (4, 1.5)]
     rows.clear()
-    backend._target_probs(logits, request(schedule=HOT_THEN_COLD))
+    backend.target_probs(logits, request(schedule=HOT_THEN_COLD))
     assert rows == [(1, 1.5), (1, 1.5), (1, 1.5), (1, 0.3)]
 
 
@@ -491,22 +491,6 @@ def test_a_draft_that_follows_the_moment_stands_beside_the_constant_schedules_wi
         "1.5@0,0.3@20": [True] * 8,
         "0.3@0,1.5@20": [True] * 8,
     }
-
-
-def test_rows_of_other_draft_lengths_have_constants_of_their_own() -> None:
-    cells = [scheduled_cell(each, num_draft_tokens=k) for each in (HOT_THEN_COLD, ((0, 1.5),)) for k in (2, 4)]
-    alphas = {2: 0.5, 4: 0.9}
-    run_ = make_run([make_record(cell, alpha=alphas[cell.num_draft_tokens]) for cell in cells])
-    table = halves_table(newest_rows({"m/dynamic_temperature/1-a-reference.json": run_}))
-    assert table.headers[:2] == ("schedule", "num_draft_tokens")
-    for row in table.body:
-        texts = dict(zip(table.headers, (entry.text for entry in row), strict=True))
-        expected = alphas[int(texts["num_draft_tokens"])]
-        constant = texts["constant hot,\nsame tokens"]
-        assert texts["alpha while hot\nexpected"].startswith(f"{expected:g}")
-        if "," in texts["schedule"]:
-            assert float(constant.split()[0]) == pytest.approx(expected, abs=0.1)
-            assert texts["constant cold,\nsame tokens"] == "–"
 
 
 # The suite

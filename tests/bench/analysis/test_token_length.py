@@ -27,7 +27,6 @@ from bench.analysis.token_length import (
     FULL,
     LENGTH,
     LENGTH_BINS,
-    MODELS,
     Positions,
     binned_shares,
     by_temperature,
@@ -41,84 +40,17 @@ from bench.analysis.token_length import (
     positions,
 )
 from bench.records import token_length
-from bench.records.decoding import DecodeRequest, ModelPair, PhaseSeconds, Replay, Round
-from bench.records.token_length import Header, JudgedText, LengthRecord, judged_positions, judged_text
-from bench.reporting.suites.token_length import derived
+from bench.records.decoding import DecodeRequest, PhaseSeconds, Replay, Round
+from bench.records.token_length import JudgedText, judged_positions, judged_text
+from tests.support.simulated_lengths import HEADER, simulated, simulated_text, stored
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
 ROOT = Path(__file__).parents[3]
 SUITE = "suites/test_token_length.py"
-HEADER = Header(
-    schema=token_length.SCHEMA,
-    suite=token_length.SUITE,
-    preset="smoke",
-    command=("pytest",),
-    created="2026-11-23T10:00:00+00:00",
-    environment={"cpu_model": "Example", "num_physical_cores": 2, "device_type": "cpu", "harness_commit": "abcdef0123"},
-    backend="reference",
-    backend_settings={"forward": "fused"},
-    model_pair=ModelPair("example", "target", "draft", "causal", "bfloat16"),
-    model_hashes={"target": "1", "draft": "2"},
-    prompt_set="instructions",
-    prompts_hash="3",
-    prompt_format={"chat_template": "none"},
-    num_prompts=6,
-    num_draft_tokens=2,
-    rule="rejection",
-    temperatures=(0.5, 1.0),
-    draft_temperature=None,
-    top_k=0,
-    top_p=1.0,
-    max_new_tokens=40,
-    end_token="natural",
-    seed=0,
-)
 
 
 def replay_of(token_ids: Sequence[int], rounds: Sequence[Round], probs: Sequence[Sequence[float]]) -> Replay:
     return Replay(tuple(token_ids), tuple(rounds), tuple(map(tuple, probs)), None, PhaseSeconds(0, 0, 0, 0, 0))
-
-
-def simulated_text(
-    rng: np.random.Generator, prompt_index: int, temperature: float, *, of_length: float, of_entropy: float
-) -> JudgedText:
-    """Long tokens stand in certain contexts; acceptance depends on length and entropy as asked, and on the prompt."""
-    size = 60
-    certainty = rng.standard_normal(size)
-    num_bytes = np.clip(np.rint(4 + 1.5 * certainty + rng.standard_normal(size)), 1, 12).astype(int)
-    uncertainty = np.exp(-0.5 * certainty + 0.3 * rng.standard_normal(size))
-    scores = 0.3 * rng.standard_normal() + of_length * (num_bytes - 4) / 1.8 - of_entropy * (uncertainty - 1.2) / 0.7
-    probs = 1 / (1 + np.exp(-scores))
-    return JudgedText(
-        prompt_index=prompt_index,
-        temperature=temperature,
-        places=tuple(range(1, size + 1)),
-        slots=tuple((1 + np.arange(size) % 2).tolist()),
-        accepted=tuple((rng.random(size) < probs).astype(int).tolist()),
-        acceptance_probs=tuple(probs.tolist()),
-        token_ids=tuple(rng.integers(3, 400, size).tolist()),
-        num_bytes=tuple(num_bytes.tolist()),
-        num_chars=tuple(num_bytes.tolist()),
-        special=(0,) * (size - 1) + (1,),
-        entropies=tuple(uncertainty.tolist()),
-    )
-
-
-def simulated(seed: int, *, num_prompts: int = 6, of_length: float = 0.0, of_entropy: float = 1.0) -> LengthRecord:
-    rng = np.random.default_rng(seed)
-    header = replace(HEADER, num_prompts=num_prompts)
-    texts = [
-        simulated_text(rng, prompt, temperature, of_length=of_length, of_entropy=of_entropy)
-        for temperature in header.temperatures
-        for prompt in range(num_prompts)
-    ]
-    return LengthRecord(header, tuple(texts))
-
-
-def stored(record: LengthRecord, folder: Path) -> Path:
-    path = folder / "20261123T100000Z-abcdef0123-reference.jsonl"
-    path.write_text("".join(json.dumps(asdict(line)) + "\n" for line in (record.header, *record.texts)))
-    return path
 
 
 # What is written down of a text
@@ -464,31 +396,6 @@ def test_a_record_is_read_back_as_it_was_and_a_damaged_one_is_refused(tmp_path: 
         token_length.load(path)
 
 
-def test_the_page_says_what_acceptance_is_conditional_on_and_is_the_same_the_second_time(tmp_path: Path) -> None:
-    path = stored(simulated(13), tmp_path)
-    unfinished = path.with_name("20261124T100000Z-abcdef0123-reference.partial.jsonl")
-    page = derived([path, unfinished])
-    assert page == derived([path])
-    assert set(page.images[""]) == {"svg", "png"}
-    assert "conditional on the token that was emitted" in page.markdown
-    assert "special tokens left out: 12" in page.markdown
-    rows = {line.split("|")[1].strip() for line in page.markdown.splitlines() if line.startswith("|")}
-    assert {*LENGTH_BINS, *MODELS, *COVARIATES, "change"} <= rows
-    assert page.markdown.count("all T") == 5
-    with pytest.raises(ValueError, match="finished record"):
-        derived([unfinished])
-
-
-def test_a_record_of_one_temperature_and_one_prompt_has_a_page_without_intervals(tmp_path: Path) -> None:
-    record = simulated(14, num_prompts=1)
-    header = replace(record.header, temperatures=(1.0,), num_draft_tokens=1)
-    text = record.texts[1]
-    only = LengthRecord(header, (replace(text, slots=(1,) * len(text.slots)),))
-    page = derived([stored(only, tmp_path)])
-    assert "all T" not in page.markdown
-    assert "| slot" in page.markdown
-
-
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", SUITE, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -514,6 +421,6 @@ def test_the_suite_leaves_a_record_and_skips_an_engine_without_the_rule(tmp_path
     data = positions(record)
     cold = data.temperatures == 0
     assert (data.acceptance_probs[cold] == data.accepted[cold]).all()  # greedy leaves nothing to chance
-    assert "| bytes" in done.stdout
+    assert "bytes" in done.stdout
     assert len(json.loads((tmp_path / "benchmark.json").read_text())["benchmarks"]) == 1
     assert "prompt-lookup has the rules exact_match, not rejection" in done.stdout

@@ -16,15 +16,10 @@ import torch
 
 from bench.records.distill_speed import ArmRun, TrainingRound
 from bench.records.environment import installed_version
-from bench.reporting.suites.distill_speed import derived, speed_up, table
-from distill.runs.trl_comparison import (
-    ARMS,
-    SIZES,
-    ArmProcess,
-    Training,
-    check_same_steps,
-    orders,
-)
+from bench.reporting.formats import terminal
+from bench.reporting.suites.distill_speed import derived
+from distill.runs.trl_arms import ARMS, Training
+from distill.runs.trl_comparison import SIZES, ArmProcess, check_same_steps, orders
 from distill.training.losses import Loss
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
@@ -85,22 +80,6 @@ def test_every_preset_has_full_batches_and_rounds_with_an_order() -> None:
     for size in SIZES.values():
         assert size.rows % size.batch_rows == 0
         assert len(orders(size.rounds)) == size.rounds
-
-
-def test_the_ratio_is_trls_seconds_per_token_over_ours() -> None:
-    rounds = [made_up_round(), made_up_round(factor=1.2), made_up_round(factor=0.9)]
-    assert speed_up(rounds, "target_in_step").estimate == pytest.approx(2.0)
-    cached = speed_up(rounds, "target_cached")
-    assert cached.estimate == pytest.approx(4.0)
-    assert cached.low == pytest.approx(cached.high)  # a round that is slow throughout moves no ratio
-
-
-def test_the_table_holds_both_rows_with_rates_and_memory() -> None:
-    in_step, cached = table([made_up_round(), made_up_round()]).splitlines()[-2:]
-    cells = [cell.strip() for cell in in_step.strip("|").split("|")]
-    assert cells == ["target_in_step", "200", "100", "2.00 [2.00, 2.00]", ">= 1.5", "2.00", "2.00"]
-    cells = [cell.strip() for cell in cached.strip("|").split("|")]
-    assert cells == ["target_cached", "400", "100", "4.00 [4.00, 4.00]", ">= 3", "1.00", "2.00"]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +144,7 @@ def test_a_run_leaves_a_record_of_arms_that_took_the_same_steps(asked: list[str]
             assert arm["num_tokens"] > arm["num_steps"]
             assert arm["peak_bytes"] >= arm["start_bytes"] > 0
             assert arm["mean_loss"] != arm["first_loss"]  # something was learnt in between
-    assert done.stdout.count("| target_") == 2
-    assert derived([path]).markdown in done.stdout
+    assert terminal(derived([path]).tables[0]) in done.stdout
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
     cached_s = sum(each["runs"]["target_cached"]["seconds"] for each in rounds)
     assert benchmark["extra_info"]["target_cached_seconds"] == pytest.approx(cached_s)

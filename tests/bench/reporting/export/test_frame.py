@@ -135,13 +135,13 @@ def test_invalid_cells_are_there_with_their_verdict_and_reasons() -> None:
 
 
 def test_what_a_suite_varies_besides_has_a_column_of_its_own() -> None:
-    cells = [make_cell(options=(("concurrency", load),)) for load in (1, 4)]
-    cells.append(make_cell(options=(("schedule", "1@0,0.25@24"), ("mixed", 0.5))))
+    cells = [make_cell(concurrency=load) for load in (1, 4)]
+    cells.append(make_cell(schedule=((0, 1.0), (24, 0.25)), options=(("mixed", 0.5),)))
     cells.append(make_cell(options=(("mixed", "half"),)))
     rows = frame_of({FILE: make_run([make_record(cell) for cell in cells])})
-    assert rows["option_concurrency"].dropna().unique().tolist() == [1, 4]
-    assert str(rows["option_concurrency"].dtype) == "Int64"
-    assert rows["option_schedule"].dropna().unique().tolist() == ["1@0,0.25@24"]
+    assert rows["concurrency"].dropna().unique().tolist() == [1, 4]
+    assert str(rows["concurrency"].dtype) == "Int64"
+    assert rows["schedule"].dropna().unique().tolist() == ["1@0,0.25@24"]
     assert rows["option_mixed"].dropna().unique().tolist() == ["0.5", "half"]
 
 
@@ -161,7 +161,7 @@ def test_a_folder_and_a_record_are_read_alike_and_the_oldest_comes_first(tmp_pat
 def test_importing_the_package_loads_no_pandas_and_the_function_stays_one() -> None:
     code = (
         "import sys, bench; assert 'pandas' not in sys.modules and 'numpy' not in sys.modules;"
-        "import bench.commands.frame; from bench import pair_frame, tables; assert bench.frame is pair_frame.frame;"
+        "import bench.commands.frame; from bench.reporting.export import frame; assert bench.frame is frame.frame;"
         "assert not hasattr(bench, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -174,7 +174,7 @@ def test_csv_and_parquet_hold_the_same_table(tmp_path: Path, capsys: pytest.Capt
     assert main.main(["frame", str(tmp_path / "results"), "--csv", str(csv), "--parquet", str(parquet)]) == 0
     rows = bench.frame(tmp_path / "results")
     pd.testing.assert_frame_equal(pd.read_parquet(parquet), rows)
-    again = pd.read_csv(csv, dtype=rows.dtypes.to_dict(), keep_default_na=False, na_values={"group": [""]})
+    again = pd.read_csv(csv, dtype=rows.dtypes.to_dict(), keep_default_na=False, na_values={"group": [""], "schedule": [""]})
     pd.testing.assert_frame_equal(again, rows)
     assert capsys.readouterr().out == ""
     assert main.main(["frame", str(tmp_path / "results"), "--csv", "-"]) == 0
@@ -244,7 +244,7 @@ def test_a_missing_pyarrow_is_said_with_what_to_do(
 def test_the_example_in_the_documents_runs_as_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     outcome = doctest.testfile(
-        str(ROOT / "docs" / "frame.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+        str(ROOT / "docs" / "results.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
     )
     assert outcome.attempted >= 5
     assert outcome.failed == 0
