@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`bench.frame`, for notebooks; looked up when it is asked for, because it needs pandas."""
+    """Return `bench.frame`, for notebooks. It is imported on first use, because it needs pandas."""
     if name != "frame":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from bench.reporting.export.frame import frame

@@ -1,0 +1,1 @@
+"""The subcommands of `specheat`, one file each; `main` lists them."""

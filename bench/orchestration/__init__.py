@@ -1,0 +1,1 @@
+"""Run several processes: revisions side by side (across), or several machines (sweep)."""

@@ -1,0 +1,1 @@
+"""Turn prompt files into token ids, and hold the built-in prompt sets."""

@@ -1,9 +1,8 @@
-"""Writes word_problems.jsonl: seeded multi-step arithmetic problems with their answers.
+"""Write word_problems.jsonl: seeded multi-step arithmetic problems with their answers.
 
-    python bench/prompt_sets/make_word_problems.py
+    python bench/prompts/make_word_problems.py
 
-Every template draws its numbers so that each step gives a positive whole number, and computes the answer beside the
-text.
+Every template draws its numbers so that each step gives a positive whole number, and computes the answer too.
 """
 
 from __future__ import annotations
@@ -19,21 +18,8 @@ NUM_HELD_OUT = 64
 
 _NAMES = (
     *("Amara", "Bruno", "Chen", "Dalia", "Elif", "Farid", "Greta", "Hiro", "Ines", "Jonas", "Kavya", "Lena", "Mateo"),
-    *(
-        "Nadia",
-        "Oskar",
-        "Priya",
-        "Quentin",
-        "Rosa",
-        "Samir",
-        "Tova",
-        "Umar",
-        "Vera",
-        "Wanda",
-        "Ximena",
-        "Yusuf",
-        "Zofia",
-    ),
+    *("Nadia", "Oskar", "Priya", "Quentin", "Rosa", "Samir", "Tova", "Umar", "Vera", "Wanda", "Ximena", "Yusuf"),
+    "Zofia",
 )
 _GOODS = ("pencils", "stickers", "marbles", "buttons", "postcards", "beads", "seashells", "stamps", "badges", "ribbons")
 _FOODS = ("apples", "pears", "muffins", "lemons", "dumplings", "pancakes", "figs", "bagels", "plums", "tarts")
@@ -238,7 +224,7 @@ TEMPLATES: tuple[Callable[[random.Random], Problem], ...] = (
 
 
 def problems(seed: int = SEED) -> list[dict[str, str | int]]:
-    """Rows of the file: the templates in turn, so that both splits hold the same mixture."""
+    """Return the rows of the file. The templates take turns, so that both splits hold the same mixture."""
     rng = random.Random(seed)
     rows: list[dict[str, str | int]] = []
     for index in range(NUM_TRAIN + NUM_HELD_OUT):

@@ -1,16 +1,16 @@
-"""Prompt sets: which prompts a run decodes, under a name and a hash that pin them down.
+"""Prompt sets: which prompts a run decodes, identified by a name and a hash.
 
-A source is a built-in name or a file, with an optional split behind a colon: "instructions", "instructions:train",
+A source is a built-in name or a file, with an optional split after a colon: "instructions", "instructions:train",
 "my_prompts.jsonl", "my_prompts.jsonl:held_out". Without a split, lines marked "train" are left out, so that a draft
-distilled on them is never measured on them. A .txt file holds one prompt a line; a line of a .jsonl file is one of
+distilled on them is never measured on them. A .txt file holds one prompt per line; a line of a .jsonl file is one of
 
     {"prompt": str}                        one user message
-    {"messages": [{"role", "content"}]}    a conversation, ending where the model speaks
+    {"messages": [{"role", "content"}]}    a conversation that the model continues
     {"text": str}                          raw text: no chat template is applied
-    {"instruction": str, "input": str}     Alpaca: one user message, the input (may be empty) behind a blank line
+    {"instruction": str, "input": str}     Alpaca: one user message; the input (may be empty) follows after a blank line
     {"question": str}                      GSM8K: one user message
 
-and may carry "id", "split", "answer", "output", which are not sent to the model.
+and may have "id", "split", "answer", "output", which are not sent to the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,8 @@ from typing import Any
 BUILT_IN = ("instructions", "word_problems")
 SPLITS = ("train", "held_out")
 
-_FOLDER = Path(__file__).parent
-
-# What makes a line's shape -> the other keys of that shape. The first present decides: Alpaca rows have a "text" too.
+# The key that gives a line its shape -> the other keys of that shape. The first key present decides, because Alpaca
+# rows have a "text" too.
 _SHAPES = {
     "messages": (),
     "prompt": (),
@@ -37,7 +35,7 @@ _SHAPES = {
     "question": (),
     "text": (),
 }
-_CARRIED = ("id", "split", "answer", "output")
+_IGNORED = ("id", "split", "answer", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is asked: chat messages for the target's template, or raw text."""
+    """Chat messages for the target's template, or raw text."""
 
     index: int  # line in the source, from 0
     messages: tuple[Message, ...]  # empty: raw text
@@ -66,7 +64,7 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Hash of what is asked and in which order; not of names, line numbers or carried keys."""
+        """Return the hash of the prompts and their order. Names, line numbers and ignored keys do not change it."""
         content = [
             prompt.text if prompt.text is not None else [[message.role, message.content] for message in prompt.messages]
             for prompt in self.prompts
@@ -74,16 +72,15 @@ class PromptSet:
         return hashlib.sha256(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
-def load(source: str, *, limit: int | None = None, seed: int | None = None) -> PromptSet:
+def load(source: str, *, limit: int | None = None) -> PromptSet:
     """Read a prompt set.
 
     Args:    source: built-in name or file, with an optional ":train" or ":held_out"
-             limit: take the first so many; None takes all
-             seed: shuffle before the limit is applied; None keeps the order of the source
-    Raises:  ValueError: what is wrong and in which line
+             limit: number of prompts, from the start; None: all
+    Raises:  ValueError: what is wrong, and in which line
     """
     location, split = _split_of(source)
-    path = _FOLDER / f"{location}.jsonl" if location in BUILT_IN else Path(location)
+    path = Path(__file__).with_name(f"{location}.jsonl") if location in BUILT_IN else Path(location)
     marked = list(_read(path))
     if split is None:
         split = "held_out" if any(mark for _, mark in marked) else None
@@ -94,14 +91,13 @@ def load(source: str, *, limit: int | None = None, seed: int | None = None) -> P
     name = f"{name}:{split}" if split else name
     if not prompts:
         raise ValueError(f"{name}: expected at least one prompt, got none")
-    if seed is not None:
-        random.Random(seed).shuffle(prompts)
     if limit is not None and not 1 <= limit <= len(prompts):
         raise ValueError(f"{name}: expected between 1 and {len(prompts)} prompts, got {limit}")
     return PromptSet(name=name, prompts=tuple(prompts[:limit]))
 
 
 def _split_of(source: str) -> tuple[str, str | None]:
+    """Return the name or file, and the split."""
     location, _, split = source.rpartition(":")
     if split in SPLITS:
         return location, split
@@ -111,16 +107,17 @@ def _split_of(source: str) -> tuple[str, str | None]:
 
 
 def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
-    """Yields each prompt with its split."""
+    """Yield each prompt with its split."""
     if not path.is_file():
         close = difflib.get_close_matches(str(path), BUILT_IN, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no prompt set {str(path)!r}{hint} (built in: {', '.join(BUILT_IN)}; or give a file)")
     if path.suffix not in (".jsonl", ".txt"):
         raise ValueError(f"{path}: expected a .jsonl or .txt file")
+    # Only \n ends a line: str.splitlines would also split at characters that may stand inside a prompt.
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
-        lines.pop()  # behind the last line's end
+        lines.pop()  # what follows the end of the last line
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
     for index, line in enumerate(lines):
         try:
@@ -130,7 +127,7 @@ def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
 
 
 def _parse_text(index: int, line: str) -> tuple[Prompt, None]:
-    return _asked(index, line), None
+    return _user_prompt(index, line), None
 
 
 def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
@@ -140,7 +137,7 @@ def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
     shape = next((key for key in _SHAPES if key in row), None)
     if shape is None:
         raise ValueError(f"expected one of the keys {', '.join(_SHAPES)}, got {', '.join(row) or 'none'}")
-    unknown = row.keys() - {shape, *_SHAPES[shape], *_CARRIED}
+    unknown = row.keys() - {shape, *_SHAPES[shape], *_IGNORED}
     if unknown:
         raise ValueError(f"unknown keys beside {shape!r}: {', '.join(sorted(unknown))}")
     split = row.get("split")
@@ -149,15 +146,15 @@ def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
     if shape == "messages":
         return Prompt(index=index, messages=_messages(row["messages"]), text=None), split
     if shape == "text":
-        return Prompt(index=index, messages=(), text=_filled(row["text"], "text")), split
-    content = _filled(row[shape], shape)
+        return Prompt(index=index, messages=(), text=_checked(row["text"], "text")), split
+    content = _checked(row[shape], shape)
     if shape == "instruction" and row.get("input"):
-        content += f"\n\n{_filled(row['input'], 'input')}"
-    return _asked(index, content), split
+        content += f"\n\n{_checked(row['input'], 'input')}"
+    return _user_prompt(index, content), split
 
 
-def _asked(index: int, content: str) -> Prompt:
-    return Prompt(index=index, messages=(Message("user", _filled(content, "prompt")),), text=None)
+def _user_prompt(index: int, content: str) -> Prompt:
+    return Prompt(index=index, messages=(Message("user", _checked(content, "prompt")),), text=None)
 
 
 def _messages(rows: Any) -> tuple[Message, ...]:
@@ -166,10 +163,11 @@ def _messages(rows: Any) -> tuple[Message, ...]:
     for row in rows:
         if not isinstance(row, dict) or row.keys() != {"role", "content"}:
             raise ValueError(f"expected messages of role and content, got {json.dumps(row)[:60]}")
-    return tuple(Message(_filled(row["role"], "role"), _filled(row["content"], "content")) for row in rows)
+    return tuple(Message(_checked(row["role"], "role"), _checked(row["content"], "content")) for row in rows)
 
 
-def _filled(value: Any, key: str) -> str:
+def _checked(value: Any, key: str) -> str:
+    """Return the value of a key, which must be a string that is not blank."""
     if not isinstance(value, str):
         raise ValueError(f"expected {key!r} to be a string, got {json.dumps(value)[:40]}")
     if not value.strip():

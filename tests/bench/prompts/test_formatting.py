@@ -50,10 +50,9 @@ def raw(*texts: str) -> PromptSet:
 def words(prompt_set: PromptSet, tokenizer: Any, *, context_length: int = 100, **options: Any) -> list[str]:
     """Each encoded prompt as words."""
     prompt_format = formatting.prompt_format(tokenizer, **options)
-    encoded = formatting.encode(
-        prompt_set, tokenizer, prompt_format, context_length=context_length, max_new_tokens=10, num_draft_tokens=4
-    )
-    return [" ".join(WORDS[i] for i in prompt.ids) for prompt in encoded]
+    encoded = formatting.encode(prompt_set, tokenizer, prompt_format)
+    formatting.check_room(prompt_set, encoded, context_length=context_length, max_new_tokens=10, num_draft_tokens=4)
+    return [" ".join(WORDS[i] for i in ids) for ids in encoded]
 
 
 def test_messages_go_through_the_tokenizers_template_and_get_no_second_bos() -> None:
@@ -129,20 +128,6 @@ def test_truncation_keeps_the_end_and_a_leading_bos() -> None:
 def test_an_empty_truncation_is_refused() -> None:
     with pytest.raises(ValueError, match="expected max_prompt_tokens >= 1, got 0"):
         formatting.prompt_format(make_tokenizer(), chat_template="none", max_prompt_tokens=0)
-
-
-def test_an_encoded_prompt_keeps_its_place_in_the_source() -> None:
-    later = PromptSet("mine", (Prompt(index=7, messages=(), text="a"),))
-    tokenizer = make_tokenizer()
-    (encoded,) = formatting.encode(
-        later,
-        tokenizer,
-        formatting.prompt_format(tokenizer, chat_template="none"),
-        context_length=100,
-        max_new_tokens=1,
-        num_draft_tokens=1,
-    )
-    assert encoded == formatting.EncodedPrompt(index=7, ids=(WORDS.index("a"),))
 
 
 def test_the_record_says_how_prompts_became_ids() -> None:
