@@ -203,7 +203,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 @pytest.hookimpl(trylast=True)  # after the fixtures of an interrupted suite
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if SESSION in session.config.stash:
-        session.config.stash[SESSION].loaded.close()
+        session.config.stash[SESSION].close()
         if not _interrupted(session) and not session.config.stash[SETTINGS].plan:
             session.config.stash[SESSION].log.end()
 
@@ -269,7 +269,7 @@ def backend(backend_name: str, settings: Settings, workload: Workload, request: 
         except (ValueError, OSError) as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
-    return request.config.stash[SESSION].loaded.get((backend_name, pair, settings.device, options), load)
+    return request.config.stash[SESSION].engine((backend_name, pair, settings.device, options), load)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """What an engine must offer to be measured, and what it may offer besides.
 
 A backend is one class with six members. Autoregressive and speculative decoding are the same call, so the baseline is
-never another code path. Tokenisation is outside: ids in, ids out. Extra abilities are separate protocols, looked for
-with isinstance, so a small backend stays small.
+never another code path. Tokenisation is outside: ids in, ids out. Extra abilities are separate protocols, found with
+isinstance, so a small backend stays small.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Capabilities:
     max_temperature: float = float("inf")
     draft_temperature: bool = True  # draft T may differ from decode T
     truncation: bool = True  # top-k and top-p
-    schedules: bool = False  # decode T may change within a text
+    schedules: bool = False  # decode T may change within a generation
     adaptive_draft_length: bool = False  # k may change from round to round
     seeded: bool = True  # same request, same ids
     reports_rounds: bool = True
@@ -40,15 +40,15 @@ class Backend(Protocol):
     capabilities: Capabilities
 
     def generate(self, request: DecodeRequest) -> Generation:
-        """Decode one request. May return before asynchronous device work ends; `synchronize` waits for it."""
+        """Decode one request. It may return before asynchronous device work ends; `synchronize` waits for that."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until everything asked of the engine has finished."""
+        """Wait until all requested work has finished."""
         ...
 
     def settings(self) -> Mapping[str, Scalar]:
-        """Versions and options that belong in the record."""
+        """Return versions and options, for the record."""
         ...
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Replayable(Protocol):
-    """Can repeat a request with the instruments on: the same seed must give the same ids."""
+    """Can repeat a request with instruments: the same seed must give the same ids."""
 
     def replay(self, request: DecodeRequest) -> Replay: ...
 
@@ -68,32 +68,33 @@ class ForwardTimed(Protocol):
     """Can time its bare forwards (one model call each, synchronised), for the predicted gamma."""
 
     def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
-        """`samples` times one forward of each kind, alternating, behind a context of `context_length` tokens."""
+        """Time `samples` forwards of each kind, alternating, after a context of `context_length` tokens."""
         ...
 
 
 @runtime_checkable
 class NativeBaseline(Protocol):
-    """Stands on an engine that has a plain decode of its own, against which the AR arm must hold."""
+    """Uses an engine that also has a plain decode, with which the AR arm is compared."""
 
     def generate_natively(self, request: DecodeRequest) -> Generation: ...
 
 
 @runtime_checkable
 class Concurrent(Protocol):
-    """Can decode several texts at once, for gamma under load."""
+    """Can decode several requests at once, for gamma under load."""
 
     max_concurrency: int
 
     def generate_together(self, requests: Sequence[DecodeRequest]) -> tuple[Generation, ...]:
-        """Decode the requests, all given at the same moment; each Generation says when its last token came."""
+        """Decode the requests, all submitted at the same moment; each Generation has the time of its last token."""
         ...
 
 
 class BackendFactory(Protocol):
-    """What an entry point of the group `specheat.backends` names: loads a pair on a device.
+    """What an entry point of the group `specheat.backends` names: it loads a pair on a device.
 
-    Raises BackendUnavailable where a package, device or model is missing, ValueError for options it does not know.
+    Raises: BackendUnavailable: a package, device or model is missing
+            ValueError: an unknown option, or a wrong value
     """
 
     def __call__(self, pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Backend: ...

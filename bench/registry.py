@@ -1,34 +1,35 @@
-"""Find a backend by its name. Names come from entry points of the group `specheat.backends`, so a third party needs no change here.
+"""Find a backend by its name, without importing any other.
 
-Nothing is imported before it is requested.
+Names are entry points of the group `specheat.backends`, so a third party adds one without a change here.
 """
 
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BackendUnavailable
+from bench.errors import BackendUnavailable, first_line
 from bench.protocols import BackendFactory
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-_BACKENDS = "specheat.backends"
+_BACKENDS = "specheat.backends"  # group of entry points
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names of the installed backends, sorted."""
-    return tuple(sorted(_entry_points(_BACKENDS)))
+    """Return the names of the installed backends, sorted."""
+    return tuple(sorted(_installed()))
 
 
 def backend_factory(name: str) -> BackendFactory:
-    """The factory of an installed backend, or of any other given as "package.module:attribute".
+    """Return the factory of an installed backend, or of one given as "package.module:attribute".
 
     Raises:  ValueError: no such backend, or no such attribute
              BackendUnavailable: its module, or one that it needs, cannot be imported
     """
-    installed = _entry_points(_BACKENDS)
+    installed = _installed()
     if name in installed:
         return load_object(name, installed[name].value)
     if ":" in name:
@@ -39,26 +40,20 @@ def backend_factory(name: str) -> BackendFactory:
     raise ValueError(f"unknown backend {name!r}{hint} (known: {known}; or give package.module:attribute)")
 
 
-def _entry_points(group: str) -> dict[str, EntryPoint]:
+def _installed() -> dict[str, EntryPoint]:
     from importlib.metadata import entry_points
 
-    return {point.name: point for point in entry_points(group=group)}
+    return {point.name: point for point in entry_points(group=_BACKENDS)}
 
 
 def load_object(name: str, location: str) -> Any:
-    """The object at "package.module:attribute"; attributes may be dotted."""
-    from importlib import import_module
-
-    module_name, _, attribute = location.partition(":")
-    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+    """Import the object at "package.module:attribute"; the attribute may be dotted."""
+    module, _, attribute = location.partition(":")
+    if not attribute or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"expected package.module:attribute, got {location!r}")
     try:
-        found: Any = import_module(module_name)
+        return pkgutil.resolve_name(location)
     except (ImportError, OSError) as error:  # OSError: a shared library that cannot be opened
-        reason = str(error).partition("\n")[0]
-        raise BackendUnavailable(f"{name!r} cannot be imported from {module_name}: {reason}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{name!r}: expected an attribute {attribute!r} in {module_name}, found none")
-        found = getattr(found, part)
-    return found
+        raise BackendUnavailable(f"{name!r} cannot be imported from {module}: {first_line(error)}") from error
+    except AttributeError:
+        raise ValueError(f"{name!r}: expected an attribute {attribute!r} in {module}, found none") from None

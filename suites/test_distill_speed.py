@@ -21,7 +21,7 @@ from bench.records.environment import installed_version
 from bench.reporting.formats import terminal
 from bench.reporting.suites import distill_speed
 from distill.runs import trl_comparison
-from distill.runs.trl_comparison import LOSS, STATUS, Training
+from distill.runs.trl_arms import LOSS, STATUS, Training
 from distill.text.table import TextPlan, prompts_hash
 
 LIBRARIES = ("trl", "accelerate", "datasets")
@@ -77,24 +77,21 @@ def test_distill_speed(
 
     versions = {name: installed_version(name) for name in LIBRARIES}
     recorded = workload.recorded_pair
-    path = trl_comparison.store(
-        settings.results,
-        trl_comparison.SpeedRecord(
-            schema=trl_comparison.SCHEMA,
-            suite="distill_speed",
-            preset=settings.preset,
-            command=own_words(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            environment={**environment.capture(settings.device), **versions},
-            model_pair=recorded,
-            model_hashes=dict(workload.model_hashes),
-            prompt_set=workload.prompt_set,
-            prompts_hash=workload.prompts_hash,
-            loss=str(LOSS),
-            text=plan,
-            training=replace(training, target=recorded.target, draft=recorded.draft, text=""),
-            rounds=tuple(rounds.done),
-        ),
-    )
+    header = {
+        "schema": trl_comparison.SCHEMA,
+        "suite": "distill_speed",
+        "preset": settings.preset,
+        "command": own_words(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {**environment.capture(settings.device), **versions},
+        "model_pair": recorded,
+        "model_hashes": dict(workload.model_hashes),
+        "prompt_set": workload.prompt_set,
+        "prompts_hash": workload.prompts_hash,
+        "loss": str(LOSS),
+        "text": plan,
+        "training": replace(training, target=recorded.target, draft=recorded.draft, text=""),
+    }
+    path = trl_comparison.store(settings.results, header, rounds.done)
     with capsys.disabled():
         print(f"\n\n{path}\n\n{terminal(distill_speed.table(rounds.done))}\n")

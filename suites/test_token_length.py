@@ -15,7 +15,7 @@ from backends.certification import scoring, token_evidence
 from backends.models import checkpoints
 from bench.analysis.metrics import JOINT_RULES
 from bench.analysis.token_length import positions
-from bench.measurement.cells import cell_of, request_of, unsupported
+from bench.measurement.cells import first_cell, request_of, unsupported
 from bench.measurement.recording import Workload, utc_now
 from bench.options.settings import Settings
 from bench.progress import Meter
@@ -38,15 +38,11 @@ DEFAULTS = {
 def test_token_length(
     benchmark: Any, backend: Backend, settings: Settings, workload: Workload, capsys: pytest.CaptureFixture
 ) -> None:
+    first = first_cell(SUITE, backend.name, settings, workload)
+    drafted_at = settings.draft_temperatures[0]
     cells = {
-        temperature: cell_of(
-            SUITE,
-            backend.name,
-            settings=settings,
-            workload=workload,
-            temperature=temperature,
-            rule=settings.rules[0],
-            num_draft_tokens=settings.num_draft_tokens[0],
+        temperature: replace(
+            first, temperature=temperature, draft_temperature=temperature if drafted_at is None else drafted_at
         )
         for temperature in settings.temperatures
     }

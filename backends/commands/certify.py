@@ -161,17 +161,9 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
 
 def _requests(asked: Settings, workload: Workload) -> Iterator[tuple[int, int, DecodeRequest]]:
     """Yield prompt index, repeat and request: each prompt again and again with other seeds; at T = 0 once."""
-    from bench.measurement.cells import cell_of, request_of
+    from bench.measurement.cells import first_cell, request_of
 
-    cell = cell_of(
-        "certify",
-        asked.backends[0],
-        settings=asked,
-        workload=workload,
-        temperature=asked.temperatures[0],
-        rule=asked.rules[0],
-        num_draft_tokens=asked.num_draft_tokens[0],
-    )
+    cell = first_cell("certify", asked.backends[0], asked, workload)
     for repeat in itertools.count() if cell.temperature else (0,):
         for index, prompt_ids in enumerate(workload.prompt_ids):
             request = request_of(cell, prompt_ids, workload.end_token_ids)

@@ -14,7 +14,7 @@ import numpy as np
 from backends.doctor.check import Check
 from backends.doctor.installation import FAILURES, resolved
 from bench.analysis.metrics import spent
-from bench.measurement.cells import cell_of, request_of
+from bench.measurement.cells import first_cell, request_of
 from bench.measurement.timing import baseline_rounds, plan_baseline, warm_up
 from bench.options.arguments import from_options
 from bench.progress import Meter
@@ -90,18 +90,11 @@ def _requests(pair: ModelPair) -> tuple[DecodeRequest, ...]:
         defaults,
         chat_template="default" if checkpoints.tokenizer(pair).chat_template else "none",
         max_prompt_tokens=checkpoints.context_length(pair) - defaults.max_new_tokens - 1,
+        temperatures=(TEMPERATURE,),
         num_draft_tokens=(AUTOREGRESSIVE,),
     )
     workload = workloads.prepare(pair, sets.load(asked.prompts[0]), asked)
-    cell = cell_of(
-        "doctor",
-        "reference",
-        settings=asked,
-        workload=workload,
-        temperature=TEMPERATURE,
-        rule=asked.rules[0],
-        num_draft_tokens=AUTOREGRESSIVE,
-    )
+    cell = first_cell("doctor", "reference", asked, workload)
     return tuple(request_of(cell, prompt_ids, workload.end_token_ids) for prompt_ids in workload.prompt_ids)
 
 
@@ -158,12 +151,9 @@ def _rounds(
     """Run both arms of one prompt at a time, over all prompts again and again with new seeds."""
     for repeat in itertools.count():
         seed = derive_seed(0, "doctor", repeat)
-
-        def request_for(index: int, seed: int = seed) -> DecodeRequest:
-            return replace(requests[index], seed=seed)
-
-        orders = plan_baseline(len(requests), seed=seed, native=False)
-        rounds = baseline_rounds(backend, range(len(requests)), orders, request_for, on_triple=on_triple, clock=clock)
+        seeded = [replace(request, seed=seed) for request in requests]
+        orders = dict(enumerate(plan_baseline(len(requests), seed=seed, native=False)))
+        rounds = baseline_rounds(backend, orders, seeded, on_triple=on_triple, clock=clock)
         for _ in orders:
             rounds.setup()
             rounds.timed()

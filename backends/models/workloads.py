@@ -32,10 +32,10 @@ def prepare(
         system_prompt=settings.system_prompt,
         max_prompt_tokens=settings.max_prompt_tokens,
     )
-    encoded = formatting.encode(
+    prompt_ids = formatting.encode(prompts, tokenizer, prompt_format)
+    formatting.check_room(
         prompts,
-        tokenizer,
-        prompt_format,
+        prompt_ids,
         context_length=checkpoints.context_length(pair),
         max_new_tokens=settings.max_new_tokens,
         num_draft_tokens=max(settings.num_draft_tokens),
@@ -47,7 +47,7 @@ def prepare(
         prompt_set=prompts.name,
         prompts_hash=prompts.sha256,
         prompt_format=prompt_format.as_record(),
-        prompt_ids=tuple(prompt.ids for prompt in encoded),
+        prompt_ids=prompt_ids,
         end_token_ids=formatting.end_token_ids(pair),
         draft_card=pairs.draft_card(pair),
     )

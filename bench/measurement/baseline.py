@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from bench.measurement import timing
-from bench.measurement.cells import request_of
 from bench.measurement.recording import Recording, Workload
 from bench.measurement.timing import ArmRounds
 from bench.protocols import Backend, NativeBaseline
@@ -16,17 +16,17 @@ Baselines = dict[tuple[object, ...], dict[tuple[int, ...], BaselineTriple]]  # c
 HOTTEST = 1.0  # temperature
 
 
+@dataclass(frozen=True, slots=True)
 class Baseline:
     """Measures the baseline of a record once, on the prompts of its first workload.
 
     `known` holds what earlier suites of this session measured; what was measured under the same conditions is taken from there.
     """
 
-    def __init__(self, recording: Recording, backend: Backend, workload: Workload, known: Baselines) -> None:
-        self.recording = recording
-        self.backend = backend
-        self.workload = workload
-        self.known = known
+    recording: Recording
+    backend: Backend
+    workload: Workload
+    known: Baselines
 
     def take_over(self, cell: Cell) -> None:
         """Add to the record what an earlier suite of this session measured under the same conditions."""
@@ -36,12 +36,12 @@ class Baseline:
             if prompt_ids in known and index not in measured and self._is_first:
                 journal.append_baseline(replace(known[prompt_ids], prompt_index=index))
 
-    def rounds(self, cell: Cell, *, pairs_each: int) -> ArmRounds[TimedArm]:
+    def rounds(self, cell: Cell, requests: Sequence[DecodeRequest], *, pairs_each: int) -> ArmRounds[TimedArm]:
         """Return the rounds that the record still lacks, after a warm-up if there are any.
 
         The temperature is the hottest of the run, but at most 1, so that another seed gives other tokens.
 
-        Args: pairs_each: how many pairs the progress counts for one round
+        Args: requests: those of the cell, one for each prompt; pairs_each: how many pairs the progress counts for one round
         """
         journal, recording = self.recording.journal(self.backend), self.recording
         measured = {triple.prompt_index for triple in journal.measured.baseline}
@@ -49,9 +49,6 @@ class Baseline:
         native = isinstance(self.backend, NativeBaseline)
         orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
         left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
-
-        def request(index: int) -> DecodeRequest:
-            return request_of(cell, self.workload.prompt_ids[index], self.workload.end_token_ids)
 
         def on_triple(triple: BaselineTriple) -> None:
             journal.append_baseline(triple)
@@ -61,16 +58,11 @@ class Baseline:
             recording.end_round(self.backend, label)
 
         if left:
-            timing.warm_up(self.backend, request(0))
-        temperature = self._temperature
-        return timing.baseline_rounds(
-            self.backend,
-            tuple(left),
-            tuple(left.values()),
-            # The seed stays that of the cell, although its temperature is replaced.
-            lambda index: replace(request(index), temperature=temperature, draft_temperature=temperature, schedule=()),
-            on_triple=on_triple,
-        )
+            timing.warm_up(self.backend, requests[0])
+        # The seeds stay those of the cell, although its temperature is replaced.
+        hot = self._temperature
+        requests = [replace(each, temperature=hot, draft_temperature=hot, schedule=()) for each in requests]
+        return timing.baseline_rounds(self.backend, left, requests, on_triple=on_triple)
 
     @property
     def _is_first(self) -> bool:

@@ -5,42 +5,26 @@ from __future__ import annotations
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.protocols import Backend, Concurrent
-from bench.records.decoding import DecodeRequest, DraftLength, Schedule, derive_seed
+from bench.records.decoding import DecodeRequest, derive_seed
 from bench.records.runs import Cell
 
 
-def cell_of(
-    suite: str,
-    backend: str,
-    *,
-    settings: Settings,
-    workload: Workload,
-    temperature: float,
-    rule: str,
-    num_draft_tokens: int,
-    draft_temperature: float | None = None,
-    concurrency: int = 1,
-    draft_length: DraftLength = "constant",
-    schedule: Schedule = (),
-    options: tuple[tuple[str, str], ...] = (),
+def first_cell(
+    suite: str, backend: str, settings: Settings, workload: Workload, *, options: tuple[tuple[str, str], ...] = ()
 ) -> Cell:
-    """Return the identity of one measurement.
-
-    Args: draft_temperature: None: the one of the settings, which by default is the decode temperature
-    """
-    if draft_temperature is None:
-        draft_temperature = settings.draft_temperatures[0]
+    """Return the cell of the first temperature, rule and draft length of the settings; others are `replace`d from it."""
+    temperature, draft_temperature = settings.temperatures[0], settings.draft_temperatures[0]
     return Cell(
         suite=suite,
         backend=backend,
-        rule=rule,
+        rule=settings.rules[0],
         pair=workload.model_pair.name,
         draft=workload.recorded_pair.draft,
         dtype=workload.model_pair.dtype,
         device=settings.device,
         temperature=temperature,
         draft_temperature=temperature if draft_temperature is None else draft_temperature,
-        num_draft_tokens=num_draft_tokens,
+        num_draft_tokens=settings.num_draft_tokens[0],
         top_k=settings.top_k,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
@@ -52,9 +36,6 @@ def cell_of(
         chat_template=str(workload.prompt_format["chat_template"]),
         chat_template_hash=str(workload.prompt_format["chat_template_hash"]),
         seed=settings.seed,
-        concurrency=concurrency,
-        draft_length=draft_length,
-        schedule=schedule,
         inflation=workload.model_pair.inflation,
         options=tuple(sorted(options)),
     )
@@ -81,10 +62,10 @@ def request_of(cell: Cell, prompt_ids: tuple[int, ...], end_token_ids: tuple[int
 
 def unsupported(cell: Cell, backend: Backend) -> str | None:
     """Return why an engine cannot decode a cell; None if it can."""
-    able, concurrency = backend.capabilities, cell.concurrency
-    if concurrency > 1 and not isinstance(backend, Concurrent):
+    able = backend.capabilities
+    if cell.concurrency > 1 and not isinstance(backend, Concurrent):
         return "decodes one prompt at a time"
-    if isinstance(backend, Concurrent) and concurrency > backend.max_concurrency:
+    if isinstance(backend, Concurrent) and cell.concurrency > backend.max_concurrency:
         return f"decodes at most {backend.max_concurrency} prompts at once"
     if cell.rule not in able.rules:
         return f"has the rules {', '.join(sorted(able.rules))}, not {cell.rule}"

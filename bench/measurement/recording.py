@@ -39,19 +39,17 @@ class NotMeasured(Exception):
     """The cell is not measured: the engine cannot decode it, or the resumed run had finished it."""
 
 
+@dataclass(slots=True)
 class Recording:
     """The record of one suite on one backend. Runs on several drafts or prompt sets write it one after the other."""
 
-    def __init__(
-        self, suite: str, backend_name: str, *, settings: Settings, workloads: Sequence[Workload], meter: Meter
-    ) -> None:
-        self.suite = suite
-        self.backend_name = backend_name
-        self.settings = settings
-        self.workloads = workloads
-        self.meter = meter
-        self._journal: Journal | None = None
-        self._backend_settings: Mapping[str, Scalar] = {}
+    suite: str
+    backend_name: str
+    settings: Settings
+    workloads: Sequence[Workload]
+    meter: Meter
+    _journal: Journal | None = None
+    _backend_settings: Mapping[str, Scalar] = field(default_factory=dict)
 
     def journal(self, backend: Backend) -> Journal:
         """Return the journal, opened on first use; with --resume it is the newest unfinished one of the same experiment."""
@@ -101,7 +99,7 @@ class Recording:
     def end_round(self, backend: Backend, label: str) -> None:
         """Let other processes measure the same round, if there are any (`bench.measurement.turns`)."""
         num_triples = len(self.journal(backend).measured.baseline)
-        turns.pass_on(turns.Round(label, self.meter.done, num_triples, self.meter.total))
+        turns.pass_on(turns.Turn(label, self.meter.done, num_triples, self.meter.total))
 
     def leave(self, backend: Backend) -> None:
         """Record the backend's final settings before it closes."""

@@ -23,31 +23,27 @@ class Variant(NamedTuple):
 
 
 @dataclass(slots=True)
-class LoadedEngine:
-    """The engine that was loaded last: a suite that follows on the same pair need not load it again."""
-
-    key: tuple[object, ...] = ()
-    engine: Backend | None = None
-
-    def get(self, key: tuple[object, ...], load: Callable[[], Backend]) -> Backend:
-        """Return the engine of this key. The one before is closed first, so that two are never in memory."""
-        if self.engine is None or key != self.key:
-            self.close()
-            self.engine, self.key = load(), key
-        return self.engine
-
-    def close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
-        self.engine = None
-
-
-@dataclass(frozen=True, slots=True)
 class Session:
     """What one command measures, checked, and what its suites pass on to each other."""
 
     workloads: Mapping[Settings, Mapping[Variant, Workload]]  # suites with the same settings share them
     meter: Meter
     log: SessionLog
-    loaded: LoadedEngine = field(default_factory=LoadedEngine)
     baselines: Baselines = field(default_factory=dict)
+    _engine: tuple[tuple[object, ...], Backend] | None = None
+
+    def engine(self, key: tuple[object, ...], load: Callable[[], Backend]) -> Backend:
+        """Return the engine of this key: the one loaded last, or else a new one.
+
+        The one before is closed first, so that two are never in memory.
+        """
+        if self._engine is None or key != self._engine[0]:
+            self.close()
+            self._engine = key, load()
+        return self._engine[1]
+
+    def close(self) -> None:
+        """Close the engine that is loaded, if any."""
+        if self._engine is not None:
+            self._engine[1].close()
+        self._engine = None

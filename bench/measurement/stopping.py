@@ -16,7 +16,7 @@ from bench.options.settings import Stopping
 from bench.records.runs import Cell, CellRecord, TimedPair
 
 if TYPE_CHECKING:
-    from bench.statistics.intervals import RatioInterval
+    from bench.statistics.intervals import Interval
 
 LEAST_PROMPTS = 10
 CONFIDENCE = 0.97
@@ -32,6 +32,6 @@ def reason_to_stop(stopping: Stopping, cell: Cell, pairs: Sequence[TimedPair], *
     return TIME if stopping.budget_s is not None and pairs and elapsed_s >= stopping.budget_s else ""
 
 
-def half_width(interval: RatioInterval) -> float:
+def half_width(interval: Interval) -> float:
     """Return half the width of an interval on the log scale: 0.02 is about 2 % in either direction."""
     return math.log(interval.high / interval.low) / 2 if interval.low > 0 else math.inf

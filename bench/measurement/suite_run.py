@@ -15,7 +15,7 @@ import msgspec
 from bench.analysis.verdict import verdict_of
 from bench.measurement import timing, turns
 from bench.measurement.baseline import Baseline, Baselines
-from bench.measurement.cells import cell_of, check_cell_schedule, request_of, unsupported
+from bench.measurement.cells import check_cell_schedule, first_cell, request_of, unsupported
 from bench.measurement.recording import NotMeasured, Recording, Workload, utc_now
 from bench.measurement.stopping import reason_to_stop
 from bench.measurement.timing import ArmRounds
@@ -45,6 +45,8 @@ class SuiteRun:
         self.workload = workload
         self.score = score
         self.baseline = Baseline(recording, backend, workload, baselines)
+        options = self.settings.options_of(recording.backend_name)
+        self.cell = first_cell(recording.suite, backend.name, self.settings, workload, options=options)
 
     @property
     def journal(self) -> Journal:
@@ -73,11 +75,10 @@ class SuiteRun:
         Raises: NotMeasured: nothing is to be done; the message gives the reason
         """
         _check_enabled(benchmark)
-        cell = self._cell(
-            temperature=temperature,
+        cell = replace(
+            self._cell_at(temperature, draft_temperature),
             rule=rule,
             num_draft_tokens=num_draft_tokens,
-            draft_temperature=draft_temperature,
             concurrency=concurrency,
             draft_length=draft_length,
             schedule=schedule,
@@ -100,29 +101,21 @@ class SuiteRun:
         Raises: as `measure`
         """
         _check_enabled(benchmark)
-        cell = self._cell(
-            temperature=max(self.settings.temperatures),
-            rule=self.settings.rules[0],
-            num_draft_tokens=self.settings.num_draft_tokens[0],
-        )
-        rounds = self.baseline.rounds(cell, pairs_each=1)
+        cell = self._cell_at(max(self.settings.temperatures), None)
+        rounds = self.baseline.rounds(cell, self._requests(cell), pairs_each=1)
         if not rounds.orders:
             raise NotMeasured(f"{self.backend.name} baseline: measured before the interruption")
-        self._run_pedantic(benchmark, rounds, cell)
+        self._run_pedantic(benchmark, rounds)
 
-    def _cell(self, **identity: Any) -> Cell:
-        recording = self.recording
-        return cell_of(
-            recording.suite,
-            self.backend.name,
-            settings=self.settings,
-            workload=self.workload,
-            options=self.settings.options_of(recording.backend_name),
-            **identity,
-        )
+    def _cell_at(self, temperature: float, draft_temperature: float | None) -> Cell:
+        if draft_temperature is None:
+            draft_temperature = self.settings.draft_temperatures[0]
+        draft_temperature = temperature if draft_temperature is None else draft_temperature
+        return replace(self.cell, temperature=temperature, draft_temperature=draft_temperature)
 
-    def _request(self, cell: Cell, prompt_index: int) -> DecodeRequest:
-        return request_of(cell, self.workload.prompt_ids[prompt_index], self.workload.end_token_ids)
+    def _requests(self, cell: Cell) -> tuple[DecodeRequest, ...]:
+        ends = self.workload.end_token_ids
+        return tuple(request_of(cell, prompt_ids, ends) for prompt_ids in self.workload.prompt_ids)
 
     def _check_wanted(self, cell: Cell) -> None:
         """Raise NotMeasured where the engine cannot decode the cell, or a resumed run had measured it."""
@@ -136,19 +129,20 @@ class SuiteRun:
 
     def _measured(self, benchmark: Any, cell: Cell, started: str) -> CellRecord:
         """Go through the steps of a cell, and note the wall-clock seconds of each."""
+        requests = self._requests(cell)
         pairs = whole_groups(self.journal.measured.pairs.get(cell, ()), cell.concurrency)
         self.peak_memory_bytes = 0
         turns.wait_for_others()
         whole = not pairs and not turns.are_taken()  # else the wall-clock seconds are not those of this cell
         laps = [time.perf_counter()]
         self.baseline.take_over(cell)
-        self.baseline.rounds(cell, pairs_each=0).run_all()
+        self.baseline.rounds(cell, requests, pairs_each=0).run_all()
         laps.append(time.perf_counter())
-        warmup_s, settled = timing.warm_up(self.backend, self._request(cell, 0), concurrency=cell.concurrency)
+        warmup_s, settled = timing.warm_up(self.backend, requests[0], concurrency=cell.concurrency)
         self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
         laps.append(time.perf_counter())
         throttle = set(machine.throttle_reasons(cell.device))
-        stopped = self._measure_pairs(benchmark, cell, pairs, throttle)
+        stopped = self._measure_pairs(benchmark, cell, requests, pairs, throttle)
         laps.append(time.perf_counter())
         evidence = self.score(cell, pairs) if self.score else None
         laps.append(time.perf_counter())
@@ -167,7 +161,14 @@ class SuiteRun:
             stopped=stopped,
         )
 
-    def _measure_pairs(self, benchmark: Any, cell: Cell, pairs: list[TimedPair], throttle: set[str]) -> str:
+    def _measure_pairs(
+        self,
+        benchmark: Any,
+        cell: Cell,
+        requests: Sequence[DecodeRequest],
+        pairs: list[TimedPair],
+        throttle: set[str],
+    ) -> str:
         """Measure what is missing from `pairs` and append it; add to `throttle` what throttled meanwhile.
 
         Returns: why the cell ended before its last pair; empty if it did not
@@ -195,7 +196,7 @@ class SuiteRun:
         rounds = timing.pair_rounds(
             self.backend,
             plans,
-            lambda index: self._request(cell, index),
+            requests,
             on_pairs=on_pairs,
             instrument_every=self.settings.instrument_every,
         )
@@ -204,7 +205,7 @@ class SuiteRun:
         )
         if plans:
             with suppress(_Enough):
-                self._run_pedantic(benchmark, rounds, cell)
+                self._run_pedantic(benchmark, rounds)
         left = cell.num_prompts * cell.repeats - len(pairs) // concurrency
         if stopped and left:
             self.meter.step(left, label=cell.label)
@@ -216,8 +217,8 @@ class SuiteRun:
         )
         return stopped if left else ""
 
-    def _run_pedantic(self, benchmark: Any, rounds: ArmRounds[Any], cell: Cell) -> None:
-        benchmark.group = f"{self.recording.suite} {cell.pair}"
+    def _run_pedantic(self, benchmark: Any, rounds: ArmRounds[Any]) -> None:
+        benchmark.group = f"{self.cell.suite} {self.cell.pair}"
         benchmark.pedantic(
             rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
         )

@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from bench.measurement import turns
 from bench.protocols import Backend, Clock, Concurrent, ForwardTimed, NativeBaseline, Replayable
-from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ForwardSeconds, Generation, derive_seed
+from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ForwardSeconds, Generation, Replay, derive_seed
 from bench.records.runs import BaselineTriple, Order, TimedArm, TimedPair
 
 T = TypeVar("T")
@@ -46,20 +46,27 @@ def uninstrumented() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Timed(Generic[T]):
-    """What a call returned, when it started, and its seconds without those in which this process was stopped."""
+    """What a call returned, when it started, how long it took, and when this process was stopped meanwhile."""
 
     returned: T
     start: float
-    end: float
+    seconds: float
     pauses: turns.Pauses
 
-    def own(self, seconds: float) -> float:
-        """Return so many seconds since `start`, minus pauses."""
-        return seconds - self.pauses.between(self.start, self.start + seconds)
+    def arm(self, request: DecodeRequest, generation: Generation, seconds: float) -> TimedArm:
+        """Return the arm of a generation that ended so many seconds after the start. Pauses do not count."""
+        first_token_s = generation.first_token_s
+        return TimedArm(
+            seed=request.seed,
+            seconds=self._without_pauses(seconds),
+            first_token_s=None if first_token_s is None else self._without_pauses(first_token_s),
+            token_ids=generation.token_ids,
+            finish_reason=generation.finish_reason,
+            rounds=generation.rounds,
+        )
 
-    @property
-    def seconds(self) -> float:
-        return self.own(self.end - self.start)
+    def _without_pauses(self, seconds: float) -> float:
+        return seconds - self.pauses.between(self.start, self.start + seconds)
 
 
 def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_side: bool) -> _Timed[T]:
@@ -70,7 +77,7 @@ def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_sid
         returned = call()
         backend.synchronize()  # `call` may return before the device has finished
         end = clock()
-    return _Timed(returned, start, end, pauses)
+    return _Timed(returned, start, end - start, pauses)
 
 
 def time_call(
@@ -86,7 +93,7 @@ def time_call(
     Args: side_by_side: alternate in slices with the same call of other processes, if there are any (`bench.measurement.turns`)
     """
     timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side)
-    return _timed_arm(request, timed.returned, timed.seconds, timed)
+    return timed.arm(request, timed.returned, timed.seconds)
 
 
 def time_together(
@@ -105,26 +112,15 @@ def time_together(
     if not isinstance(backend, Concurrent):
         raise ValueError(f"backend {backend.name} decodes one prompt at a time")
     timed = _timed(backend, partial(backend.generate_together, requests), clock, side_by_side=side_by_side)
-    seconds = timed.end - timed.start
-    last = [generation.last_token_s for generation in timed.returned]
-    if not all(one is not None and 0 < one <= seconds for one in last):
-        raise ValueError(f"expected last tokens within the {seconds:.3f} s of the call, {backend.name} reports {last}")
-    return tuple(
-        _timed_arm(request, generation, timed.own(generation.last_token_s or seconds), timed)
-        for request, generation in zip(requests, timed.returned, strict=True)
-    )
-
-
-def _timed_arm(request: DecodeRequest, generation: Generation, seconds: float, timed: _Timed[Any]) -> TimedArm:
-    first_token_s = generation.first_token_s
-    return TimedArm(
-        seed=request.seed,
-        seconds=seconds,
-        first_token_s=None if first_token_s is None else timed.own(first_token_s),
-        token_ids=generation.token_ids,
-        finish_reason=generation.finish_reason,
-        rounds=generation.rounds,
-    )
+    arms = []
+    for request, generation in zip(requests, timed.returned, strict=True):
+        last = generation.last_token_s
+        if last is None or not 0 < last <= timed.seconds:
+            raise ValueError(
+                f"expected last tokens within the {timed.seconds:.3f} s of the call, {backend.name} reports {last}"
+            )
+        arms.append(timed.arm(request, generation, last))
+    return tuple(arms)
 
 
 def autoregressive(request: DecodeRequest) -> DecodeRequest:
@@ -168,7 +164,8 @@ def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 
     """Return a plan with every prompt `repeats` times: half of the pairs AR first (to within one), in a seeded order.
 
     The order alternates between the repeats of one prompt, so that a drift of the machine does not favour one arm. With
-    concurrency, round i decodes the prompts i, i + 1, ... (modulo their number), so every prompt is decoded `repeats * concurrency` times.
+    concurrency, round i decodes the prompts i, i + 1, ... (modulo their number), and every prompt is decoded
+    `repeats * concurrency` times.
     """
     orders: list[Order] = ["ar_first", "sd_first"]
     flips = [index % 2 for index in range(num_prompts)]
@@ -191,6 +188,7 @@ def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[s
     return tuple(orders[index % len(orders)] for index in range(num_prompts))
 
 
+@dataclass(slots=True)
 class ArmRounds(Generic[T]):
     """Several arms per round, run by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
 
@@ -198,20 +196,12 @@ class ArmRounds(Generic[T]):
     those after it in `teardown`. Our own clock times all arms in the same way.
     """
 
-    def __init__(
-        self,
-        orders: Sequence[Sequence[str]],
-        *,
-        timed_arm: str,
-        run_arm: Callable[[int, str], T],
-        on_round: Callable[[int, Mapping[str, T]], None],
-    ) -> None:
-        self.orders = orders
-        self.timed_arm = timed_arm
-        self.run_arm = run_arm
-        self.on_round = on_round
-        self.index = -1
-        self.arms: dict[str, T] = {}
+    orders: Sequence[Sequence[str]]
+    run_arm: Callable[[int, str], T]  # of the round with this index
+    on_round: Callable[[int, Mapping[str, T]], None]
+    timed_arm: str
+    index: int = -1
+    arms: dict[str, T] = field(default_factory=dict)
 
     def setup(self) -> None:
         self.index += 1
@@ -242,7 +232,7 @@ class ArmRounds(Generic[T]):
 def pair_rounds(
     backend: Backend,
     plans: Sequence[PairPlan],
-    request_for: Callable[[int], DecodeRequest],
+    requests: Sequence[DecodeRequest],
     *,
     on_pairs: Callable[[tuple[TimedPair, ...]], None],
     instrument_every: int = 1,
@@ -250,12 +240,12 @@ def pair_rounds(
 ) -> ArmRounds[tuple[TimedArm, ...]]:
     """Return the pairs of one cell as rounds; `on_pairs` receives the pairs of each.
 
-    Args:    request_for: returns the speculative request of a prompt, with the cell's seed, from which each arm derives another
+    Args:    requests: the speculative request of each prompt, with the cell's seed, from which each arm derives another
              instrument_every: 4 for bare forwards and a replay after every fourth pair, which take as long as an arm; 0: never
     """
 
     def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
-        request = request_for(text[0])
+        request = requests[text[0]]
         request = replace(request, seed=derive_seed(request.seed, *text, arm))
         return request if arm == "sd" else autoregressive(request)
 
@@ -265,61 +255,55 @@ def pair_rounds(
 
     def on_round(index: int, arms: Mapping[str, tuple[TimedArm, ...]]) -> None:
         plan = plans[index]
+        alone = len(plan.texts) == 1
         pairs = []
         for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
-            request = seeded(text, "sd")
-            # Forwards get slower with the context. The middle of what was just decoded is the mean context of the arms.
-            context_length = len(request.prompt_ids) + len(sd.token_ids) // 2
-            alone = len(plan.texts) == 1
-            instrumented = instrument_every > 0 and sum(text) % instrument_every == 0
-            pairs.append(
-                TimedPair(
-                    *text,
-                    plan.order,
-                    ar,
-                    sd,
-                    # Bare forwards of one generation do not predict a batch.
-                    forwards=_forwards(backend, request, context_length) if alone and instrumented else (),
-                    replay=backend.replay(request) if instrumented and isinstance(backend, Replayable) else None,
-                    group=None if alone else plan.texts[0][0],
-                )
-            )
+            forwards: tuple[ForwardSeconds, ...] = ()
+            replay: Replay | None = None
+            if instrument_every > 0 and sum(text) % instrument_every == 0:
+                request = seeded(text, "sd")
+                if alone and isinstance(
+                    backend, ForwardTimed
+                ):  # bare forwards of one generation do not predict a batch
+                    # Forwards get slower with the context; the middle of the generation is its mean.
+                    length = len(request.prompt_ids) + len(sd.token_ids) // 2
+                    forwards = backend.time_forwards(request, context_length=length, samples=FORWARD_SAMPLES)
+                replay = backend.replay(request) if isinstance(backend, Replayable) else None
+            group = None if alone else plan.texts[0][0]
+            pairs.append(TimedPair(*text, plan.order, ar, sd, forwards, replay, group))
         on_pairs(tuple(pairs))
 
     orders = [("ar", "sd") if plan.order == "ar_first" else ("sd", "ar") for plan in plans]
-    return ArmRounds(orders, timed_arm="sd", run_arm=run_arm, on_round=on_round)
+    return ArmRounds(orders, run_arm, on_round, timed_arm="sd")
 
 
 def baseline_rounds(
     backend: Backend,
-    prompt_indices: Sequence[int],
-    orders: Sequence[tuple[str, ...]],
-    request_for: Callable[[int], DecodeRequest],
+    orders: Mapping[int, tuple[str, ...]],
+    requests: Sequence[DecodeRequest],
     *,
     on_triple: Callable[[BaselineTriple], None],
     clock: Clock = time.perf_counter,
 ) -> ArmRounds[TimedArm]:
-    """Return rounds without speculation: each prompt twice by the AR arm, and once by the engine's own plain decode, if any."""
+    """Return rounds without speculation: each prompt twice by the AR arm, and once by the engine's own plain decode, if any.
+
+    Args:    orders: of the arms, by the index of the prompt; requests: one for each prompt, with the cell's seed
+    """
+    prompts = tuple(orders)
 
     def run_arm(index: int, arm: str) -> TimedArm:
-        request = autoregressive(request_for(prompt_indices[index]))
+        prompt = prompts[index]
+        request = autoregressive(requests[prompt])
         call = backend.generate
         if arm == "native":
             if not isinstance(backend, NativeBaseline):
                 raise ValueError(f"backend {backend.name} has no plain decode beside its AR arm")
             call = backend.generate_natively
-        request = replace(request, seed=derive_seed(request.seed, prompt_indices[index], arm))
+        request = replace(request, seed=derive_seed(request.seed, prompt, arm))
         return time_call(backend, call, request, clock, side_by_side=True)
 
     def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
-        on_triple(
-            BaselineTriple(prompt_indices[index], orders[index], arms["ar"], arms["ar_again"], arms.get("native"))
-        )
+        prompt = prompts[index]
+        on_triple(BaselineTriple(prompt, orders[prompt], arms["ar"], arms["ar_again"], arms.get("native")))
 
-    return ArmRounds(orders, timed_arm="ar", run_arm=run_arm, on_round=on_round)
-
-
-def _forwards(backend: Backend, request: DecodeRequest, context_length: int) -> tuple[ForwardSeconds, ...]:
-    if not isinstance(backend, ForwardTimed):
-        return ()
-    return backend.time_forwards(request, context_length=context_length, samples=FORWARD_SAMPLES)
+    return ArmRounds(tuple(orders.values()), run_arm, on_round, timed_arm="ar")

@@ -1,4 +1,4 @@
-"""What a run was asked to do: the options that every suite shares, and the presets.
+"""The settings of a run: the options that every suite shares, and the presets.
 
 An option has one name everywhere: on the command line (--num-draft-tokens), here (num_draft_tokens), in records and in tables.
 An option that is not given takes the preset's value, or the default here. A suite may have other defaults.

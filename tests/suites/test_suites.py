@@ -1,4 +1,4 @@
-"""The suites as a user runs them: pytest in a process of its own, on a tiny pair."""
+"""The suites as a user runs them: pytest in a separate process, on a tiny pair."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.records import files, journal
 from bench.reporting import repeat
 from bench.reporting.suite_page import further_tables
 from bench.reporting.suites import virtual_scale
+from tests.support import ROOT
 from tests.support.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_llama
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # a resumed run must find the threads it had
 GRID = "suites/test_temperature_grid.py"
 SMALL = ("--preset", "smoke", "--num-prompts", "6", "--max-new-tokens", "16", "--chat-template", "none")
@@ -124,7 +124,7 @@ def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: 
     cold = benchmarks["test_temperature_grid[reference-T0-rejection-k2]"]
     pairs = grid.cells[0].pairs
     assert cold["stats"]["rounds"] == 6
-    # Both clocks bracket the same call; ours starts behind the first synchronisation.
+    # Both clocks bracket the same call; ours starts after the first synchronisation.
     assert sum(cold["stats"]["data"]) == pytest.approx(sum(p.sd.seconds for p in pairs), rel=0.05)
     assert cold["extra_info"]["sd_tokens"] == sum(len(p.sd.token_ids) for p in pairs)
 
@@ -148,9 +148,19 @@ def test_pytest_benchmarks_compare_fail_and_histogram_work_on_the_suites(
 def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
     pair: tuple[str, ...], tmp_path: Path
 ) -> None:
-    asked = (GRID, *pair, *SMALL, "--max-new-tokens", "100", "--results", str(tmp_path), "--temperatures", "0,0.5,1")
+    arguments = (
+        GRID,
+        *pair,
+        *SMALL,
+        "--max-new-tokens",
+        "100",
+        "--results",
+        str(tmp_path),
+        "--temperatures",
+        "0,0.5,1",
+    )
     process = subprocess.Popen(
-        [*HEED_CTRL_C, *command(*asked)],
+        [*HEED_CTRL_C, *command(*arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -170,7 +180,7 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
     kept.close()
     first_cell = next(iter(kept.measured.finished.values()))
 
-    done = run(*asked, "--resume")
+    done = run(*arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measured before the interruption" in done.stdout
     (record,) = files.load_runs(tmp_path)
@@ -187,9 +197,9 @@ def test_what_an_interruption_left_open_is_no_error_when_the_run_ends(pair: tupl
         "def pytest_unconfigure(config):\n"  # where pytest looks for the last time
         "    Broken()\n"
     )
-    asked = (GRID, *pair, *SMALL, "--plan", "--results", str(tmp_path), "-p", "leaves_open")
+    arguments = (GRID, *pair, *SMALL, "--plan", "--results", str(tmp_path), "-p", "leaves_open")
     done = subprocess.run(
-        command(*asked),
+        command(*arguments),
         capture_output=True,
         text=True,
         check=False,
@@ -199,10 +209,19 @@ def test_what_an_interruption_left_open_is_no_error_when_the_run_ends(pair: tupl
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_run_of_several_suites_goes_on_behind_those_that_were_finished(pair: tuple[str, ...], tmp_path: Path) -> None:
-    asked = ("suites/test_out_of_range.py", GRID, *pair, *SMALL, "--temperatures", "0,1", "--results", str(tmp_path))
+def test_a_run_of_several_suites_goes_on_after_those_that_were_finished(pair: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = (
+        "suites/test_out_of_range.py",
+        GRID,
+        *pair,
+        *SMALL,
+        "--temperatures",
+        "0,1",
+        "--results",
+        str(tmp_path),
+    )
     process = subprocess.Popen(
-        [*HEED_CTRL_C, *command(*asked)],
+        [*HEED_CTRL_C, *command(*arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -218,7 +237,7 @@ def test_a_run_of_several_suites_goes_on_behind_those_that_were_finished(pair: t
     said, _ = process.communicate()
     assert process.returncode == pytest.ExitCode.INTERRUPTED, said
 
-    done = run(*asked, "--resume")
+    done = run(*arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 skipped" in done.stdout
     suites = [record.suite for record in files.load_runs(tmp_path)]
@@ -226,13 +245,13 @@ def test_a_run_of_several_suites_goes_on_behind_those_that_were_finished(pair: t
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_inflated_target_has_a_record_of_its_own_and_the_same_acceptance(
+def test_an_inflated_target_has_a_separate_record_and_the_same_acceptance(
     pair: tuple[str, ...], tmp_path: Path
 ) -> None:
     shape = "layers=4,hidden=64"
-    asked = [*pair, *SMALL, "--temperatures", "1", "--ignore-end-token", "--dtype", "float32"]
+    arguments = [*pair, *SMALL, "--temperatures", "1", "--ignore-end-token", "--dtype", "float32"]
     done = run(
-        "suites/test_virtual_scale.py", *asked, "--inflate", "none", "--inflate", shape, "--results", str(tmp_path)
+        "suites/test_virtual_scale.py", *arguments, "--inflate", "none", "--inflate", shape, "--results", str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     small, large = sorted(files.load_runs(tmp_path), key=lambda record: len(record.model_pair.name))
@@ -253,9 +272,9 @@ def test_an_inflated_target_has_a_record_of_its_own_and_the_same_acceptance(
 def test_drafts_and_prompt_sets_share_a_record_and_one_baseline(pair: tuple[str, ...], tmp_path: Path) -> None:
     other = save_checkpoint(nearby(tiny_llama(seed=1), seed=3, noise=0.2), tmp_path / "other")
     prompts = [write(tmp_path / f"{name}.txt", f"{name} w4\n" * 3 + "w5 w6\nw7 w8\nw9 w3\n") for name in ("w3", "w8")]
-    asked = [*pair, "--draft", other, *SMALL, "--temperatures", "1", "--results", str(tmp_path / "results")]
-    asked += [word for path in prompts for word in ("--prompts", path)]
-    done = run("suites/test_kd_grid.py", *asked)
+    arguments = [*pair, "--draft", other, *SMALL, "--temperatures", "1", "--results", str(tmp_path / "results")]
+    arguments += [word for path in prompts for word in ("--prompts", path)]
+    done = run("suites/test_kd_grid.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = files.load_runs(tmp_path / "results")
     measured = {(cell.cell.draft, cell.cell.prompt_set): cell for cell in record.cells}
@@ -274,11 +293,11 @@ def test_models_that_go_by_one_name_are_refused(pair: tuple[str, ...], tmp_path:
 
 
 def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...], tmp_path: Path) -> None:
-    """In the end table too. The engines that decode one text at a time leave the suite of loads out."""
+    """In the closing table too. Engines that decode one prompt at a time skip the suite of loads."""
     backends = ("reference", "assisted", "assisted-default")
-    asked = [word for name in backends for word in ("--backend", name)]
+    arguments = [word for name in backends for word in ("--backend", name)]
     done = run(
-        "suites/test_backends.py", "suites/test_concurrency.py", *asked, *pair, *SMALL, "--results", str(tmp_path)
+        "suites/test_backends.py", "suites/test_concurrency.py", *arguments, *pair, *SMALL, "--results", str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     runs = files.load_runs(tmp_path)
@@ -286,7 +305,7 @@ def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...],
     assert all(record.error is None and len(record.pairs) == 6 for run in runs for record in run.cells)
     assert [len(run.cells) for run in runs] == [2, 2, 2]
     assert "backends side by side" in done.stdout
-    assert "decodes one text at a time" in done.stdout
+    assert "decodes one prompt at a time" in done.stdout
 
 
 def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tmp_path: Path) -> None:
@@ -307,7 +326,7 @@ def test_a_suite_has_its_own_defaults_and_fewer_prompts_are_no_error(pair: tuple
     assert "8 cells of 3 pairs (3 prompts x 1) of 36 tokens" in done.stdout
     done = run("suites/test_draft_length.py", *pair, *where, "--num-draft-tokens", "5", "--temperatures", "0.5")
     assert "test_draft_length[reference-T0.5-rejection-k5]" in done.stdout
-    assert "2 cells of 3 pairs" in done.stdout  # k as asked, and k at most
+    assert "2 cells of 3 pairs" in done.stdout  # k as requested, and k at most
 
 
 def write(path: Path, text: str) -> str:
@@ -347,11 +366,11 @@ def test_bad_input_is_one_line_and_a_nonzero_exit(
     chosen = () if "--pair" in arguments else pair
     if "--draft" in arguments:
         chosen = pair[:2]
-    asked = [str(ROOT / GRID), *chosen, *SMALL, "--results", str(tmp_path / "results"), *arguments]
+    arguments = [str(ROOT / GRID), *chosen, *SMALL, "--results", str(tmp_path / "results"), *arguments]
     capfd.readouterr()
     # In this process, where torch is loaded already; bench is too, which pytest would warn of.
     quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-    status = pytest.main(["--benchmark-only", "-p", "no:cacheprovider", *quiet, *asked])
+    status = pytest.main(["--benchmark-only", "-p", "no:cacheprovider", *quiet, *arguments])
     said = "".join(capfd.readouterr())
     assert status == pytest.ExitCode.USAGE_ERROR
     assert len([line for line in said.splitlines() if complaint in line]) == 1, said

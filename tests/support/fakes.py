@@ -10,7 +10,7 @@ from bench.records.decoding import DecodeRequest, Generation, Round, Scalar
 
 
 class FakeClock:
-    """Seconds that pass only when somebody lets them."""
+    """Seconds that pass only when a test lets them."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -20,7 +20,7 @@ class FakeClock:
 
 
 class AsynchronousFake:
-    """Queues its work and returns at once; the clock moves only in `synchronize`, as on a device of its own.
+    """Queues its work and returns at once; the clock moves only in `synchronize`, as on an asynchronous device.
 
     An AR token takes `ar_s` seconds, a round `round_s` and gives 2 tokens.
     """
@@ -65,7 +65,7 @@ class AsynchronousFake:
 
 
 class ConcurrentFake(AsynchronousFake):
-    """Takes several requests at once and works them off one behind the other; `late_s` is added to what it says."""
+    """Takes several requests at once and decodes them one after the other; `late_s` is added to the times that it reports."""
 
     max_concurrency = 8
 

@@ -1,4 +1,4 @@
-"""What an interrupted run had finished is known to the same command, and to no other."""
+"""The same command, and no other, finds what an interrupted run had finished."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.measurement.session_log import FILE, SessionLog
 COMMAND = ("--benchmark-only", "suites/")
 
 
-def test_the_same_command_goes_on_and_another_starts_anew(tmp_path: Path) -> None:
+def test_the_same_command_goes_on_and_another_starts_from_the_beginning(tmp_path: Path) -> None:
     log = SessionLog(tmp_path / "results", COMMAND, ())
     log.add(["suites/test_a.py::test_a"])
     log.add(["suites/test_b.py::test_b[x]"])

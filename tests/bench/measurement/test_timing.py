@@ -17,6 +17,7 @@ from bench.records.runs import TimedPair
 from tests.support.fakes import AsynchronousFake, ConcurrentFake, FakeClock
 
 REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
+REQUESTS = (REQUEST,) * 6
 
 
 def test_a_timed_call_waits_for_the_work_it_asked_for() -> None:
@@ -32,7 +33,7 @@ def test_a_timed_call_does_not_pay_for_work_queued_before_it() -> None:
     assert timing.time_call(backend, backend.generate, REQUEST, clock).seconds == 5 * 3.0
 
 
-def test_instrumentation_is_paused_inside_a_timed_call_and_restored_behind_it() -> None:
+def test_instrumentation_is_paused_inside_a_timed_call_and_restored_after_it() -> None:
     clock = FakeClock()
     backend = AsynchronousFake(clock)
     seen = []
@@ -80,7 +81,7 @@ def test_warm_up_goes_on_until_the_series_stops_falling() -> None:
     assert len(series) > 2 * timing.WARMUP_WINDOW
 
 
-def test_a_series_that_never_settles_is_said_to_be_unsettled() -> None:
+def test_a_series_that_never_settles_is_reported_as_unsettled() -> None:
     clock = FakeClock()
     backend = AsynchronousFake(clock, slowness=lambda call: 0.8 ** (call // 2))
     series, settled = timing.warm_up(backend, REQUEST, clock=clock)
@@ -107,12 +108,12 @@ def test_with_concurrency_every_prompt_comes_equally_often_and_no_text_twice() -
     assert len(timing.plan_pairs(2, 1, seed=1, concurrency=5)[0].texts) == 5  # more than there are prompts
 
 
-def test_texts_decoded_together_have_seconds_of_their_own_and_make_one_cluster() -> None:
+def test_texts_decoded_together_have_separate_seconds_and_make_one_cluster() -> None:
     clock = FakeClock()
     backend = ConcurrentFake(clock)
     plans = timing.plan_pairs(4, 1, seed=0, concurrency=2)
     pairs: list[TimedPair] = []
-    timing.pair_rounds(backend, plans, lambda _: REQUEST, on_pairs=pairs.extend, clock=clock).run_all()
+    timing.pair_rounds(backend, plans, REQUESTS, on_pairs=pairs.extend, clock=clock).run_all()
     assert [len(calls) for calls in backend.together] == [2] * 8
     assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs[:2]] == [(20.0, 15.0), (40.0, 30.0)]
     assert Counter(map(metrics.cluster, pairs)) == {0: 2, 1: 2, 2: 2, 3: 2}
@@ -137,12 +138,12 @@ class InstrumentedFake(AsynchronousFake):
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_instruments_stand_behind_every_nth_prompt_and_each_prompt_has_them_in_some_repeat(every: int) -> None:
+def test_instruments_follow_every_nth_prompt_and_each_prompt_has_them_in_some_repeat(every: int) -> None:
     clock = FakeClock()
     backend = InstrumentedFake(clock)
     pairs: list[TimedPair] = []
     rounds = timing.pair_rounds(
-        *(backend, timing.plan_pairs(6, 3, seed=0), lambda _: REQUEST),
+        *(backend, timing.plan_pairs(6, 3, seed=0), REQUESTS),
         on_pairs=pairs.extend,
         instrument_every=every,
         clock=clock,
@@ -181,7 +182,7 @@ def test_pairs_run_both_arms_adjacent_in_the_planned_order_with_the_right_arm_un
     backend = AsynchronousFake(clock)
     plans = timing.plan_pairs(4, 1, seed=0)
     pairs: list[TimedPair] = []
-    rounds = timing.pair_rounds(backend, plans, lambda _: REQUEST, on_pairs=pairs.extend, clock=clock)
+    rounds = timing.pair_rounds(backend, plans, REQUESTS, on_pairs=pairs.extend, clock=clock)
     timed = []
     for plan in plans:
         rounds.setup()
@@ -197,22 +198,20 @@ def test_pairs_run_both_arms_adjacent_in_the_planned_order_with_the_right_arm_un
     assert len({pair.ar.seed for pair in pairs} | {pair.sd.seed for pair in pairs}) == 8
 
 
-def test_the_baseline_of_a_backend_without_a_decode_of_its_own_is_the_arm_against_itself() -> None:
+def test_the_baseline_of_a_backend_without_a_native_decode_is_the_arm_against_itself() -> None:
     clock = FakeClock()
     backend = AsynchronousFake(clock)
     triples = []
-    orders = timing.plan_baseline(2, seed=0, native=False)
-    timing.baseline_rounds(backend, (0, 1), orders, lambda _: REQUEST, on_triple=triples.append, clock=clock).run_all()
+    orders = dict(enumerate(timing.plan_baseline(2, seed=0, native=False)))
+    timing.baseline_rounds(backend, orders, REQUESTS, on_triple=triples.append, clock=clock).run_all()
     assert [triple.native for triple in triples] == [None, None]
     assert all(call.num_draft_tokens == 0 for call in backend.calls)
     assert all(triple.ar.seed != triple.ar_again.seed for triple in triples)
 
 
-def test_asking_that_backend_for_its_own_decode_is_an_error() -> None:
+def test_requesting_a_native_decode_of_that_backend_is_an_error() -> None:
     clock = FakeClock()
-    orders = timing.plan_baseline(1, seed=0, native=True)
-    rounds = timing.baseline_rounds(
-        AsynchronousFake(clock), (0,), orders, lambda _: REQUEST, on_triple=print, clock=clock
-    )
+    orders = dict(enumerate(timing.plan_baseline(1, seed=0, native=True)))
+    rounds = timing.baseline_rounds(AsynchronousFake(clock), orders, REQUESTS, on_triple=print, clock=clock)
     with pytest.raises(ValueError, match="has no plain decode beside its AR arm"):
         rounds.run_all()

@@ -94,16 +94,16 @@ def test_the_drafts_of_a_suite_are_those_of_the_default_pair() -> None:
 
 
 def test_several_drafts_prompts_and_draft_temperatures_are_lists() -> None:
-    asked = parsed("--draft", "a", "--draft", "b", "--prompts", "x", "--prompts", "y", "--draft-temperature", "0:1:0.5")
-    assert asked.drafts == ("a", "b")
-    assert asked.prompts == ("x", "y")
-    assert asked.draft_temperatures == (0.0, 0.5, 1.0)
+    given = parsed("--draft", "a", "--draft", "b", "--prompts", "x", "--prompts", "y", "--draft-temperature", "0:1:0.5")
+    assert given.drafts == ("a", "b")
+    assert given.prompts == ("x", "y")
+    assert given.draft_temperatures == (0.0, 0.5, 1.0)
     assert parsed().draft_temperatures == (None,)
 
 
 def test_an_option_may_be_for_one_of_several_backends() -> None:
     names = ("--backend", "reference", "--backend", "mine.engine:load")
     options = ("a=1", "reference:compile=true", "mine.engine:load:b=2")
-    asked = parsed(*names, *(word for option in options for word in ("--backend-option", option)))
-    assert asked.options_of("reference") == (("a", "1"), ("compile", "true"))
-    assert asked.options_of("mine.engine:load") == (("a", "1"), ("b", "2"))
+    given = parsed(*names, *(word for option in options for word in ("--backend-option", option)))
+    assert given.options_of("reference") == (("a", "1"), ("compile", "true"))
+    assert given.options_of("mine.engine:load") == (("a", "1"), ("b", "2"))
