@@ -1,0 +1,1 @@
+"""Timed pairs for other programs: pandas and pyperf."""

@@ -1,0 +1,1 @@
+"""Figures of suites, all drawn in one frame and style."""

@@ -1,0 +1,1 @@
+"""What only one suite reports: its tables and figures, one file for each suite."""

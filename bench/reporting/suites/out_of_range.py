@@ -30,7 +30,7 @@ def degeneracy_table(rows: Sequence[Row]) -> Table:
         for arm in ("ar", "sd")
         for header, value, form in _MEASURES
     ]
-    return row_table(rows, "are these still texts?", columns, facts)
+    return row_table(rows, "is this still text?", columns, facts)
 
 
 def _mean_of(arm: str, value: Callable[[TimedArm], float | None], form: str) -> Callable[[Row], str]:
@@ -45,5 +45,5 @@ _MEASURES: tuple[tuple[str, Callable[[TimedArm], float | None], str], ...] = (
     (f"repeated\n{REPEATED}-grams", lambda arm: repeated_share(arm.token_ids), ".1%"),
     ("distinct\ntokens", lambda arm: len(set(arm.token_ids)) / len(arm.token_ids), ".1%"),
     ("ended by\nitself", lambda arm: arm.finish_reason == "stop", ".0%"),
-    ("tokens\n/ text", lambda arm: len(arm.token_ids), ".0f"),
+    ("tokens\n/ output", lambda arm: len(arm.token_ids), ".0f"),
 )

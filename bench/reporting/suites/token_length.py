@@ -41,7 +41,7 @@ from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
 from bench.statistics.effects import Effect
 from bench.statistics.intervals import Interval
 
-# What is known of a token that was emitted at a tested position.
+# How a token that was emitted at a tested position came to be there.
 CONDITION = {
     "rejection": "was accepted with probability min(1, q(x) / p(x))",
     "one_hot": "was accepted if x = argmax q, and was recovered otherwise",
@@ -175,7 +175,7 @@ def _estimate(effect: Effect) -> Entry:
 def _facts(record: LengthRecord, data: Positions) -> Facts:
     header = record.header
     special = sum(sum(text.special) for text in record.texts)
-    condition = CONDITION.get(header.rule, "was accepted or recovered, as the rule says")
+    condition = CONDITION.get(header.rule, "was accepted or recovered by the rule")
     return {
         "positions": f"{len(data.accepted):,} tested draft tokens in {len(record.texts)} texts, "
         f"{len(np.unique(data.prompts))} prompts of {header.prompt_set}; special tokens left out: {special}",
