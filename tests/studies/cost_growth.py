@@ -1,6 +1,6 @@
-"""How time and memory grow with prompts, texts, k, the vocabulary and the number of cells: `python -m tests.studies.cost_growth`.
+"""How time and memory grow with prompts, texts, k, vocabulary and the number of cells: `python -m tests.studies.cost_growth`.
 
-Prints the tables of docs/performance.md. On the embedded pair, where not said otherwise; medians of REPEATS calls.
+It prints the tables of docs/performance.md: medians of REPEATS calls, on the embedded pair unless a title names another.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from tabulate import tabulate
 from backends.engines import reference
 from backends.engines.reference import ReferenceBackend
 from backends.models import pairs
+from bench.analysis.rows import newest_rows
 from bench.records.decoding import DecodeRequest
 from bench.reporting import suite_page
+from bench.reporting.formats import markdown_page
 from tests.support.record_builder import make_cell, make_record, make_run
 from tests.support.tiny_models import nearby, tiny_llama
 
@@ -84,10 +86,10 @@ def cells() -> Iterator[tuple[object, ...]]:
         records = [make_record(make_cell(temperature=place / 1000, num_prompts=8)) for place in range(count)]
         runs = {"machine/grid/record.json": make_run(records)}
         start = time.perf_counter()
-        suite_page.markdown_table(runs)
+        markdown_page("cost growth", suite_page.suite_tables(runs, newest_rows(runs)))
         spent = time.perf_counter() - start
-        tracemalloc.start()  # which makes everything slower
-        suite_page.markdown_table(runs)
+        tracemalloc.start()  # it slows everything down, so the memory is measured in a second call
+        markdown_page("cost growth", suite_page.suite_tables(runs, newest_rows(runs)))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         yield count, spent, 1000 * spent / count, peak / 2**20

@@ -1,8 +1,8 @@
-"""The long runs behind results/, in order of worth and within a budget: `python -m tests.studies.evidence gpu --minutes 28`.
+"""The long runs that produced results/, the most important first: `python -m tests.studies.evidence gpu --minutes 28`.
 
-Each step is a command that could be typed. One that outlasts its minutes is interrupted as by Ctrl-C: what it measured
-stays, and the same command line goes on from there another time. `--dry-run` does the same steps on the CPU, as small as they
-can be, into a temporary folder. docs/reproducing.md says what each step is for.
+Each step is a command that a user could type. A step that exceeds its minutes is interrupted like by Ctrl-C: what it measured
+stays, and the same command line continues it later. `--dry-run` runs the same steps on the CPU, as small as possible, into a
+temporary folder. docs/reproducing.md explains each step.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ SUITE = "pytest --benchmark-only"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command. {work} and {results} are folders, {files} the prompt files that were given as options, {first} of them the
-    first, whose lines say train or held_out, {others} the others as domains, {shape} that of an inflated target."""
+    """A command with placeholders.
+
+    {work} and {results}: folders; {files}: the given prompt files as options; {first}: the first of them, whose lines are
+    marked train or held_out; {others}: the others as domains; {shape}: the shape of an inflated target.
+    """
 
     minutes: float  # at most
     command: str
-    smallest: str = ""  # options that make it a dry run; the last of an option counts
+    smallest: str = ""  # options that make it a dry run; of a repeated option the last one counts
     needs_files: bool = False
 
 
@@ -97,7 +100,7 @@ SETS = {"cpu": CPU, "gpu": GPU}
 
 
 def command(step: Step, *, work: Path, results: Path, files: Sequence[str], dry: bool) -> list[str]:
-    """As it is run: an installed program of this environment, with the options of a dry run behind the others."""
+    """Return the command line: a program of this environment, with the options of a dry run at the end."""
     given = " ".join(f"--prompts {shlex.quote(file)}" for file in files)
     first = shlex.quote(files[0]) if files else ""
     others = " ".join(f"--domain {shlex.quote(file)}" for file in files[1:])
@@ -108,7 +111,7 @@ def command(step: Step, *, work: Path, results: Path, files: Sequence[str], dry:
 
 
 def run(arguments: Sequence[str], minutes: float) -> str:
-    """What became of it."""
+    """Run a command line, and return how it ended."""
     process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True)
     try:
         code = process.wait(timeout=60 * minutes)
@@ -125,14 +128,14 @@ def run(arguments: Sequence[str], minutes: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.studies.evidence", description=__doc__.split("\n\n")[0])
-    parser.add_argument("set", choices=sorted(SETS), help="of which machine")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="for all steps")
+    parser.add_argument("set", choices=sorted(SETS), help="steps for a machine with or without a GPU")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="limit for all steps together")
     parser.add_argument(
         "--prompts", action="append", default=[], metavar="FILE", help="Alpaca, GSM8K, ...; repeat for several"
     )
     parser.add_argument("--steps", help="numbers from 1, such as 1,3 (default: all)")
-    parser.add_argument("--work", type=Path, default=Path("drafts/evidence"), help="for drafts and texts")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, as small as it can be, nothing kept")
+    parser.add_argument("--work", type=Path, default=Path("drafts/evidence"), help="folder for drafts and texts")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, as small as possible, nothing is kept")
     args = parser.parse_args()
     steps = SETS[args.set]
     wanted = {int(number) for number in args.steps.split(",")} if args.steps else set(range(1, len(steps) + 1))

@@ -1,8 +1,8 @@
-"""How often `specheat across` sees a reference decoder that is slower by a known share, and how often it sees one that is not.
+"""How often `specheat across` detects a reference decoder that is slower by a known share, and how often it is wrong about it.
 
 `python -m tests.studies.injected_slowdown --share 0.05 --tries 10` clones the repository as it was committed, adds a branch
 with the slow-down and compares HEAD with it, each try with another seed; `--share 0` compares HEAD with itself. Suite options
-stand behind --. Each try is printed as a line of JSON with its verdicts.
+follow after --. Each try prints a line of JSON with its verdicts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 
 from bench.analysis import comparison
 from bench.records import files
-from bench.records.environment import capture, git
+from bench.records.checkout import git
+from bench.records.environment import capture
 
 ROOT = Path(__file__).parents[2]
 CELL = (
@@ -30,7 +31,7 @@ SLOWDOWN = """
 
 def _slowed(step):
     def slowed(*arguments, **options):
-        start = time.thread_time()  # stands still with the process
+        start = time.thread_time()  # does not advance while the process is stopped
         result = step(*arguments, **options)
         end = time.thread_time() * (1 + {share}) - start * {share}
         while time.thread_time() < end:
@@ -40,18 +41,18 @@ def _slowed(step):
     return slowed
 
 
-ReferenceBackend._prefill = _slowed(ReferenceBackend._prefill)
-ReferenceBackend._step = _slowed(ReferenceBackend._step)
-ReferenceBackend._round = _slowed(ReferenceBackend._round)
+ReferenceBackend.prefill = _slowed(ReferenceBackend.prefill)
+ReferenceBackend.step = _slowed(ReferenceBackend.step)
+ReferenceBackend.round = _slowed(ReferenceBackend.round)
 """
 
 
 def clone(folder: Path, share: float) -> str:
-    """A clone of the committed repository; returns the revision to hold against its HEAD."""
+    """Clone the committed repository, and return the revision to compare with its HEAD."""
     git(ROOT, "clone", "--quiet", str(ROOT), str(folder))
     if share == 0:
         return "HEAD"
-    with (folder / "backends" / "reference.py").open("a") as file:
+    with (folder / "backends" / "engines" / "reference.py").open("a") as file:
         file.write(SLOWDOWN.format(share=share))
     author = ("-c", "user.name=specheat", "-c", "user.email=specheat@localhost")
     git(folder, "checkout", "--quiet", "-b", "slower")
@@ -67,7 +68,7 @@ def _side(folder: Path) -> comparison.Side:
 
 
 def one_try(folder: Path, revision: str, seed: int, launches: int, suite: list[str]) -> dict[str, object]:
-    """Exit status, and number -> verdict of every cell."""
+    """Return the exit status, and number -> verdict of every cell."""
     out = folder / ".across" / f"try-{seed}"
     code = "import sys; from bench.commands.main import main; sys.exit(main())"
     own = ["HEAD", revision, "--launches", str(launches), "--seed", str(seed), "--out", str(out)]
@@ -93,11 +94,15 @@ def one_try(folder: Path, revision: str, seed: int, launches: int, suite: list[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--share", type=float, default=0.05, help="of a step's seconds that is added (default: 0.05)")
+    parser.add_argument(
+        "--share", type=float, default=0.05, help="share of a step's seconds that is added (default: 0.05)"
+    )
     parser.add_argument("--tries", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=0, help="of the tries, which count up from it (default: 0)")
-    parser.add_argument("--launches", type=int, default=5, help="of each side (default: 5)")
-    parser.add_argument("suite", nargs="*", default=CELL, help="suite and options, behind --")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="seed of the first try; each further try adds 1 (default: 0)"
+    )
+    parser.add_argument("--launches", type=int, default=5, help="launches of each side (default: 5)")
+    parser.add_argument("suite", nargs="*", default=CELL, help="suite and options, after --")
     args = parser.parse_args()
     command = f"python -m tests.studies.injected_slowdown {shlex.join(sys.argv[1:])}"
     print(json.dumps({"command": command, "environment": capture("cpu")}), flush=True)

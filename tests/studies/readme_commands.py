@@ -1,7 +1,7 @@
-"""Every command of the README as it is written: `python -m tests.studies.readme_commands --log readme.jsonl`, in a clone.
+"""Run every command of the README as it is written: `python -m tests.studies.readme_commands --log readme.jsonl`, in a clone.
 
-The files and models that commands name (alpaca.jsonl, models/target, ...) have to lie in the clone's folder. The log has a line
-a command: its exit status, its seconds, the last line it printed. Commands in the log are not run again.
+The files and models that commands name (alpaca.jsonl, models/target, ...) must be in the clone's folder. The log has one line
+per command: its exit status, its seconds, the last line it printed. Commands in the log are not run again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.records import environment
+from bench.records import checkout
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("make", "pytest", "specheat")
 
 
 def commands(document: str) -> list[str]:
-    """Those in indented blocks, without what stands behind a #, each on one line."""
+    """Return the commands in indented blocks, without comments, each on one line."""
     blocks = "\n".join(line.strip() for line in document.splitlines() if line.startswith("    "))
     lines = re.sub(r"\s*\\\n\s*", " ", blocks).splitlines()
     typed = (re.sub(r"\s+#.*", "", line) for line in lines)
@@ -31,7 +31,7 @@ def commands(document: str) -> list[str]:
 
 
 def run(command: str, printed: Path) -> dict[str, object]:
-    """The command in a shell, with the programs of this environment first; what it prints goes to a file."""
+    """Run a command in a shell, with the programs of this environment first; what it prints goes to a file."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     began = time.monotonic()
     with printed.open("w") as file:
@@ -44,7 +44,7 @@ def run(command: str, printed: Path) -> dict[str, object]:
         "status": status,
         "seconds": round(time.monotonic() - began, 1),
         "last_line": "".join(last),
-        "commit": environment.capture("cpu").get("harness_commit"),
+        "commit": checkout.commit()["harness_commit"],
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -53,10 +53,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.studies.readme_commands", description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument("--log", type=Path, required=True, help="JSON lines; what it holds is not run again")
-    parser.add_argument("--only", default="", metavar="REGEX", help="commands that it matches")
-    parser.add_argument("--skip", default="$^", metavar="REGEX", help="commands that it matches are left out")
-    parser.add_argument("--printed", type=Path, default=Path("readme-output"), metavar="DIR", help="what they print")
+    parser.add_argument("--log", type=Path, required=True, help="JSON lines; commands in it are not run again")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only commands that match")
+    parser.add_argument("--skip", default="$^", metavar="REGEX", help="commands that match are left out")
+    parser.add_argument(
+        "--printed", type=Path, default=Path("readme-output"), metavar="DIR", help="folder for what commands print"
+    )
     args = parser.parse_args()
     args.printed.mkdir(parents=True, exist_ok=True)
     done = args.log.read_text().splitlines() if args.log.exists() else []
