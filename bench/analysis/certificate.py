@@ -1,59 +1,63 @@
-"""The losslessness certificate: whether an engine's tokens follow its target, judged from the evidence that is stored.
+"""The losslessness certificate: whether an engine's tokens follow its target, judged from the stored evidence.
 
-Temperature > 0. Under the null every `pit` is uniform and independent of the past, whatever the texts, so tokens of
-different prompts, seeds and temperatures are pooled, and so are those of one slot, because a token's slot is known
-before it is drawn. All tokens together and each slot are tested twice: by the Kolmogorov-Smirnov distance D of the
-transforms, and by mean surprisal minus entropy, which sees a wrong temperature where D is blind, most tokens being
-certain. LOSSY: a test of "no further from the target than numerical noise takes it" is significant, all tests of a
-certificate sharing one false-alarm rate (Holm). LOSSLESS: none is, and the upper bounds of D and of the temperature's
-error are below their margins. Otherwise INCONCLUSIVE, with the tokens it needs.
+Temperature > 0. If the engine is lossless, every `pit` is uniform and independent of the past, whatever the texts. So tokens
+of different prompts, seeds and temperatures are pooled. Tokens of one slot are pooled too, because a slot is known before its
+token is drawn. All tokens together and each slot are tested twice. One test uses D, the Kolmogorov-Smirnov distance of the
+transforms. The other uses mean surprisal minus entropy: it detects a wrong temperature even if most tokens are certain, where
+D is nearly blind.
 
-Bounds on D are one-sided 99 %. Lower: Massart's inequality, D - sqrt(ln(2 / 0.01) / 2n). Upper: D + 2.33 / (2 sqrt(n))
-+ 1 / 2n: the true distance is reached at one point, unknown but not chosen by the data, and one binomial bounds it
-there, so nothing is due for having looked everywhere. That is why 3,115 tokens are enough, and not 4,239.
+LOSSY: a test of "no further from the target than numerical noise" is significant; all tests of a certificate share one
+false-alarm rate (Holm). LOSSLESS: no test is, and the upper bounds of D and of the temperature's error are below their margins.
+Otherwise INCONCLUSIVE, with the number of tokens that would be enough.
 
-Temperature 0. Every token's logit lies within tau of the best, tau being that machine's noise; in float32 the ids also
-equal the autoregressive ones.
+Bounds on D are one-sided 99 %. Lower: Massart's inequality, D - sqrt(ln(2 / 0.01) / 2n).
+Upper: D + 2.33 / (2 sqrt(n)) + 1 / 2n. The true distance is reached at one point, which is unknown but not chosen by the data,
+and one binomial bounds it there. So the upper bound needs no correction for a search over all points: 3,116 tokens are enough,
+and not 4,239.
+
+Temperature 0. The logit of every token lies within tau of the best, where tau is the noise of that machine. In float32 the ids
+also equal the autoregressive ones.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.decoding import Schedule
+from bench.records.decoding import BONUS, FIRST, Schedule
 from bench.records.runs import CellRecord, Evidence, TextEvidence
+from bench.statistics.effects import holm
+from bench.statistics.intervals import Array
 
-Array = NDArray[np.float64]
 CertificateVerdict = Literal["LOSSLESS", "LOSSY", "INCONCLUSIVE"]
 
-FALSE_ALARM = 0.01  # of LOSSY, all tests of a certificate (or of a run) together
+FALSE_ALARM = 0.01  # chance of LOSSY for a lossless decoder, over all tests of a certificate or of a run
 MARGIN = 0.05  # of D
-TEMPERATURE_MARGIN = 0.2  # relative: without it a greedy decoder would pass for T = 0.1, which D hardly sees
-ALLOWANCE = {"float32": 0.005, "bfloat16": 0.02}  # of D, and of the relative error of the temperature
+TEMPERATURE_MARGIN = 0.2  # relative; without it a greedy decoder would pass as T = 0.1, where D is nearly blind
+ALLOWANCE = {"float32": 0.005, "bfloat16": 0.02}  # for noise, of D and of the relative error of the temperature
 LOSSY_RULES = frozenset({"typical"})  # lossy by design, and declared so
-MIN_SLOT_TOKENS = 20  # below it a slot only dilutes the level of the others
-OFF_SUPPORT_RATE = 0.001  # near_tie is a 99.9th percentile: noise may take one token in a thousand beyond it
-BONUS, FIRST, ALL = -1, 0, None
+MIN_SLOT_TOKENS = 20  # a smaller slot would only lower the level of the other tests
+OFF_SUPPORT_RATE = 0.001  # near_tie is a 99.9th percentile: noise takes up to one token in a thousand beyond it
+POOLED_BY = ("backend", "rule", "pair", "dtype", "device")  # what cells that are certified together have in common
+ALL = None
 Slot = int | None
 Test = tuple[str, Slot]  # what is tested, and in which slot
 _Z_99 = NormalDist().inv_cdf(0.99)
-_LOWER = math.sqrt(math.log(2 / 0.01) / 2)  # times 1 / sqrt(n); 99 % of lossless decoders stay below it too
+_LOWER = math.sqrt(math.log(2 / 0.01) / 2)  # divided by sqrt(n); D of 99 % of lossless decoders also stays below it
 UPPER_BOUND_LEVEL = _Z_99 / 2
-_NOISE_QUANTILE = NormalDist().inv_cdf(0.9995)  # near_tie is that many standard deviations
+_NOISE_QUANTILE = NormalDist().inv_cdf(0.9995)  # near_tie is this many standard deviations of the noise on logits
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Evidence of texts decoded at one temperature, or by one schedule of temperatures above 0."""
+    """Evidence of texts that were decoded at one temperature, or by one schedule of temperatures above 0."""
 
     evidence: Evidence
     temperature: float  # the hottest of a schedule
@@ -72,7 +76,7 @@ class SlotResult:
     distance_high: float
     distance_p: float
     surprisal_z: float  # of mean surprisal minus entropy; negative: tokens are too likely
-    temperature_error: float  # relative, as surprisal shows it to first order; positive: hotter than asked
+    temperature_error: float  # relative, estimated from surprisal to first order; positive: hotter than requested
     temperature_low: float
     temperature_high: float
     surprisal_p: float
@@ -89,39 +93,34 @@ class Certificate:
     verdict: CertificateVerdict
     words: tuple[str, ...]
     num_tokens: int
-    tokens_needed: int | None  # for LOSSLESS, by a lossless decoder, 99 times in 100; None: no number is enough
+    tokens_needed: int | None  # with which a lossless decoder gets LOSSLESS 99 times in 100; None: no number is enough
     slots: tuple[SlotResult, ...] = ()  # T > 0; all tokens first
     off_support: int = 0  # tokens that truncation forbids, beyond its boundary
-    at_boundary: int = 0  # tokens that it forbids, within the numerical noise of its boundary
+    at_boundary: int = 0  # tokens that truncation forbids, within the numerical noise of its boundary
     near_ties: int = 0  # T = 0: tokens below the best, within tau of it
-    beyond_tau: int = 0  # T = 0
+    beyond_tau: int = 0  # T = 0: tokens further below the best
     differing_texts: int = 0  # T = 0, float32
     largest_gap: float = 0.0  # T = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """The columns that the tests need, one entry a token."""
+    """The columns that the tests need, with one entry for each token."""
 
     slots: NDArray[np.int64]
     pit: Array
     excess: Array
     variance: Array
-    noise: Array  # relative error of the temperature that numerical noise looks like
+    noise: Array  # relative error of the temperature that has the same effect as numerical noise
 
-    def of(self, slot: Slot) -> _Tokens:
-        if slot is ALL:
-            return self
-        chosen = self.slots == slot
-        return _Tokens(
-            self.slots[chosen], self.pit[chosen], self.excess[chosen], self.variance[chosen], self.noise[chosen]
-        )
+    def of(self, slot: int) -> _Tokens:
+        return _Tokens(*(getattr(self, field.name)[self.slots == slot] for field in fields(self)))
 
 
 def certify(samples: Sequence[Sample], *, margin: float = MARGIN, false_alarm: float = FALSE_ALARM) -> Certificate:
     """Judge one or several samples of the same decoder together.
 
-    Args:    samples: all at T > 0, or all at T = 0; false_alarm: probability of LOSSY for a lossless decoder, at most
+    Args:    samples: all at T > 0, or all at T = 0; false_alarm: largest probability of LOSSY for a lossless decoder
     Raises:  ValueError: no tokens, an unknown dtype, or both T = 0 and T > 0
     """
     num_tokens = sum(len(text.slots) for sample in samples for text in sample.evidence.texts)
@@ -135,13 +134,10 @@ def certify(samples: Sequence[Sample], *, margin: float = MARGIN, false_alarm: f
 
 
 def tokens_for_lossless(margin: float = MARGIN, *, distance: float = 0.0) -> int | None:
-    """Tokens at which a decoder whose true D is `distance` gets an upper bound below the margin 99 times in 100."""
+    """Return the tokens at which a decoder of true D `distance` gets an upper bound below the margin 99 times in 100."""
     if distance >= margin:
         return None
     return math.ceil(((_LOWER + UPPER_BOUND_LEVEL) / (margin - distance)) ** 2)
-
-
-POOLED_BY = ("backend", "rule", "pair", "dtype", "device")  # what cells have in common that are certified together
 
 
 def certificates_of(cells: Sequence[CellRecord]) -> tuple[Certificate | None, ...]:
@@ -177,12 +173,12 @@ def _sample(record: CellRecord) -> Sample:
 
 # Temperature 0
 def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float) -> Certificate:
-    gaps = [(np.array(text.logit_gap), s.evidence.near_tie) for s in samples for text in s.evidence.texts]
+    gaps = [(np.array(text.logit_gap), sample.evidence.near_tie) for sample, text in _texts(samples)]
     beyond = sum(int((gap > near_tie).sum()) for gap, near_tie in gaps)
     near_ties = sum(int(((gap > 0) & (gap <= near_tie)).sum()) for gap, near_tie in gaps)
     largest = max(float(gap.max()) for gap, _ in gaps)
     differing = sum(sample.differing_texts for sample in samples)
-    # That many tokens without a fault: at 99 %, the share of faulty ones is below the margin.
+    # With this many tokens and no fault, the share of faulty tokens is below the margin at 99 %: (1 - margin)^n <= 0.01.
     needed = math.ceil(math.log(0.01) / math.log(1 - margin))
     words = []
     if beyond:
@@ -198,10 +194,7 @@ def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float) -
     if near_ties:
         words.append(f"{near_ties} near-ties")
     return Certificate(
-        verdict,
-        tuple(words),
-        num_tokens,
-        needed,
+        *(verdict, tuple(words), num_tokens, needed),
         near_ties=near_ties,
         beyond_tau=beyond,
         differing_texts=differing,
@@ -211,20 +204,25 @@ def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float) -
 
 # Temperature > 0
 def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: float) -> Certificate:
+    from scipy.stats import binom
+
     tokens = _columns(samples)
-    allowance = max(_allowance(sample.evidence.dtype) for sample in samples)
+    if unknown := {sample.evidence.dtype for sample in samples} - ALLOWANCE.keys():
+        raise ValueError(f"expected evidence of dtype {' or '.join(ALLOWANCE)}, got {', '.join(map(repr, unknown))}")
+    allowance = max(ALLOWANCE[sample.evidence.dtype] for sample in samples)
     present, counts = np.unique(tokens.slots, return_counts=True)
     tested = [int(slot) for slot, count in zip(present, counts, strict=True) if count >= MIN_SLOT_TOKENS]
     results = [_test(tokens, ALL, allowance)]
     if len(present) > 1:
         results += [_test(tokens.of(slot), slot, allowance) for slot in sorted(tested, key=lambda s: (s == BONUS, s))]
     num_tokens = len(tokens.pit)
-    off_support = sum(len(text.off_support) for text in _texts(samples))
-    p_values: dict[Test, float] = {("off support", ALL): _binomial_tail(off_support, num_tokens, OFF_SUPPORT_RATE)}
+    off_support = sum(len(text.off_support) for _, text in _texts(samples))
+    p_values: dict[Test, float] = {("off support", ALL): float(binom.sf(off_support - 1, num_tokens, OFF_SUPPORT_RATE))}
     for result in results:
         p_values["distance", result.slot] = result.distance_p
         p_values["surprisal", result.slot] = result.surprisal_p
-    significant = _holm(p_values, false_alarm)
+    corrected = holm(list(p_values.values()))
+    significant = [test for test, p_value in zip(p_values, corrected, strict=True) if p_value <= false_alarm]
     needed = _tokens_needed(results[0], tokens, margin)
     verdict: CertificateVerdict
     if significant:
@@ -233,39 +231,27 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
         verdict, words = "LOSSLESS", (_lossless_words(results[0]),)
     else:
         verdict, words = "INCONCLUSIVE", tuple(_inconclusive_words(results[0], needed, margin))
-    return Certificate(
-        verdict,
-        words,
-        num_tokens,
-        needed,
-        slots=tuple(results),
-        off_support=off_support,
-        at_boundary=int((tokens.pit == 1).sum()) - off_support,
-    )
+    # A token that truncation forbids has a transform of 1.
+    at_boundary = int((tokens.pit == 1).sum()) - off_support
+    return Certificate(verdict, words, num_tokens, needed, tuple(results), off_support, at_boundary)
 
 
-def _texts(samples: Sequence[Sample]) -> Iterator[TextEvidence]:
-    return (text for sample in samples for text in sample.evidence.texts)
+def _texts(samples: Sequence[Sample]) -> Iterator[tuple[Sample, TextEvidence]]:
+    return ((sample, text) for sample in samples for text in sample.evidence.texts)
 
 
 def _columns(samples: Sequence[Sample]) -> _Tokens:
-    def joined(column: Callable[[TextEvidence], tuple[float, ...]]) -> Array:
-        return np.concatenate([np.array(column(text), dtype=np.float64) for text in _texts(samples)])
-
-    return _Tokens(
-        slots=joined(lambda text: text.slots).astype(np.int64),
-        pit=joined(lambda text: text.pit),
-        excess=joined(lambda text: text.excess_surprisal),
-        variance=joined(lambda text: text.surprisal_variance),
-        noise=np.concatenate([_noise(sample, len(text.pit)) for sample in samples for text in sample.evidence.texts]),
-    )
+    names = ("slots", "pit", "excess_surprisal", "surprisal_variance")
+    columns = [[getattr(text, name) for _, text in _texts(samples)] for name in names]
+    columns.append([_noise(sample, len(text.pit)) for sample, text in _texts(samples)])
+    return _Tokens(*map(np.concatenate, columns))
 
 
 def _noise(sample: Sample, num_tokens: int) -> Array:
-    """Relative error of each token's temperature that numerical noise on logits looks like: it only ever flattens.
+    """Return the relative error of each token's temperature that has the same effect as numerical noise on logits.
 
-    Between two tokens, averaging a logistic function over a normal error of standard deviation s divides its argument
-    by about sqrt(1 + pi s^2 / 8), and s = sigma / T; 1 + pi s^2 / 8 is above that root.
+    Noise only flattens. Between two tokens, averaging a logistic function over a normal error of standard deviation s divides
+    its argument by about sqrt(1 + pi s^2 / 8), where s = sigma / T. The result is pi s^2 / 8, which is above that root less 1.
     """
     starts, temperatures = zip(*(sample.schedule or ((0, sample.temperature),)), strict=True)
     noise = [math.pi / 8 * (sample.evidence.near_tie / _NOISE_QUANTILE / each) ** 2 for each in temperatures]
@@ -273,24 +259,18 @@ def _noise(sample: Sample, num_tokens: int) -> Array:
     return np.repeat(noise, np.diff(np.minimum((*starts, num_tokens), num_tokens)))
 
 
-def _allowance(dtype: str) -> float:
-    if dtype not in ALLOWANCE:
-        raise ValueError(f"expected evidence of dtype {' or '.join(ALLOWANCE)}, got {dtype!r}")
-    return ALLOWANCE[dtype]
-
-
 def _test(tokens: _Tokens, slot: Slot, allowance: float) -> SlotResult:
     num_tokens = len(tokens.pit)
+    # As scipy.stats.ks_1samp, which spends a hundred times as long on a p value that is not used here.
     ordered, ranks = np.sort(tokens.pit), np.arange(num_tokens)
     distance = float(max(((ranks + 1) / num_tokens - ordered).max(), (ordered - ranks / num_tokens).max()))
     root = math.sqrt(num_tokens)
-    # How far the law of the transforms is from uniform is at most the allowance; how far the sample is from its law is
-    # bounded by Massart, for any law.
+    # The law of the transforms is within the allowance of uniform; Massart bounds how far a sample is from any law.
     distance_p = min(1.0, 2 * math.exp(-2 * num_tokens * max(0.0, distance - allowance) ** 2))
 
     surplus, variance = float(tokens.excess.sum()), float(tokens.variance.sum())
-    # The variance alone is wrong by far when a few rare tokens decide; with the squares mixed in like this the tails of
-    # the ratio are sub-Gaussian (Delyon 2009, Electron. J. Probab. 14, for any martingale).
+    # The variance alone is far off if a few rare tokens decide. With the squares mixed in like this, the tails of the ratio
+    # are sub-Gaussian for any martingale (Delyon 2009, Electron. J. Probab. 14).
     scale = math.sqrt((float((tokens.excess**2).sum()) + 2 * variance) / 3)
     hottest = float(((allowance + tokens.noise) * tokens.variance).sum())
     beyond = max(surplus - hottest, -surplus - allowance * variance)
@@ -311,21 +291,6 @@ def _test(tokens: _Tokens, slot: Slot, allowance: float) -> SlotResult:
     )
 
 
-def _binomial_tail(successes: int, trials: int, rate: float) -> float:
-    """Probability of at least so many successes."""
-    from scipy.special import bdtrc
-
-    return float(bdtrc(successes - 1, trials, rate)) if successes else 1.0
-
-
-def _holm(p_values: dict[Test, float], false_alarm: float) -> list[Test]:
-    """The tests that are significant together at a family-wise rate, most significant first."""
-    ordered = sorted(p_values, key=lambda test: p_values[test])
-    levels = (false_alarm / (len(ordered) - place) for place in range(len(ordered)))
-    passing = itertools.takewhile(lambda pair: p_values[pair[0]] <= pair[1], zip(ordered, levels, strict=True))
-    return [test for test, _ in passing]
-
-
 def _mean_noise(tokens: _Tokens) -> float:
     total = float(tokens.variance.sum())
     return float((tokens.noise * tokens.variance).sum()) / total if total > 0 else 0.0
@@ -341,7 +306,7 @@ def _within_margins(whole: SlotResult, tokens: _Tokens, margin: float) -> bool:
 
 
 def _tokens_needed(whole: SlotResult, tokens: _Tokens, margin: float) -> int | None:
-    """For LOSSLESS, should what the bounds cannot explain by chance be the truth."""
+    """Return the tokens needed for LOSSLESS if the truth is what the bounds cannot explain by chance; None: no number."""
     for_distance = tokens_for_lossless(margin, distance=whole.distance_low)
     if not math.isfinite(whole.temperature_high) or for_distance is None:
         return None
@@ -349,7 +314,7 @@ def _tokens_needed(whole: SlotResult, tokens: _Tokens, margin: float) -> int | N
     room = min(TEMPERATURE_MARGIN + min(0.0, high), TEMPERATURE_MARGIN + _mean_noise(tokens) - max(0.0, low))
     if room <= 0:
         return None
-    # The interval shrinks with the root of n; its centre may lie one half-width from the truth.
+    # The interval shrinks as 1 / sqrt(n), and its centre may lie one half-width from the truth.
     half_width = (high - low) / 2
     return max(for_distance, math.ceil(whole.num_tokens * (2 * half_width / room) ** 2))
 
@@ -374,19 +339,19 @@ def _inconclusive_words(whole: SlotResult, needed: int | None, margin: float) ->
     if needed is not None:
         yield f"about {needed} tokens are needed"
     else:
-        yield "more tokens would not do: numerical noise, or a small fault, takes the output that far"
+        yield "more tokens would not be enough: numerical noise, or a small fault, takes the output this far"
 
 
 def _lossy_words(significant: Sequence[Test], results: Sequence[SlotResult], off_support: int) -> Iterator[str]:
     whole = results[0]
     if ("off support", ALL) in significant:
-        yield f"{off_support} tokens lie outside what top-k and top-p leave: truncation was not, or otherwise, applied"
+        yield f"{off_support} tokens lie outside what top-k and top-p leave: truncation was not applied, or not in the same way"
     if ("surprisal", ALL) in significant:
         yield _temperature_words(whole)
     elif ("distance", ALL) in significant:
         yield f"the tokens do not follow the target: D is {whole.distance:.3f}, at least {whole.distance_low:.3f}"
-    # Slots are worth words where the fault is not common to all: it shows more clearly in one than in all tokens
-    # together, or a slot without it contradicts them.
+    # Slots are named only if the fault is not common to all: it shows more clearly in one slot than in all tokens together,
+    # or a slot without it contradicts them.
     departing = {slot for _, slot in significant} - {ALL}
     error = whole.temperature_error
     contradicting = any(
@@ -405,10 +370,10 @@ def _smaller_p(result: SlotResult) -> float:
 def _temperature_words(whole: SlotResult) -> str:
     how, error = ("unlikely", "higher") if whole.temperature_error > 0 else ("likely", "lower")
     if abs(whole.temperature_error) > 1:
-        return f"tokens are far too {how}: no temperature near the one asked explains it"
+        return f"tokens are far too {how}: no temperature near the requested one explains it"
     return (
-        f"tokens are too {how}: the temperature was {error} than asked, by about {abs(whole.temperature_error):.0%}, "
-        "or something acts like it"
+        f"tokens are too {how}: the temperature was {error} than requested, by about {abs(whole.temperature_error):.0%}, "
+        "or something has the same effect"
     )
 
 
@@ -417,7 +382,7 @@ def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
     others = _listed(result.name for result in results if result.slot not in departing)
     drafted = {result.slot for result in results} - {BONUS, FIRST}
     if not others:
-        return "every slot departs: what they share, such as the temperature, truncation or the target's pass"
+        return "every slot departs: suspect what they share, such as the temperature, truncation or the target's pass"
     if departing == {BONUS}:
         where = "what the bonus token is drawn from, or its position"
     elif departing == {FIRST}:
@@ -428,7 +393,7 @@ def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
         where = "the position of the recovered token, or a stale cache"
     else:
         where = "what these have in common"
-    return f"{names} depart{'s' if len(departing) == 1 else ''}, {others} not: {where}"
+    return f"departing: {names}; not departing: {others}; suspect {where}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -25,8 +25,8 @@ from bench.records.decoding import Scalar
 from bench.records.environment import COMPARABLE_KEYS, check_comparable
 from bench.records.files import Runs
 from bench.records.runs import Cell, CellRecord
-from bench.statistics.effects import LEVEL, Array, Effect, contrast, holm
-from bench.statistics.intervals import MIN_CLUSTERS, RatioInterval
+from bench.statistics.effects import LEVEL, Effect, contrast, holm
+from bench.statistics.intervals import MIN_CLUSTERS, Array, Interval
 
 # BASE INVALID: of a cell that BASE itself could not measure nothing can be said, and nothing was lost
 Status = Literal["COMPARED", "MISSING", "INVALID", "BASE INVALID", "NEW"]
@@ -55,7 +55,7 @@ class Number:
 
     name: str
     unit: Literal["ms/token", "ratio", "points"]
-    of_cell: Callable[[CellRecord], RatioInterval | None]
+    of_cell: Callable[[CellRecord], Interval | None]
     quantity: Quantity
     verdicts: tuple[Verdict, Verdict]  # where HEAD's is less, and where it is more
     drifts: bool  # with the machine, in runs of their own
@@ -312,9 +312,9 @@ def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effe
     num = len(of_launches)
     between = statistics.stdev(one.estimate for one in of_launches) / math.sqrt(num)
     of_both = sum(one.standard_error**2 for one in of_launches) / num**2
-    rest = math.sqrt(max(0.0, over_prompts.standard_error**2 - of_both))
-    parts = (rest, over_prompts.freedom), *over_prompts.further, (between, num - 1.0)
-    return Effect(over_prompts.estimate, *parts[0], parts[1:])
+    (error, freedom), *further = over_prompts.parts
+    rest = math.sqrt(max(0.0, error**2 - of_both))
+    return Effect(over_prompts.estimate, ((rest, freedom), *further, (between, num - 1.0)))
 
 
 def _difference(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | None:
@@ -344,7 +344,7 @@ class _Drift:
         squares = sum(sum((shift - statistics.mean(run)) ** 2 for shift in run) for run in runs)
         within = math.sqrt(squares / max(1, sum(len(run) - 1 for run in runs)))
         spread = math.hypot(statistics.stdev([statistics.mean(run) for run in runs]), within)
-        return replace(effect, further=((spread, float(num_runs - 1)),))
+        return replace(effect, parts=(*effect.parts, (spread, num_runs - 1.0)))
 
 
 def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[_Measured]]) -> list[list[_Measured]]:

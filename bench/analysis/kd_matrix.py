@@ -1,95 +1,66 @@
-"""TODO: purpose."""
+"""Numbers of a KD matrix: alpha of each kind of draft at each decode temperature, and how it differs between drafts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from bench.records.kd_matrix import START, Matrix, MatrixCell, MeasuredDraft
+from bench.statistics.effects import left_out_ratios, over_prompts, over_seeds_and_prompts
+from bench.statistics.intervals import Interval
 
-CONFIDENCE = 0.95
 ARMS_OF_ONE_TEMPERATURE = ("offline", "soft", "online")
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and half the width of its 95 % interval; no width from a single seed."""
-
-    estimate: float
-    half_width: float | None
-
-
 Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
-Row = list[Interval | None]  # one entry a decode temperature
+Intervals = list[Interval | None]  # one entry for each decode temperature
 
 
 def estimate(of_seeds: Sequence[MatrixCell], against: Sequence[MatrixCell] = ()) -> Interval:
-    """Alpha, or how much higher it is than that of other drafts on the same texts, with other seeds and other prompts in mind.
+    """Return alpha, or how much higher it is than that of other drafts on the same texts.
 
-    Both kinds of chance are added up as squares of half-widths: the spread between seeds, with t on seeds less one, and the
-    jackknife over prompts of the seeds' mean, with t on prompts less one.
+    The interval covers other seeds and other prompts. From a single seed it has no ends.
 
     Args:    against: one draft, or one of each seed in the same order
     """
-    of_each, left_out = _ratios(of_seeds)
-    if against:
-        other, other_left_out = _ratios(against)
-        of_each, left_out = of_each - other, left_out - other_left_out
-    num_seeds, num_prompts = len(of_each), len(left_out)
-    if num_seeds == 1:
-        return Interval(float(of_each.mean()), None)
-    by_prompt = math.sqrt((num_prompts - 1) / num_prompts * ((left_out - left_out.mean()) ** 2).sum())
-    by_seed = math.sqrt(of_each.var(ddof=1) / num_seeds)
-    half_width = math.hypot(_t(num_seeds - 1) * by_seed, _t(num_prompts - 1) * by_prompt)
-    return Interval(float(of_each.mean()), half_width)
+    values = _ratios(of_seeds) - _ratios(against) if against else _ratios(of_seeds)
+    return over_seeds_and_prompts(values).interval
 
 
-def _ratios(of_seeds: Sequence[MatrixCell]) -> tuple[np.ndarray, np.ndarray]:
-    """accepted / tested of each seed; and the mean over seeds without each prompt."""
-    accepted, tested = (np.array([getattr(cell, name) for cell in of_seeds], float) for name in ("accepted", "tested"))
-    totals = accepted.sum(1, keepdims=True), tested.sum(1, keepdims=True)
-    return (totals[0] / totals[1]).ravel(), ((totals[0] - accepted) / (totals[1] - tested)).mean(0)
+def _ratios(cells: Sequence[MatrixCell]) -> np.ndarray:
+    return np.stack([left_out_ratios(cell.accepted, cell.tested) for cell in cells])
 
 
-def _t(freedom: int) -> float:
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+def alphas(matrix: Matrix) -> dict[Kind, Intervals]:
+    """Return alpha of each kind of draft; `matched` takes the offline draft of each decode temperature."""
+    return _estimates(kinds_of(matrix), matrix)
 
 
-def alphas(matrix: Matrix) -> dict[Kind, Row]:
-    """Of each kind of draft; `matched` takes, for each decode temperature, the offline draft of that temperature."""
-    kinds, columns = kinds_of(matrix), decode_temperatures(matrix)
-    found: dict[Kind, Row] = {
-        kind: [estimate([line.cells[place] for line in lines]) for place in range(len(columns))]
-        for kind, lines in kinds.items()
-    }
-    return _with_matched(found, columns)
-
-
-def changes(matrix: Matrix) -> dict[Kind, Row]:
-    """Alpha of each kind less that of the start at the same decode temperature, along the same texts."""
-    kinds, columns = kinds_of(matrix), decode_temperatures(matrix)
+def changes(matrix: Matrix) -> dict[Kind, Intervals]:
+    """Return alpha of each kind less that of the start at the same decode temperature, along the same texts."""
+    kinds = kinds_of(matrix)
     (start,) = kinds.pop((START, 0.0, None))
-    found: dict[Kind, Row] = {
-        kind: [estimate([line.cells[place] for line in lines], [start.cells[place]]) for place in range(len(columns))]
-        for kind, lines in kinds.items()
-    }
-    return _with_matched(found, columns)
+    return _estimates(kinds, matrix, start=start)
 
 
 def kinds_of(matrix: Matrix) -> dict[Kind, list[MeasuredDraft]]:
+    """Return the drafts of each kind, one for each seed."""
     kinds: dict[Kind, list[MeasuredDraft]] = {}
     for line in matrix.measured:
         kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
     return kinds
 
 
-def _with_matched(found: dict[Kind, Row], columns: Sequence[float]) -> dict[Kind, Row]:
+def _estimates(
+    kinds: Mapping[Kind, Sequence[MeasuredDraft]], matrix: Matrix, *, start: MeasuredDraft | None = None
+) -> dict[Kind, Intervals]:
+    found: dict[Kind, Intervals] = {}
+    columns = decode_temperatures(matrix)
+    for kind, lines in kinds.items():
+        against = [[start.cells[place]] if start else [] for place in range(len(columns))]
+        found[kind] = [estimate([line.cells[place] for line in lines], against[place]) for place in range(len(columns))]
     rows = [found.get(("offline", 0.0, column)) for column in columns]
-    matched: Row = [None if row is None else row[place] for place, row in enumerate(rows)]
+    matched: Intervals = [row[place] if row else None for place, row in enumerate(rows)]
     return found | {("matched", 0.0, None): matched} if any(matched) else found
 
 
@@ -97,24 +68,21 @@ def decode_temperatures(matrix: Matrix) -> list[float]:
     return [cell.temperature for cell in matrix.measured[0].cells]
 
 
-def regrets(found: Mapping[Kind, Row]) -> dict[Kind, tuple[float, float]]:
-    """For each kind measured everywhere, how much alpha it gives away against the best of a column: mean and largest."""
+def regrets(found: Mapping[Kind, Intervals]) -> dict[Kind, tuple[float, float]]:
+    """Return how much alpha each kind loses against the best of each decode temperature: mean and largest loss.
+
+    Kinds that were not measured at every decode temperature are left out.
+    """
     best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
-    given_away = {
+    lost = {
         kind: [at_best - value.estimate for at_best, value in zip(best, row, strict=True) if value]
         for kind, row in found.items()
     }
-    return {
-        kind: (sum(given) / len(given), max(given)) for kind, given in given_away.items() if len(given) == len(best)
-    }
-
-
-def is_sure(value: Interval) -> bool:
-    return value.half_width is not None and abs(value.estimate) > value.half_width
+    return {kind: (sum(each) / len(each), max(each)) for kind, each in lost.items() if len(each) == len(best)}
 
 
 def best_kd_temperatures(matrix: Matrix) -> dict[tuple[str, float], list[tuple[float, list[float]]]]:
-    """For each arm and decode temperature: the KD T of the highest alpha, and the others that are not surely below it."""
+    """Return the best KD T of each arm (with its lambda) at each decode temperature, and the KD T not clearly below it."""
     kinds = {kind: sorted(lines, key=lambda line: line.seed or 0) for kind, lines in kinds_of(matrix).items()}
     found: dict[tuple[str, float], list[tuple[float, list[float]]]] = {}
     for arm in dict.fromkeys(kind[:2] for kind in kinds if kind[0] in ARMS_OF_ONE_TEMPERATURE):
@@ -123,8 +91,9 @@ def best_kd_temperatures(matrix: Matrix) -> dict[tuple[str, float], list[tuple[f
         for place in range(len(decode_temperatures(matrix))):
             cells = {at: [line.cells[place] for line in lines] for at, lines in of_arm.items()}
             best = max(cells, key=lambda at: estimate(cells[at]).estimate)
-            behind = {at: estimate(cells[at], cells[best]) for at in cells if len(cells[at]) == len(cells[best])}
-            found[arm].append((best, [at for at, value in behind.items() if at != best and not is_sure(value)]))
+            # Seeds are paired, so a KD T with another number of seeds cannot be compared.
+            others = [at for at in cells if at != best and len(cells[at]) == len(cells[best])]
+            found[arm].append((best, [at for at in others if not estimate(cells[at], cells[best]).excludes_zero]))
     return found
 
 
@@ -139,28 +108,19 @@ class Step:
 
 
 def split(matrix: Matrix) -> list[Step]:
-    """Empty where the record has not what it takes. It is one of alpha_text: slots of rounds have no frozen contexts."""
+    """Return the split of alpha_text's change over decode T; empty for records without `rescaled`.
+
+    It is a split of alpha_text and not of alpha, because the slots of rounds have no frozen contexts.
+    """
     start = next(line for line in matrix.measured if line.arm == START)
     coldest = start.cells[0]
     if not coldest.rescaled:
         return []
-    frozen = _left_out(coldest.overlap, coldest.tokens)
+    frozen = left_out_ratios(coldest.overlap, coldest.tokens)
     steps = []
     for cell in start.cells:
-        same_contexts, own = _left_out(cell.rescaled, coldest.tokens), _left_out(cell.overlap, cell.tokens)
-        steps.append(Step(cell.temperature, *map(_over_prompts, (own, same_contexts - frozen, own - same_contexts))))
+        same_contexts = left_out_ratios(cell.rescaled, coldest.tokens)
+        own = left_out_ratios(cell.overlap, cell.tokens)
+        values = (own, same_contexts - frozen, own - same_contexts)
+        steps.append(Step(cell.temperature, *(over_prompts(each).interval for each in values)))
     return steps
-
-
-def _left_out(above: Sequence[float], below: Sequence[float]) -> np.ndarray:
-    """(1 + P,): the ratio of totals, then without each prompt."""
-    totals = (np.sum(values) - np.append(0.0, values) for values in (above, below))
-    numerators, denominators = totals
-    return numerators / denominators
-
-
-def _over_prompts(values: np.ndarray) -> Interval:
-    """Estimate and jackknife, from an estimate and what it is without each prompt."""
-    whole, left_out = float(values[0]), values[1:]
-    spread = math.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - left_out.mean()) ** 2).sum())
-    return Interval(whole, _t(len(left_out) - 1) * spread)

@@ -16,7 +16,7 @@ import numpy as np
 from bench.records.decoding import ForwardSeconds, PhaseSeconds, Replay, Round, num_tested
 from bench.records.runs import STEPS, CellRecord, RunRecord, TimedArm, TimedPair
 from bench.statistics import intervals, theory
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 ROUND_PHASES = tuple(name for name in PhaseSeconds.__slots__ if name != "prefill")
 
@@ -73,14 +73,14 @@ def count_rounds(rounds: Iterable[Round]) -> RoundCounts:
     )
 
 
-def counted_alpha(record: CellRecord) -> RatioInterval | None:
+def counted_alpha(record: CellRecord) -> Interval | None:
     """Alpha as accepted / (accepted + rejections); None for rules judged jointly."""
     if record.cell.rule in JOINT_RULES:
         return None
     return share_of((prompt, (counts.accepted, counts.tested)) for prompt, counts in counts_of(record))
 
 
-def expected_alpha(record: CellRecord) -> RatioInterval | None:
+def expected_alpha(record: CellRecord) -> Interval | None:
     """Alpha as the mean acceptance probability of positions tested in the replays; None for rules judged jointly."""
     if record.cell.rule in JOINT_RULES:
         return None
@@ -91,12 +91,12 @@ def expected_alpha(record: CellRecord) -> RatioInterval | None:
     return share_of(found)
 
 
-def draft_utilisation(record: CellRecord) -> RatioInterval | None:
+def draft_utilisation(record: CellRecord) -> Interval | None:
     """Accepted / drafted, untested draft tokens included. Not alpha."""
     return share_of((prompt, (counts.accepted, counts.drafted)) for prompt, counts in counts_of(record))
 
 
-def block_efficiency(record: CellRecord) -> RatioInterval | None:
+def block_efficiency(record: CellRecord) -> Interval | None:
     """Tokens emitted / rounds, in 1..k+1."""
     counts = [(prompt, counts.emitted, counts.rounds) for prompt, counts in counts_of(record) if counts.rounds]
     if not counts:
@@ -136,7 +136,7 @@ def times_measured(record: CellRecord) -> Times:
     return _times(arm for pair in record.pairs for arm in (pair.ar, pair.sd))
 
 
-def gamma(record: CellRecord, *, confidence: float = 0.95) -> RatioInterval | None:
+def gamma(record: CellRecord, *, confidence: float = 0.95) -> Interval | None:
     """AR seconds per token / SD seconds per token, ratio of totals, of the seconds that `times_measured` names.
 
     Texts end on their own, so arms differ in length. Totals are per arm: an arm whose text is one token long
@@ -145,12 +145,12 @@ def gamma(record: CellRecord, *, confidence: float = 0.95) -> RatioInterval | No
     return _ratio_of_arms(record, times_measured(record), confidence)
 
 
-def gamma_e2e(record: CellRecord, *, confidence: float = 0.95) -> RatioInterval | None:
+def gamma_e2e(record: CellRecord, *, confidence: float = 0.95) -> Interval | None:
     """Gamma of whole calls: prefill and first token included."""
     return _ratio_of_arms(record, "end_to_end", confidence)
 
 
-def gamma_geometric(record: CellRecord) -> RatioInterval | None:
+def gamma_geometric(record: CellRecord) -> Interval | None:
     """Geometric mean over prompts of each prompt's gamma: every prompt weighs the same."""
     columns = time_columns(record, times_measured(record))
     if columns is None or not any(all(values) for values in zip(*columns, strict=True)):
@@ -158,7 +158,7 @@ def gamma_geometric(record: CellRecord) -> RatioInterval | None:
     return intervals.geometric_mean_ratio(*columns, _clusters(record))
 
 
-def seconds_per_token(record: CellRecord, arm: ArmName) -> RatioInterval | None:
+def seconds_per_token(record: CellRecord, arm: ArmName) -> Interval | None:
     """Seconds per token of one arm, of the seconds that `times_measured` names."""
     times = times_measured(record)
     of_pairs = [spent(getattr(pair, arm), times) for pair in record.pairs]
@@ -177,7 +177,7 @@ def aa_floor(run: RunRecord) -> float | None:
     return intervals.log_ratio_floor(*columns, [triple.prompt_index for triple in run.baseline])
 
 
-def native_ratio(run: RunRecord) -> RatioInterval | None:
+def native_ratio(run: RunRecord) -> Interval | None:
     """Return AR seconds per token / native seconds per token, over both AR texts of a triple. Above 1, AR is slower."""
     triples = [(triple, triple.native) for triple in run.baseline if triple.native is not None]
     times = _times(arm for triple, native in triples for arm in (triple.ar, triple.ar_again, native))
@@ -198,7 +198,7 @@ def share_after_end_token(record: CellRecord, arm: ArmName, *, end_token_ids: Co
     return behind / sum(map(len, texts)) if texts else None
 
 
-def first_token_seconds(record: CellRecord, arm: ArmName) -> RatioInterval | None:
+def first_token_seconds(record: CellRecord, arm: ArmName) -> Interval | None:
     """Mean seconds from the call to the first token; None where the engine cannot tell."""
     seconds = [getattr(pair, arm).first_token_s for pair in record.pairs]
     if not seconds or None in seconds:
@@ -207,7 +207,7 @@ def first_token_seconds(record: CellRecord, arm: ArmName) -> RatioInterval | Non
 
 
 # Beside another backend, on the same prompts
-def speed_against(record: CellRecord, reference: CellRecord) -> RatioInterval | None:
+def speed_against(record: CellRecord, reference: CellRecord) -> Interval | None:
     """Speculative tokens per second / the reference's. The two ran minutes apart: a drift in between is in no interval."""
     if times_measured(record) != times_measured(reference):
         return None
@@ -217,7 +217,7 @@ def speed_against(record: CellRecord, reference: CellRecord) -> RatioInterval | 
     return ratio_of_ratios(reference_seconds, seconds)
 
 
-def alpha_against(record: CellRecord, reference: CellRecord) -> RatioInterval | None:
+def alpha_against(record: CellRecord, reference: CellRecord) -> Interval | None:
     """Counted alpha / the reference's, the prompts being the clusters of both; None where one has no alpha."""
     if JOINT_RULES & {record.cell.rule, reference.cell.rule}:
         return None
@@ -317,13 +317,13 @@ def counts_of(record: CellRecord) -> Iterator[tuple[int, RoundCounts]]:
     return ((cluster(pair), count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None)
 
 
-def share_of(counts: Iterable[OfPrompt]) -> RatioInterval | None:
+def share_of(counts: Iterable[OfPrompt]) -> Interval | None:
     """Return the sum of firsts / the sum of seconds, a share in 0..1; None if nothing was tried."""
     entries = [(*values, prompt) for prompt, values in counts]
     return intervals.proportion(*zip(*entries, strict=True)) if any(trials for _, trials, _ in entries) else None
 
 
-def ratio_of_ratios(above: Iterable[OfPrompt], below: Iterable[OfPrompt]) -> RatioInterval | None:
+def ratio_of_ratios(above: Iterable[OfPrompt], below: Iterable[OfPrompt]) -> Interval | None:
     """Return (sum of firsts / sum of seconds) of one list over that of another, paired by prompt; None if a total is zero."""
     entries = [(*values, 0, 0, prompt) for prompt, values in above]
     others = [(0, 0, *values, prompt) for prompt, values in below]
@@ -366,7 +366,7 @@ def time_columns(record: CellRecord, times: Times) -> Columns | None:
     return _columns([spent(pair.ar, times) for pair in record.pairs], [spent(pair.sd, times) for pair in record.pairs])
 
 
-def _ratio_of_arms(record: CellRecord, times: Times, confidence: float) -> RatioInterval | None:
+def _ratio_of_arms(record: CellRecord, times: Times, confidence: float) -> Interval | None:
     columns = time_columns(record, times)
     if columns is None:
         return None

@@ -15,7 +15,8 @@ from bench.analysis import metrics
 from bench.analysis.rows import Row
 from bench.records.command_line import shell_text
 from bench.records.runs import CellRecord
-from bench.statistics.effects import Array, Effect, Number, Sample, Statistic, contrast, jackknife
+from bench.statistics.effects import Effect, Number, PromptSums, Statistic, contrast, paired_effect
+from bench.statistics.intervals import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,13 @@ def compared(statistic: Statistic, cells: Sequence[tuple[Row, Columns]], detail:
     if not all(shared.values()):
         return None
     samples = [
-        Sample(prompt_set, np.array([of_prompts[prompt] for prompt in sorted(shared[prompt_set])]))
+        PromptSums(prompt_set, np.array([of_prompts[prompt] for prompt in sorted(shared[prompt_set])]))
         for prompt_set, of_prompts in zip(sets, sums, strict=True)
     ]
     runs = {row.file: row.run for row, _ in cells}
     detail = f"{detail}; {' and '.join(str(len(prompts)) for prompts in shared.values())} prompts"
     commands = tuple(dict.fromkeys(shell_text(run.command) for run in runs.values()))
-    return Finding(jackknife(statistic, samples), detail, tuple(runs), commands)
+    return Finding(paired_effect(statistic, samples), detail, tuple(runs), commands)
 
 
 def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str) -> Finding | None:

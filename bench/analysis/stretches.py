@@ -9,7 +9,7 @@ from itertools import pairwise
 from bench.analysis import metrics
 from bench.records.decoding import BONUS, emitted_positions, placed_rounds
 from bench.records.runs import Cell, CellRecord
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ def counts_in(record: CellRecord, stretch: Stretch) -> Iterator[tuple[int, tuple
             yield metrics.cluster(pair), (sum(passed), len(passed))
 
 
-def counted_alpha(record: CellRecord, stretch: Stretch) -> RatioInterval | None:
+def counted_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
     """Return accepted / tested draft tokens of a stretch; None if none was tested, or if the rule judges jointly."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
     return metrics.share_of(counts_in(record, stretch))
 
 
-def expected_alpha(record: CellRecord, stretch: Stretch) -> RatioInterval | None:
+def expected_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
     """Return the mean acceptance probability of the positions of a stretch that replays tested; None as above."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
@@ -60,7 +60,7 @@ def expected_alpha(record: CellRecord, stretch: Stretch) -> RatioInterval | None
     return metrics.share_of(found)
 
 
-def alpha_against(record: CellRecord, constant: CellRecord, stretch: Stretch) -> RatioInterval | None:
+def alpha_against(record: CellRecord, constant: CellRecord, stretch: Stretch) -> Interval | None:
     """Return counted alpha / that of another schedule over the same stretch, paired by prompt; None without a ratio."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None

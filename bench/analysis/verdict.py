@@ -12,7 +12,7 @@ from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, 
 from bench.records.decoding import Replay, num_tested
 from bench.records.runs import SHARED_BY, CellRecord, RunRecord
 from bench.statistics import intervals
-from bench.statistics.intervals import RatioInterval
+from bench.statistics.intervals import Interval
 
 Label = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE", "INVALID"]
 AGREEMENT_P = 0.001  # over all cells of a run: below it counted and expected acceptance disagree
@@ -45,7 +45,7 @@ def verdicts_of(run: RunRecord, cells: Sequence[CellRecord]) -> Iterator[Verdict
 
 
 def _verdict(
-    record: CellRecord, run: RunRecord, judged: Certificate | None, *, floor: float | None, native: RatioInterval | None
+    record: CellRecord, run: RunRecord, judged: Certificate | None, *, floor: float | None, native: Interval | None
 ) -> Verdict:
     certificate = _certificate_label(record, judged)
     faults = list(_faults(record, run, floor=floor, native=native))
@@ -70,7 +70,7 @@ def _certificate_label(record: CellRecord, judged: Certificate | None) -> str:
     return UNCERTIFIED if judged is None else judged.verdict
 
 
-def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: RatioInterval | None) -> Iterator[str]:
+def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: Interval | None) -> Iterator[str]:
     """Yield the reasons for which a record is INVALID."""
     if record.error is not None:
         yield f"error: {record.error}"

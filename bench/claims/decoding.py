@@ -26,7 +26,8 @@ from bench.analysis.stretches import counts_in, stretches
 from bench.claims.claim import Claim, Records, Rule
 from bench.records.decoding import schedule_text
 from bench.records.runs import Cell
-from bench.statistics.effects import Array, chosen_by_others, contrast
+from bench.statistics.effects import chosen_by_others, contrast
+from bench.statistics.intervals import Array
 
 TWO_PERCENT = math.log(1.02)
 LEAST_SAMPLED = 0.01  # T = 0 draws nothing

@@ -9,22 +9,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.analysis.quantities import Finding
 from bench.claims.claim import Claim, LineRecord, Records, Rule
 from bench.claims.decoding import draft_temperatures, tuned_draft_temperature
-from bench.statistics.effects import Effect
-from bench.statistics.intervals import MIN_CLUSTERS
+from bench.statistics.effects import Effect, left_out_ratios, over_seeds_and_prompts
+from bench.statistics.intervals import MIN_CLUSTERS, UNKNOWN, Array
 
 if TYPE_CHECKING:
     from bench.records.kd_matrix import Matrix, MeasuredDraft
 
-
-Array = NDArray[np.float64]
 Kind = tuple[str, float | None]  # arm; KD T, none of a mixture and of the start
 Cell = tuple[Kind, float]  # at a decode T
 Means = tuple[tuple[int, Sequence[Cell]], ...]  # sign, and cells whose mean it has
@@ -34,19 +32,6 @@ HOT, COLD = 0.8, 0.2  # decode T from and up to which
 HIGH_KD = 0.6
 COMPOSED_FROM, COMPOSED_GAIN = 0.7, math.log(1.12)
 POINT = 0.01  # of alpha: worse by less is as good
-
-
-def seeds_and_prompts(of_seeds: Array, left_out: Array) -> Effect:
-    """The mean over seeds, with both kinds of chance in its error: its interval is that of `bench.analysis.kd_matrix.estimate`.
-
-    Args:    of_seeds: (S,); left_out: (P,) the mean over seeds without each prompt
-    """
-    num_seeds, num_prompts = len(of_seeds), len(left_out)
-    if num_seeds < 2 or num_prompts < MIN_CLUSTERS:
-        return Effect(float(of_seeds.mean()), math.inf, 1.0)
-    by_seed = math.sqrt(float(of_seeds.var(ddof=1)) / num_seeds)
-    by_prompt = math.sqrt((num_prompts - 1) / num_prompts * float(((left_out - left_out.mean()) ** 2).sum()))
-    return Effect(float(of_seeds.mean()), by_seed, num_seeds - 1, ((by_prompt, num_prompts - 1),))
 
 
 def effect(matrix: Matrix, design: Design, *, in_logs: bool = False) -> tuple[Effect, str] | None:
@@ -65,7 +50,9 @@ def effect(matrix: Matrix, design: Design, *, in_logs: bool = False) -> tuple[Ef
     if not complete or not all(cells for _, cells in means):
         return None
     values = np.stack([_signed_means(alphas, means, in_logs) for alphas in complete])
-    found = seeds_and_prompts(values[:, 0], values[:, 1:].mean(0))
+    found = over_seeds_and_prompts(values)
+    if values.shape[1] - 1 < MIN_CLUSTERS:
+        found = replace(found, parts=(UNKNOWN,))
     return found, f"{len(complete)} seeds, {values.shape[1] - 1} prompts of {matrix.domains[0]}"
 
 
@@ -74,9 +61,7 @@ def _alphas(line: MeasuredDraft) -> dict[Cell, Array]:
     found: dict[Cell, Array] = {}
     if line.on_policy == (line.arm == "online"):
         for cell in line.cells:
-            accepted, tested = np.array(cell.accepted), np.array(cell.tested)
-            totals = accepted.sum() - np.append(0.0, accepted), tested.sum() - np.append(0.0, tested)
-            found[(line.arm, line.kd_temperature), cell.temperature] = totals[0] / totals[1]
+            found[(line.arm, line.kd_temperature), cell.temperature] = left_out_ratios(cell.accepted, cell.tested)
     return found
 
 

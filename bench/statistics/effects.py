@@ -1,131 +1,148 @@
-"""TODO: purpose."""
+"""Effects: estimates whose errors can be tested, the jackknife that pairs cells by prompt, and Holm's correction."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.statistics.intervals import MIN_CLUSTERS
+from bench.statistics.intervals import MIN_CLUSTERS, UNKNOWN, Array, Interval, Part, jackknife, t_half_width
 
-LEVEL = 0.05  # chance of any false verdict in a ledger, at most
-NORMAL = 1e9  # degrees of freedom from which t is as good as normal
+LEVEL = 0.05  # largest chance of any false verdict in a ledger
 SMALLEST_P = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """An estimate, its standard error, and the degrees of freedom of its t; inf: normal.
+    """An estimate and the independent parts of its error, such as over prompts and over seeds.
 
-    Independent parts of an error, such as over seeds and over prompts, keep the t of each: half-widths of the parts add up as
-    squares, at every confidence, and the p value is the level whose interval just reaches the threshold.
+    Its p value is the level whose interval just reaches the threshold, so that tests and intervals always agree.
     """
 
     estimate: float
-    standard_error: float  # inf: too little was measured to know
-    freedom: float
-    further: tuple[tuple[float, float], ...] = ()  # standard error and degrees of freedom of each further part
+    parts: tuple[Part, ...]
 
     @property
-    def parts(self) -> tuple[tuple[float, float], ...]:
-        return ((self.standard_error, self.freedom), *self.further)
+    def standard_error(self) -> float:
+        return math.hypot(*(error for error, _ in self.parts))
 
     @property
     def testable(self) -> bool:
         """Whether there is a spread to test against; counts that are all equal have none."""
-        return math.isfinite(self.estimate) and 0 < math.hypot(*(error for error, _ in self.parts)) < math.inf
+        return math.isfinite(self.estimate) and 0 < self.standard_error < math.inf
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """At 95 %, of this effect alone."""
+    def interval(self) -> Interval:
+        """The interval at 95 %, of this effect alone."""
         half_width = self.half_width(0.05)
-        return self.estimate - half_width, self.estimate + half_width
+        return Interval(self.estimate, self.estimate - half_width, self.estimate + half_width)
+
+    def half_width(self, level: float) -> float:
+        """Return the half-width of the interval that leaves `level` out on both sides together."""
+        return t_half_width(self.parts, level)
 
     def p_value(self, threshold: float) -> float:
-        """Two-sided, were the effect just the threshold; never below SMALLEST_P."""
+        """Return the two-sided p value if the effect were just the threshold; never below SMALLEST_P."""
         from scipy.optimize import brentq
 
         distance = abs(self.estimate - threshold)
         if distance >= self.half_width(SMALLEST_P):
             return SMALLEST_P
-        if distance <= self.half_width(1.0):  # 0 but for rounding
+        if distance <= self.half_width(1.0):  # 0, up to rounding
             return 1.0
         return math.exp(brentq(lambda log_p: self.half_width(math.exp(log_p)) - distance, math.log(SMALLEST_P), 0.0))
 
     def minus(self, other: Effect) -> Effect:
-        """The difference to an effect of independent data."""
-        return Effect(self.estimate - other.estimate, *self.parts[0], (*self.further, *other.parts))
-
-    def half_width(self, level: float) -> float:
-        """Of the interval that leaves `level` out on both sides together."""
-        from scipy.special import stdtrit
-
-        return math.hypot(*(stdtrit(min(freedom, NORMAL), level / 2) * error for error, freedom in self.parts))
+        """Return the difference to an effect of independent data."""
+        return Effect(self.estimate - other.estimate, (*self.parts, *other.parts))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Corrected so that the chance of any at or below a level by chance is that level, whatever depends on what.
+    """Return corrected p values, in the same order.
+
+    The chance that any true null hypothesis gets a corrected p at or below a level is at most that level, whatever the
+    dependence between tests.
 
     Source:  Holm 1979, A simple sequentially rejective multiple test procedure
     """
-    ascending = sorted(range(len(p_values)), key=p_values.__getitem__)
-    scaled = (min(1.0, (len(p_values) - rank) * p_values[place]) for rank, place in enumerate(ascending))
-    corrected = dict(zip(ascending, itertools.accumulate(scaled, max), strict=True))
-    return tuple(corrected[place] for place in range(len(p_values)))
+    # statsmodels' multipletests gives the same numbers, but it collects garbage at every call, which takes 0.1 s or more.
+    order = np.argsort(p_values)
+    scaled = np.sort(p_values) * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return tuple(corrected.tolist())
 
 
-Array = NDArray[np.float64]
+# Effects over seeds and prompts
+def left_out_ratios(above: Sequence[float], below: Sequence[float]) -> Array:
+    """Return (1 + P,): the ratio of the totals of two sums over P prompts, then the same ratio without each prompt."""
+    numerators, denominators = (np.sum(sums) - np.append(0.0, sums) for sums in (above, below))
+    found: Array = numerators / denominators
+    return found
+
+
+def over_prompts(values: Array) -> Effect:
+    """Return the effect of (1 + P,) values: of all prompts, then without each prompt."""
+    return Effect(float(values[0]), (jackknife(values[1:]),))
+
+
+def over_seeds_and_prompts(of_seeds: Array) -> Effect:
+    """Return the mean over seeds; its error covers other seeds and other prompts.
+
+    Args:    of_seeds: (S, 1 + P): for each seed the value of all prompts, then without each prompt
+    """
+    num_seeds, mean = len(of_seeds), of_seeds.mean(0)
+    by_seed = (math.sqrt(float(of_seeds[:, 0].var(ddof=1)) / num_seeds), num_seeds - 1.0) if num_seeds > 1 else UNKNOWN
+    return Effect(float(mean[0]), (by_seed, *over_prompts(mean).parts))
+
+
+# Effects of cells
 Number = Callable[[Array], Array]  # of sums (..., C)
 Statistic = Callable[[Sequence[Array]], float]  # of the totals (P, C) of each cell
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """Sums over each prompt of one cell; cells of one prompt set have the same prompts in the same order."""
+class PromptSums:
+    """Sums over each prompt of one cell. Cells of one prompt set have the same prompts in the same order."""
 
     prompt_set: str
-    totals: Array  # (P, C); the last column says how much a prompt weighs
+    totals: Array  # (P, C); the last column is the weight of a prompt
 
 
-def jackknife(statistic: Statistic, cells: Sequence[Sample]) -> Effect:
-    """A statistic of several cells; a prompt is left out of all cells of its set at once, which keeps them paired.
+def paired_effect(statistic: Statistic, cells: Sequence[PromptSums]) -> Effect:
+    """Return a statistic of several cells, with its jackknife error.
 
-    Sets of prompts are independent parts of the error. Each has Kish's effective number less one degrees of freedom, as in
-    `bench.statistics.intervals`.
+    A prompt is left out of all cells of its set at once, which keeps them paired. Sets of prompts are independent parts of
+    the error.
     """
     parts = []
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = float(statistic([cell.totals for cell in cells]))
         for prompt_set in dict.fromkeys(cell.prompt_set for cell in cells):
             own = [cell.totals for cell in cells if cell.prompt_set == prompt_set]
-            num_prompts = len(own[0])
-            if num_prompts < MIN_CLUSTERS:
-                return Effect(estimate, math.inf, 1.0)
-            left_out = np.array([statistic(_without(cells, prompt_set, prompt)) for prompt in range(num_prompts)])
-            shares = np.sum([totals[:, -1] / totals[:, -1].sum() for totals in own], axis=0)
-            error = math.sqrt((num_prompts - 1) / num_prompts * float(((left_out - left_out.mean()) ** 2).sum()))
-            parts.append((error, max(float(shares.sum() ** 2 / (shares**2).sum()) - 1, 1.0)))
-    return Effect(estimate, *parts[0], tuple(parts[1:]))
+            if len(own[0]) < MIN_CLUSTERS:
+                return Effect(estimate, (UNKNOWN,))
+            left_out = np.array([statistic(_without(cells, prompt_set, prompt)) for prompt in range(len(own[0]))])
+            parts.append(jackknife(left_out, np.sum([totals[:, -1] / totals[:, -1].sum() for totals in own], axis=0)))
+    return Effect(estimate, tuple(parts))
 
 
-def _without(cells: Sequence[Sample], prompt_set: str, prompt: int) -> list[Array]:
+def _without(cells: Sequence[PromptSums], prompt_set: str, prompt: int) -> list[Array]:
     return [np.delete(cell.totals, prompt, 0) if cell.prompt_set == prompt_set else cell.totals for cell in cells]
 
 
 def contrast(of: Number, weights: Sequence[float]) -> Statistic:
-    """A weighted sum of the numbers of cells."""
+    """Return the statistic that is a weighted sum of the numbers of cells."""
     return lambda cells: float(sum(weight * of(cell.sum(0)) for weight, cell in zip(weights, cells, strict=True)))
 
 
 def chosen_by_others(of: Number, cells: Sequence[Array], judged_by: Sequence[Array]) -> float:
-    """The number of a cell made of prompts each of which comes from the cell that is best on all other prompts.
+    """Return the number of a made-up cell: each prompt comes from the cell that is best on all other prompts.
 
-    The best of several cells is better on the prompts that chose it than on new ones; here no prompt has a say in its own
-    choice, so that cells which are alike in truth show no gain.
+    The best of several cells is better on the prompts that chose it than on new ones. Here no prompt influences its own
+    choice, so cells that are alike in truth show no gain.
 
     Args:    judged_by: the cells that decide which of `cells` is best, in the same order
     """

@@ -1,20 +1,20 @@
 """Intervals of ratios over prompts, and the verdicts drawn from them.
 
-The prompt is the unit that was sampled: everything measured on one prompt is summed first, and every interval is the
-leave-one-prompt-out jackknife of a ratio of totals, studentised by t. Its degrees of freedom are Kish's effective
-number of prompts less one, because long texts weigh more. Nothing is drawn at random: the same data, the same interval.
+The prompt is the unit that was sampled: everything measured on one prompt is summed first. Every interval is the
+leave-one-prompt-out jackknife of a ratio of totals, with a quantile of t. The degrees of freedom of t are Kish's effective
+number of prompts less one, because long texts weigh more. Nothing is drawn at random: the same data give the same interval.
 
-Chosen by simulation with `tests/simulated_runs.py`, 4,000 runs each at 8 prompts and 1, 2 repeats. Coverage of a nominal
-95 %: percentile bootstrap 88.2, 88.0; BCa 86.2, 87.2; bootstrap-t 94.1, 94.4 with an interval 10 to 12 % wider;
-jackknife with t on prompts less one 95.1, 95.0. On acceptance counts (alpha 0.3) the last covers 91.6, with Kish's number
-93.3.
+This method was chosen by simulation with `tests/studies/simulated_runs.py`, 4,000 runs at 8 prompts and 1 or 2 repeats.
+Coverage of a nominal 95 %: percentile bootstrap 88.2, 88.0; BCa 86.2, 87.2; bootstrap-t 94.1, 94.4, whose intervals are 10 to
+12 % wider; jackknife with t on prompts less one 95.1, 95.0. On acceptance counts (alpha 0.3) the last covers 91.6, and 93.3
+with Kish's number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,8 +22,10 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 GammaVerdict = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE"]
+Part = tuple[float, float]  # of an error: a standard error, and the degrees of freedom of its t
 
-NORMAL_VARIANCE = 200.0  # of a count, from which it is taken for normal
+UNKNOWN: Part = (math.inf, 1.0)  # too little was measured to estimate the error
+NORMAL_VARIANCE = 200.0  # of a count: above it, the count is treated as normal
 MIN_CLUSTERS = 6
 """Fewest prompts from which, upwards, 95 % intervals of both gamma and alpha covered 93 to 97 % in simulation.
 
@@ -36,27 +38,69 @@ standard error 0.2 %. Lowest and highest coverage in percent (gamma alone holds 
     alpha    93.7  95.8  95.1  94.6  93.9  93.1  93.3  93.3  93.6  94.0
              95.4  97.0  96.8  97.1  97.0  96.4  96.4  96.0  95.6  95.5
 
-A kind of prompt too rare to be among those measured is in no interval: with a spread of only 5 % between other prompts
-and one prompt in ten 1.5 times as fast, coverage is 93.3 to 95.6 % at 6 to 32 prompts.
+A kind of prompt that is too rare to be among the measured ones is in no interval: with a spread of only 5 % between other
+prompts and one prompt in ten 1.5 times as fast, coverage is 93.3 to 95.6 % at 6 to 32 prompts.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class RatioInterval:
-    """A ratio and its interval over prompts, on the linear scale."""
+class Interval:
+    """An estimate and its interval. Infinite ends: too little was measured; NaN: the data do not determine the number."""
 
     estimate: float
     low: float
     high: float
-    num_clusters: int  # prompts that contributed
-    confidence: float
+    num_clusters: int = 0  # prompts that contributed; 0: not counted
+    confidence: float = 0.95
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
 
     @property
     def adequate(self) -> bool:
         """Whether there are enough prompts for the interval to be believed."""
         return self.num_clusters >= MIN_CLUSTERS
 
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
 
+    def transformed(self, increasing: Callable[[float], float]) -> Interval:
+        """Return the interval of an increasing function of the number."""
+        estimate, low, high = map(increasing, (self.estimate, self.low, self.high))
+        return replace(self, estimate=estimate, low=low, high=high)
+
+
+# Errors
+def jackknife(left_out: Array, weights: Array | None = None) -> Part:
+    """Return the standard error of an estimate from its values without each prompt, and the degrees of freedom of its t.
+
+    Args:    left_out: (P,); weights: (P,) how much each prompt weighs; None: all weigh the same
+    Returns: UNKNOWN for a single prompt. The degrees of freedom are Kish's effective number of prompts less one, at least 1:
+             with weights 1, 1, 2 they are 4^2 / 6 - 1 = 1.67
+    Source:  Efron and Stein 1981 (jackknife variance); Kish 1965 (effective sample size)
+    """
+    num_prompts = len(left_out)
+    if num_prompts < 2:
+        return UNKNOWN
+    standard_error = math.sqrt((num_prompts - 1) / num_prompts * float(((left_out - left_out.mean()) ** 2).sum()))
+    effective_prompts = num_prompts if weights is None else float(weights.sum() ** 2 / (weights**2).sum())
+    return standard_error, max(effective_prompts - 1.0, 1.0)
+
+
+def t_half_width(parts: Iterable[Part], level: float) -> float:
+    """Return the half-width of the interval that leaves `level` out on both sides together.
+
+    Independent parts of an error, such as over seeds and over prompts, keep the t of each: half-widths add up as squares.
+    """
+    from scipy.special import stdtrit
+
+    # The lower tail is exact for tiny levels, where 1 - level / 2 would round to 1.
+    return math.hypot(*(stdtrit(freedom, level / 2) * error for error, freedom in parts))
+
+
+# Ratios
 def ratio_of_totals(
     ar_s: ArrayLike,
     ar_tokens: ArrayLike,
@@ -65,28 +109,26 @@ def ratio_of_totals(
     clusters: ArrayLike,
     *,
     confidence: float = 0.95,
-) -> RatioInterval:
-    """Relative wall-time improvement: (sum ar_s / sum ar_tokens) / (sum sd_s / sum sd_tokens).
+) -> Interval:
+    """Return the relative wall-time improvement: (sum ar_s / sum ar_tokens) / (sum sd_s / sum sd_tokens).
 
-    Args:    seconds and tokens of each arm, an entry a pair; clusters: the prompt of each pair
-    Returns: above 1 where SD is faster; from 0 to infinity where one prompt holds all tokens of an arm
+    Args:    seconds and tokens of each arm, one entry for each pair; clusters: the prompt of each pair
+    Returns: above 1 if SD is faster; an interval from 0 to infinity if one prompt has all tokens of an arm
     Raises:  ValueError: an arm has no tokens or no seconds
     """
     totals = _prompt_totals((ar_s, ar_tokens, sd_s, sd_tokens), clusters)
-    return _log_ratio_interval(
-        totals, np.array([1.0, -1.0, -1.0, 1.0]), weights=totals[:, 1] + totals[:, 3], confidence=confidence
-    )
+    return _log_ratio_interval(totals, (1, -1, -1, 1), weights=totals[:, 1] + totals[:, 3], confidence=confidence)
 
 
 def mean_ratio(
     numerators: ArrayLike, denominators: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95
-) -> RatioInterval:
-    """Ratio of two positive totals, such as tokens emitted / rounds.
+) -> Interval:
+    """Return the ratio of two positive totals, such as tokens emitted / rounds.
 
     Raises:  ValueError: a total is zero
     """
     totals = _prompt_totals((numerators, denominators), clusters)
-    return _log_ratio_interval(totals, np.array([1.0, -1.0]), weights=totals[:, 1], confidence=confidence)
+    return _log_ratio_interval(totals, (1, -1), weights=totals[:, 1], confidence=confidence)
 
 
 def geometric_mean_ratio(
@@ -97,41 +139,34 @@ def geometric_mean_ratio(
     clusters: ArrayLike,
     *,
     confidence: float = 0.95,
-) -> RatioInterval:
-    """Geometric mean over prompts of the geometric mean over a prompt's pairs of AR / SD seconds per token.
+) -> Interval:
+    """Return the geometric mean over prompts of the geometric mean over a prompt's pairs of AR / SD seconds per token.
 
-    Every prompt weighs the same, however long its texts. A pair in which an arm has no tokens has no ratio and is left
-    out.
+    Every prompt weighs the same, however long its texts. A pair in which an arm has no tokens has no ratio and is left out.
 
     Raises:  ValueError: no pair has tokens in both arms
     """
-    seconds_and_tokens = np.stack([np.asarray(x, dtype=float) for x in (ar_s, ar_tokens, sd_s, sd_tokens)])
+    seconds_and_tokens = np.stack([np.asarray(column, dtype=float) for column in (ar_s, ar_tokens, sd_s, sd_tokens)])
     usable = (seconds_and_tokens > 0).all(axis=0)
     if not usable.any():
         raise ValueError("expected a pair with seconds and tokens in both arms, got none")
     log_ratio = np.array([1.0, -1.0, -1.0, 1.0]) @ np.log(seconds_and_tokens[:, usable])
     sums = _prompt_totals((log_ratio, np.ones_like(log_ratio)), np.asarray(clusters)[usable])
     log_means = sums[:, 0] / sums[:, 1]
-    num_prompts = len(log_means)
-    half_width = math.inf
-    if num_prompts > 1:
-        left_out = (log_means.sum() - log_means) / (num_prompts - 1)
-        half_width = _half_width(left_out, np.ones(num_prompts), confidence)
-    return _exponentiated(float(log_means.mean()), half_width, num_prompts, confidence)
+    left_out = (log_means.sum() - log_means) / max(1, len(log_means) - 1)
+    return _exponentiated(float(log_means.mean()), jackknife(left_out), len(log_means), confidence)
 
 
 def log_ratio_floor(
     first_s: ArrayLike, first_tokens: ArrayLike, second_s: ArrayLike, second_tokens: ArrayLike, clusters: ArrayLike
 ) -> float:
-    """A/A floor: half-width of the 95 % interval of log(AR / AR'), both arms being the same."""
+    """Return the A/A floor: the half-width of the 95 % interval of log(AR / AR'), where both arms are the same."""
     interval = ratio_of_totals(first_s, first_tokens, second_s, second_tokens, clusters)
     return math.log(interval.high / interval.estimate)
 
 
-def proportion(
-    successes: ArrayLike, trials: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95
-) -> RatioInterval:
-    """Pooled share sum(successes) / sum(trials), its interval on the logit scale and so within 0..1.
+def proportion(successes: ArrayLike, trials: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Return the pooled share sum(successes) / sum(trials). Its interval is symmetric in the log odds and so within 0..1.
 
     Args:    successes: between 0 and trials, need not be whole (expected counts)
     Returns: at a share of exactly 0 or 1 prompts show no spread, and the interval is Clopper and Pearson's over trials
@@ -144,27 +179,51 @@ def proportion(
     totals = totals[totals[:, 1] > 0]
     share = num_successes / num_trials
     if share in (0.0, 1.0):
-        edge = ((1 - confidence) / 2) ** (1 / num_trials)
-        low, high = (edge, 1.0) if share else (0.0, 1 - edge)
-    else:
-        rest = totals.sum(axis=0) - totals
-        half_width = math.inf
-        if len(totals) > 1:
-            half_width = _half_width(rest[:, 0] / rest[:, 1], totals[:, 1], confidence) / (share * (1 - share))
-        odds = share / (1 - share)
-        low = odds / (odds + np.exp(half_width))
-        high = odds / (odds + np.exp(-half_width))
-    return RatioInterval(share, float(low), float(high), len(totals), confidence)
+        from scipy.stats import binomtest
+
+        exact = binomtest(round(num_successes), round(num_trials)).proportion_ci(confidence)
+        return Interval(share, float(exact.low), float(exact.high), len(totals), confidence)
+    rest = totals.sum(axis=0) - totals  # what is left without each prompt
+    part = jackknife(rest[:, 0] / rest[:, 1], totals[:, 1]) if len(totals) > 1 else UNKNOWN
+    odds, half_width = share / (1 - share), t_half_width([part], 1 - confidence) / (share * (1 - share))
+    low, high = (float(odds / (odds + np.exp(sign * half_width))) for sign in (1, -1))
+    return Interval(share, low, high, len(totals), confidence)
 
 
+def _prompt_totals(columns: Sequence[ArrayLike], clusters: ArrayLike) -> Array:
+    """Sum each column over each prompt (prompts, columns); leave out prompts that contributed nothing."""
+    labels, index = np.unique(np.asarray(clusters), return_inverse=True)
+    values = (np.asarray(column, dtype=float) for column in columns)
+    sums = [np.bincount(index, weights=value, minlength=len(labels)) for value in values]
+    totals = np.stack(sums, axis=1).astype(np.float64)
+    return totals[totals.any(axis=1)]
+
+
+def _log_ratio_interval(totals: Array, exponents: Sequence[int], *, weights: Array, confidence: float) -> Interval:
+    """Return the interval of the product of column totals raised to +1 or -1."""
+    sums = totals.sum(axis=0)
+    if not (sums > 0).all():
+        raise ValueError(f"expected positive totals, got {sums.tolist()}")
+    rest = sums - totals  # what is left without each prompt
+    part = jackknife(np.log(rest) @ exponents, weights) if (rest > 0).all() else UNKNOWN
+    return _exponentiated(float(np.log(sums) @ exponents), part, len(totals), confidence)
+
+
+def _exponentiated(log_ratio: float, part: Part, num_prompts: int, confidence: float) -> Interval:
+    half_width = t_half_width([part], 1 - confidence)
+    low, estimate, high = np.exp([log_ratio - half_width, log_ratio, log_ratio + half_width]).tolist()
+    return Interval(estimate, low, high, num_prompts, confidence)
+
+
+# Tests and verdicts
 def martingale_z(accepted: ArrayLike, expected: ArrayLike) -> float:
-    """Standardised surplus of acceptances: sum(A - beta) / sqrt(sum beta (1 - beta)).
+    """Return the standardised surplus of acceptances: sum(A - beta) / sqrt(sum beta (1 - beta)).
 
-    Which positions are tested depends on earlier acceptances; each difference still has mean 0 given the past.
+    Which positions are tested depends on earlier acceptances. Each difference still has mean 0 given the past.
 
     Args:    accepted: 0 or 1 for each tested position; expected: beta, its acceptance probability, 0..1
-    Returns: plus or minus infinity where a token of probability 0 was accepted or one of probability 1 was not;
-             0 where nothing was left to chance and nothing contradicts it
+    Returns: plus or minus infinity if a token of probability 0 was accepted or one of probability 1 was not;
+             0 if nothing was left to chance and nothing contradicts it
     """
     accepted = np.asarray(accepted, dtype=float)
     expected = np.clip(np.asarray(expected, dtype=float), 0, 1)  # sums of probabilities may round to just above 1
@@ -177,37 +236,41 @@ def martingale_z(accepted: ArrayLike, expected: ArrayLike) -> float:
 
 
 def martingale_p(accepted: ArrayLike, expected: ArrayLike, z: float) -> float:
-    """Two-sided p value of `martingale_z`. With few uncertain positions the count is far from normal: there it is that of a sum
-    of independent draws with these probabilities, the smaller tail twice.
+    """Return the two-sided p value of `martingale_z`.
+
+    With few uncertain positions the number of acceptances is far from normal. Then it is compared with a sum of independent
+    draws of these probabilities (Poisson binomial), and p is twice the smaller tail.
     """
     expected = np.clip(np.asarray(expected, dtype=float), 0, 1)
     uncertain = (expected > 0) & (expected < 1)
     chances = expected[uncertain]
-    if math.isinf(z) or float((chances * (1 - chances)).sum()) >= NORMAL_VARIANCE:
+    if math.isinf(z) or not len(chances) or float((chances * (1 - chances)).sum()) >= NORMAL_VARIANCE:
         return two_sided_p(z)
-    counts = np.ones(1)  # probability of each number of acceptances
-    for chance in chances:
-        counts = np.convolve(counts, (1 - chance, chance))
+    from scipy.stats import poisson_binom
+
     num_accepted = int(np.asarray(accepted, dtype=float)[uncertain].sum())
-    return float(min(1.0, 2 * min(counts[: num_accepted + 1].sum(), counts[num_accepted:].sum())))
+    at_most = poisson_binom(chances).cdf(num_accepted)
+    # The number of rejections, because 1 - cdf rounds a tiny upper tail away.
+    at_least = poisson_binom(1 - chances).cdf(len(chances) - num_accepted)
+    return float(min(1.0, 2 * at_most, 2 * at_least))
 
 
 def self_normalised_z(observed: ArrayLike, expected: ArrayLike) -> float:
-    """Standardised surplus where only the expectations are known: sum(d) / sqrt(sum d^2), d = observed - expected."""
+    """Return the standardised surplus if only the expectations are known: sum(d) / sqrt(sum d^2), d = observed - expected."""
     surplus = np.asarray(observed, dtype=float) - np.asarray(expected, dtype=float)
     scale = math.sqrt(float((surplus**2).sum()))
     return float(surplus.sum()) / scale if scale > 0 else 0.0
 
 
 def two_sided_p(z: float) -> float:
-    """Probability of a standard normal at least as far from 0 as z."""
+    """Return the probability that a standard normal is at least as far from 0 as z."""
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def gamma_verdict(interval: RatioInterval, floor: float) -> GammaVerdict:
-    """What one gamma shows.
+def gamma_verdict(interval: Interval, floor: float) -> GammaVerdict:
+    """Return what one gamma shows.
 
-    INDISTINGUISHABLE: from 1, the estimate being inside the A/A floor or 1 inside the interval.
+    INDISTINGUISHABLE means indistinguishable from 1: the estimate is inside the A/A floor, or 1 is inside the interval.
 
     Args:    floor: half-width in the log, from log_ratio_floor
     """
@@ -216,40 +279,3 @@ def gamma_verdict(interval: RatioInterval, floor: float) -> GammaVerdict:
     if abs(math.log(interval.estimate)) <= floor or interval.low <= 1 <= interval.high:
         return "INDISTINGUISHABLE"
     return "FASTER" if interval.estimate > 1 else "SLOWER"
-
-
-def _prompt_totals(columns: Sequence[ArrayLike], clusters: ArrayLike) -> Array:
-    """Sum each column over each prompt (prompts, columns); prompts that contributed nothing are left out."""
-    labels, index = np.unique(np.asarray(clusters), return_inverse=True)
-    values = (np.asarray(column, dtype=float) for column in columns)
-    sums = [np.bincount(index, weights=value, minlength=len(labels)) for value in values]
-    totals = np.stack(sums, axis=1).astype(np.float64)
-    return totals[totals.any(axis=1)]
-
-
-def _log_ratio_interval(totals: Array, exponents: Array, *, weights: Array, confidence: float) -> RatioInterval:
-    """Interval of the product of column totals raised to +1 or -1."""
-    sums = totals.sum(axis=0)
-    if not (sums > 0).all():
-        raise ValueError(f"expected positive totals, got {sums.tolist()}")
-    rest = sums - totals  # what is left without each prompt
-    half_width = _half_width(np.log(rest) @ exponents, weights, confidence) if (rest > 0).all() else math.inf
-    return _exponentiated(float(np.log(sums) @ exponents), half_width, len(totals), confidence)
-
-
-def _half_width(left_out: Array, weights: Array, confidence: float) -> float:
-    """t quantile times the jackknife standard error of an estimate, from its values without each prompt.
-
-    Source:  Efron and Stein 1981 (jackknife variance); Kish 1965 (effective sample size)
-    """
-    from scipy.special import stdtrit
-
-    num_prompts = len(left_out)
-    standard_error = math.sqrt((num_prompts - 1) / num_prompts * float(((left_out - left_out.mean()) ** 2).sum()))
-    effective_prompts = float(weights.sum() ** 2 / (weights**2).sum())
-    return float(stdtrit(max(effective_prompts - 1, 1.0), (1 + confidence) / 2)) * standard_error
-
-
-def _exponentiated(log_ratio: float, half_width: float, num_prompts: int, confidence: float) -> RatioInterval:
-    low, estimate, high = np.exp([log_ratio - half_width, log_ratio, log_ratio + half_width]).tolist()
-    return RatioInterval(estimate, low, high, num_prompts, confidence)

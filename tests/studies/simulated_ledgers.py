@@ -18,9 +18,15 @@ from numpy.typing import NDArray
 from bench.analysis.quantities import ALPHA, LOG_ACCEPT_COST, LOG_GAMMA, LOG_ROUND_COST, Finding, Quantity
 from bench.claims import decoding, distillation
 from bench.claims.claim import Claim
-from bench.claims.distillation import seeds_and_prompts
 from bench.claims.ledger import judge
-from bench.statistics.effects import Effect, Sample, contrast, jackknife
+from bench.statistics.effects import (
+    Effect,
+    PromptSums,
+    contrast,
+    left_out_ratios,
+    over_seeds_and_prompts,
+    paired_effect,
+)
 
 Array = NDArray[np.float64]
 Simulation = Callable[[np.random.Generator, int, int, float], Effect]  # prompts, seeds, the effect in truth
@@ -111,28 +117,28 @@ def _pair_of(
 
 
 def _jackknifed(quantity: Quantity, weights: Sequence[float], cells: Sequence[Array]) -> Effect:
-    return jackknife(contrast(quantity.of, weights), [Sample("", totals) for totals in cells])
+    return paired_effect(contrast(quantity.of, weights), [PromptSums("", totals) for totals in cells])
 
 
 def _two_domains(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
     cells = [
-        Sample(name, totals)
+        PromptSums(name, totals)
         for name, alpha in (("problems", 0.5 + truth), ("instructions", 0.5))
         for totals in acceptance(rng, num_prompts, (alpha, alpha))
     ]
-    return jackknife(contrast(ALPHA.of, (0.5, 0.5, -0.5, -0.5)), cells)
+    return paired_effect(contrast(ALPHA.of, (0.5, 0.5, -0.5, -0.5)), cells)
 
 
 def _draft_temperature(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
     """One of three other draft temperatures gains; where none does all are alike."""
     cells = acceptance(rng, num_prompts, (0.5, 0.5, 0.5 + truth, 0.5))
-    return jackknife(decoding.draft_temperature_gain, [Sample("", totals) for totals in cells])
+    return paired_effect(decoding.draft_temperature_gain, [PromptSums("", totals) for totals in cells])
 
 
 def _draft_length(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
     """Of three k the first gains when hot and the last when cold; where none gains all are alike when hot."""
     cells = timings(rng, num_prompts, (truth, 0.0, 0.0, 0.0, 0.0, 0.1))
-    return jackknife(decoding.draft_length_gain, [Sample("", totals) for totals in cells])
+    return paired_effect(decoding.draft_length_gain, [PromptSums("", totals) for totals in cells])
 
 
 def _distilled(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
@@ -140,8 +146,7 @@ def _distilled(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth
     weights = _lengths(rng, np.zeros(num_prompts))
     shifts = truth + 0.003 * rng.standard_normal((num_seeds, 1)) + 0.05 * rng.standard_normal(num_prompts)
     gains = weights * (shifts + 0.02 * rng.standard_normal((num_seeds, num_prompts)))
-    left_out = (gains.sum(1, keepdims=True) - gains) / (weights.sum() - weights)
-    return seeds_and_prompts(gains.sum(1) / weights.sum(), left_out.mean(0))
+    return over_seeds_and_prompts(np.stack([left_out_ratios(each, weights) for each in gains]))
 
 
 SIMULATIONS: dict[str, Simulation] = {

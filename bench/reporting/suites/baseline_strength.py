@@ -9,7 +9,7 @@ from bench.analysis import metrics
 from bench.records.decoding import ModelPair
 from bench.records.files import Runs
 from bench.records.runs import RunRecord, TimedArm
-from bench.reporting.captions import facts_of_run, title
+from bench.reporting.captions import facts_of_runs, title
 from bench.reporting.numbers import interval_text, percent_text, point_text
 from bench.reporting.table import MISSING, Entry, Table
 from bench.statistics import intervals
@@ -20,7 +20,7 @@ _OWN = "engine's own"
 
 def baseline_table(runs: Runs) -> Table:
     """Return the table of runs that have no cells."""
-    facts, records = facts_of_run(runs)
+    facts, records = facts_of_runs(runs)
     times = ("AR\nms/token", "AR'\nms/token", f"{_OWN}\nms/token", f"AR tokens/s /\n{_OWN} tokens/s")
     headers = ("pair", *times, "A/A\nfloor", "prompts", "backend")
     caption = {

@@ -107,7 +107,7 @@ def test_a_healthy_decoder_on_few_tokens_is_inconclusive_and_says_how_many_it_ne
 def test_a_decoder_that_runs_hot_is_lossy_and_the_reason_is_said(run: Run) -> None:
     status, out, _ = run("--temperature", 0.8, "--tokens", 600, "--backend", f"{__name__}:hot")
     assert status == 1
-    assert "tokens are too unlikely: the temperature was higher than asked" in out
+    assert "tokens are too unlikely: the temperature was higher than requested" in out
 
 
 def test_at_temperature_0_a_greedy_decoder_is_lossless_and_a_warm_one_is_not(run: Run) -> None:

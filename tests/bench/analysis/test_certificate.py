@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from bench.analysis.certificate import (
-    BONUS,
     FALSE_ALARM,
     MARGIN,
     UPPER_BOUND_LEVEL,
@@ -20,6 +19,7 @@ from bench.analysis.certificate import (
     certify,
     tokens_for_lossless,
 )
+from bench.records.decoding import BONUS
 from bench.records.runs import CellRecord, Evidence, TextEvidence
 from tests.studies.simulated_texts import Array, Target, make_target, simulate
 from tests.support.record_builder import make_cell, make_record
@@ -167,9 +167,17 @@ def without_the_best(probs_CV: Array) -> Array:
 @pytest.mark.parametrize(
     ("fault", "slots", "words"),
     [
-        (flattened, (BONUS,), "bonus slot departs"),
-        (flattened, (1, 2), "slot 1 and slot 2 depart, first token and bonus slot not: the acceptance test"),
-        (without_the_best, (2,), "slot 2 departs, first token, slot 1 and bonus slot not: the position"),
+        (flattened, (BONUS,), "departing: bonus slot; "),
+        (
+            flattened,
+            (1, 2),
+            "departing: slot 1 and slot 2; not departing: first token and bonus slot; suspect the acceptance test",
+        ),
+        (
+            without_the_best,
+            (2,),
+            "departing: slot 2; not departing: first token, slot 1 and bonus slot; suspect the position",
+        ),
     ],
 )
 def test_a_fault_of_some_slots_is_found_and_placed(fault, slots: tuple[int, ...], words: str) -> None:

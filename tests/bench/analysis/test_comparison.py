@@ -138,7 +138,7 @@ def outcome_of(effect: Effect, *others: Effect, margin: float = 0.02) -> Outcome
     [(0.0, "SAME"), (0.01, "SAME"), (0.018, "SLOWER"), (-0.018, "FASTER"), (0.06, "SLOWER")],
 )
 def test_same_is_two_one_sided_tests_and_comes_before_a_difference(estimate: float, verdict: str) -> None:
-    effect = Effect(estimate, 0.004, 11.0)
+    effect = Effect(estimate, ((0.004, 11.0),))
     half_width = float(stats.t.ppf(0.95, 11)) * 0.004
     inside = -math.log(1.02) < estimate - half_width and estimate + half_width < math.log(1.02)
     assert (verdict == "SAME") == inside
@@ -146,11 +146,11 @@ def test_same_is_two_one_sided_tests_and_comes_before_a_difference(estimate: flo
 
 
 def test_what_is_neither_different_nor_the_same_is_inconclusive() -> None:
-    assert outcome_of(Effect(0.01, 0.02, 11.0)).verdict == "INCONCLUSIVE"
+    assert outcome_of(Effect(0.01, ((0.02, 11.0),))).verdict == "INCONCLUSIVE"
 
 
 def test_more_numbers_need_smaller_p_values() -> None:
-    effect, others = Effect(0.05, 0.02, 11.0), [Effect(0.0, 0.02, 11.0)] * 19
+    effect, others = Effect(0.05, ((0.02, 11.0),)), [Effect(0.0, ((0.02, 11.0),))] * 19
     assert effect.p_value(0.0) == pytest.approx(2 * stats.t.sf(2.5, 11))
     assert outcome_of(effect).verdict == "SLOWER"
     alone, among = outcome_of(effect), outcome_of(effect, *others)
@@ -163,7 +163,7 @@ def test_more_numbers_need_smaller_p_values() -> None:
 
 def test_a_difference_of_the_size_that_is_said_to_be_seen_is_seen_four_times_in_five() -> None:
     error, freedom, num_tests = 0.01, 11.0, 4
-    outcome = outcome_of(Effect(0.0, error, freedom), *[Effect(0.0, error, freedom)] * (num_tests - 1))
+    outcome = outcome_of(Effect(0.0, ((error, freedom),)), *[Effect(0.0, ((error, freedom),))] * (num_tests - 1))
     assert outcome.minimum is not None
     threshold = stats.t.ppf(1 - 0.05 / num_tests / 2, freedom)
     power = stats.nct.sf(threshold, freedom, outcome.minimum / error)
@@ -171,7 +171,7 @@ def test_a_difference_of_the_size_that_is_said_to_be_seen_is_seen_four_times_in_
 
 
 def test_alpha_has_a_margin_in_points() -> None:
-    same, unlike = Effect(0.01, 0.003, 11.0), Effect(0.03, 0.003, 11.0)
+    same, unlike = Effect(0.01, ((0.003, 11.0),)), Effect(0.03, ((0.003, 11.0),))
     found = comparison.judge([(COUNTED_ALPHA, same), (COUNTED_ALPHA, unlike)], margin=0.5)
     assert [outcome.verdict for outcome in found] == ["SAME", "HIGHER"]
 
@@ -219,7 +219,7 @@ def test_several_runs_of_their_own_widen_seconds_by_the_spread_of_the_autoregres
             assert wide.effect is not None
             assert other.effect is not None
             further = ((pytest.approx(spread), 1.0),) if wide.number in (SD, AR) else ()
-            assert wide.effect == replace(other.effect, further=further)
+            assert wide.effect == replace(other.effect, parts=(*other.effect.parts, *further))
 
 
 def test_the_same_slow_down_in_several_runs_of_their_own_is_seen_on_a_machine_that_does_not_drift() -> None:
@@ -422,13 +422,13 @@ def test_numbers_are_means_over_launches_and_intervals_cover_others() -> None:
 
 
 def test_what_single_texts_add_counts_once_and_launches_count_whole() -> None:
-    prompts = Effect(0.05, 0.03, 5.0)
-    launches = [Effect(estimate, 0.02, 5.0) for estimate in (0.03, 0.05, 0.05, 0.07)]
+    prompts = Effect(0.05, ((0.03, 5.0),))
+    launches = [Effect(estimate, ((0.02, 5.0),)) for estimate in (0.03, 0.05, 0.05, 0.07)]
     over_launches = statistics.stdev([0.03, 0.05, 0.05, 0.07]) / 2
     rest = math.sqrt(0.03**2 - 4 * 0.02**2 / 16)
     found = clustered_twice(prompts, launches)
     assert found.parts == ((pytest.approx(rest), 5.0), (pytest.approx(over_launches), 3.0))
-    steady = replace(prompts, standard_error=0.001)  # no more than single texts make it
+    steady = Effect(0.05, ((0.001, 5.0),))  # no more than single texts make it
     assert clustered_twice(steady, launches).parts == ((0.0, 5.0), (pytest.approx(over_launches), 3.0))
 
 

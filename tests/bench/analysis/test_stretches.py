@@ -22,7 +22,7 @@ from backends.engines.vllm_engine import check_request
 from bench.analysis import metrics
 from bench.analysis.certificate import Certificate, Sample, certificates_of, certify
 from bench.analysis.rows import newest_rows
-from bench.analysis.stretches import Stretch, alpha_against, counted_alpha, expected_alpha, stretches
+from bench.analysis.stretches import Stretch, alpha_against, counted_alpha, counts_in, expected_alpha, stretches
 from bench.analysis.verdict import verdict_of
 from bench.measurement import cells as measured_cells
 from bench.measurement.cells import check_cell_schedule, unsupported
@@ -457,6 +457,17 @@ def test_a_stretch_over_everything_has_the_alpha_of_the_cell() -> None:
     assert expected_alpha(record, everything) == metrics.expected_alpha(record)
     joint = make_record(make_cell(rule="block"))
     assert counted_alpha(joint, everything) is expected_alpha(joint, everything) is None
+
+
+def test_a_stretch_counts_the_tested_tokens_that_lie_in_it() -> None:
+    # Prefill gives token 0, the first round 1..3 (two accepted, one recovered), the second 4 and 5.
+    record = make_record(make_cell(num_prompts=1))
+    (pair,) = record.pairs
+    rounds = (Round(4, 2, 3), Round(4, 1, 2))
+    told = replace(record, pairs=(replace(pair, sd=replace(pair.sd, token_ids=(7,) * 6, rounds=rounds)),))
+    assert [list(counts_in(told, Stretch(*ends, 1.0))) for ends in ((0, 3), (3, 6))] == [[(0, (2, 2))], [(0, (1, 3))]]
+    silent = replace(record, pairs=(replace(pair, sd=replace(pair.sd, rounds=None)),))
+    assert not list(counts_in(silent, Stretch(0, 6, 1.0)))
 
 
 def test_the_stretches_of_a_schedule_end_with_the_longest_text() -> None:

@@ -14,14 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from scipy.stats import binom, ttest_rel
+from scipy.stats import binom
 
-from bench.analysis.kd_matrix import estimate
-from bench.analysis.quantities import Finding, alpha_of
-from bench.analysis.stretches import Stretch, counts_in
+from bench.analysis.quantities import Finding
 from bench.claims import decoding, distillation
 from bench.claims.claim import Claim, LedgerRow, Rule
-from bench.claims.distillation import seeds_and_prompts
 from bench.claims.ledger import judge, ledgers
 from bench.commands import main
 from bench.commands.main import commands
@@ -31,9 +28,8 @@ from bench.records.runs import CellRecord
 from bench.reporting.ledger import page as ledger_page
 from bench.reporting.ledger import table as ledger_table
 from bench.statistics import effects
-from bench.statistics.effects import Effect, chosen_by_others, contrast, holm, jackknife
-from bench.statistics.effects import Sample as Prompts
-from tests.studies.simulated_ledgers import acceptance, all_claims, simulate
+from bench.statistics.effects import Effect
+from tests.studies.simulated_ledgers import all_claims, simulate
 from tests.support.record_builder import PREFILL_S, make_cell, make_record, make_run
 
 ROOT = Path(__file__).parents[3]
@@ -49,23 +45,7 @@ THRESHOLDS = {
 }
 
 
-# Multiplicity and the rule
-def test_holm_multiplies_the_smallest_by_all_and_the_next_by_one_less() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))  # Holm 1979, by hand
-    assert holm([0.9, 0.5]) == (1.0, 1.0)
-    assert holm([]) == ()
-
-
-def test_holm_keeps_the_order_and_makes_no_p_smaller() -> None:
-    rng = np.random.default_rng(1)
-    for size in range(1, 30):
-        raw = rng.uniform(size=size) ** 3
-        corrected = np.array(holm(raw.tolist()))
-        assert (corrected >= raw).all()
-        assert (corrected <= np.minimum(1, size * raw) + 1e-15).all()  # no more than Bonferroni's
-        assert (np.diff(corrected[np.argsort(raw)]) >= 0).all()
-
-
+# Rules
 def claim_of(rule: Rule, name: str) -> Claim:
     return Claim(name, "Said.", "contested", "a number", rule, "run it", lambda records: None)
 
@@ -83,90 +63,25 @@ def verdict_of(rule: Rule, effect: Effect | None) -> str:
 @pytest.mark.parametrize(("side", "above", "below"), [(">", "SUPPORTED", "REFUTED"), ("<", "REFUTED", "SUPPORTED")])
 def test_the_side_of_the_threshold_decides_and_only_where_the_test_is_sure(side: Any, above: str, below: str) -> None:
     rule = Rule("points", side, 0.1)
-    assert verdict_of(rule, Effect(0.13, 0.01, math.inf)) == above
-    assert verdict_of(rule, Effect(0.07, 0.01, math.inf)) == below
+    assert verdict_of(rule, Effect(0.13, ((0.01, math.inf),))) == above
+    assert verdict_of(rule, Effect(0.07, ((0.01, math.inf),))) == below
     just, short = 1.961, 1.959  # in standard errors, of a normal
-    assert verdict_of(rule, Effect(0.1 + just * 0.01, 0.01, math.inf)) == above
-    assert verdict_of(rule, Effect(0.1 + short * 0.01, 0.01, math.inf)) == "INCONCLUSIVE"
-    assert verdict_of(rule, Effect(0.13, 0.01, 1.0)) == "INCONCLUSIVE"  # t of one degree of freedom
-    assert verdict_of(rule, Effect(0.9, math.inf, 1.0)) == "INCONCLUSIVE"
-    assert verdict_of(rule, Effect(math.nan, 0.01, 9.0)) == "INCONCLUSIVE"
+    assert verdict_of(rule, Effect(0.1 + just * 0.01, ((0.01, math.inf),))) == above
+    assert verdict_of(rule, Effect(0.1 + short * 0.01, ((0.01, math.inf),))) == "INCONCLUSIVE"
+    assert verdict_of(rule, Effect(0.13, ((0.01, 1.0),))) == "INCONCLUSIVE"  # t of one degree of freedom
+    assert verdict_of(rule, Effect(0.9, ((math.inf, 1.0),))) == "INCONCLUSIVE"
+    assert verdict_of(rule, Effect(math.nan, ((0.01, 9.0),))) == "INCONCLUSIVE"
     assert verdict_of(rule, None) == "NOT MEASURED"
 
 
 def test_a_ledger_corrects_over_the_claims_that_were_tested() -> None:
     rule = Rule("points", ">", 0.0)
-    sure, doubtful = Effect(2.3, 1.0, math.inf), Effect(0.0, 1.0, math.inf)  # p = 0.021 and 1
-    rows = judged(rule, sure, doubtful, Effect(2.3, math.inf, 1.0), None)
+    sure, doubtful = Effect(2.3, ((1.0, math.inf),)), Effect(0.0, ((1.0, math.inf),))  # p = 0.021 and 1
+    rows = judged(rule, sure, doubtful, Effect(2.3, ((math.inf, 1.0),)), None)
     assert [row.verdict for row in rows] == ["SUPPORTED", "INCONCLUSIVE", "INCONCLUSIVE", "NOT MEASURED"]
     assert rows[0].p is not None
     assert rows[0].p_holm == pytest.approx(2 * rows[0].p)
     assert rows[2].p is rows[3].p is None
-
-
-def test_p_says_whether_the_threshold_lies_in_the_interval() -> None:
-    for effect in (Effect(1.0, 0.3, 7.0), Effect(1.0, 0.3, 2.0, ((0.2, 15.0),))):
-        for end in effect.interval:
-            assert effect.p_value(end) == pytest.approx(0.05, rel=1e-6)  # of a root finder
-        assert effect.p_value(1.0) == 1.0
-
-
-# Errors
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(2).normal(size=9)
-    found = jackknife(contrast(alpha_of, (1,)), [Prompts("", np.stack((values, np.ones(9)), axis=1))])
-    assert (found.estimate, found.standard_error) == EQUAL((values.mean(), values.std(ddof=1) / 3))
-    assert found.freedom == EQUAL(8)
-
-
-def test_prompts_of_one_set_are_paired_and_sets_are_independent() -> None:
-    rng = np.random.default_rng(3)
-    shared = rng.normal(size=8)
-    first, second = (shared + 0.1 * rng.normal(size=8) for _ in range(2))
-    cells = [np.stack((values, np.ones(8)), axis=1) for values in (first, second)]
-    difference = contrast(alpha_of, (1, -1))
-    paired = jackknife(difference, [Prompts("one", totals) for totals in cells])
-    assert paired.p_value(0.0) == pytest.approx(ttest_rel(first, second).pvalue, rel=1e-6)
-    apart = jackknife(difference, [Prompts(str(place), totals) for place, totals in enumerate(cells)])
-    assert sorted(error for error, _ in apart.parts) == EQUAL(sorted(v.std(ddof=1) / 8**0.5 for v in (first, second)))
-
-
-def test_too_few_prompts_are_not_tested() -> None:
-    totals = np.ones((5, 2)) * [[1.0], [0.5], [0.2], [0.9], [0.4]]
-    assert not jackknife(contrast(alpha_of, (1,)), [Prompts("", totals)]).testable
-
-
-def test_the_interval_over_seeds_and_prompts_is_the_one_of_the_matrix_tables() -> None:
-    cells = [kd_cell(0.5, "instructions", 1.0, np.random.default_rng(seed)) for seed in range(3)]
-    accepted, tested = (np.array([getattr(cell, name) for cell in cells]) for name in ("accepted", "tested"))
-    left_out = (accepted.sum(1, keepdims=True) - accepted) / (tested.sum(1, keepdims=True) - tested)
-    found, table = seeds_and_prompts(accepted.sum(1) / tested.sum(1), left_out.mean(0)), estimate(cells)
-    assert table.half_width is not None
-    assert found.interval == EQUAL((table.estimate - table.half_width, table.estimate + table.half_width))
-
-
-def test_a_choice_among_cells_that_are_alike_shows_no_gain() -> None:
-    # 4 standard errors: fails by chance once in 16,000 seeds. The best of three on its own prompts does show one.
-    rng = np.random.default_rng(4)
-    gains, naive = [], []
-    for _ in range(1500):
-        first, *others = acceptance(rng, 8, (0.5,) * 4)
-        gains.append(chosen_by_others(alpha_of, others, others) - float(alpha_of(first.sum(0))))
-        naive.append(max(alpha_of(cell.sum(0)) for cell in others) - alpha_of(first.sum(0)))
-    noise = 4 * float(np.std(gains)) / len(gains) ** 0.5
-    assert abs(float(np.mean(gains))) < noise
-    assert float(np.mean(naive)) > noise
-
-
-def test_a_stretch_counts_the_tested_tokens_that_lie_in_it() -> None:
-    # Prefill gives token 0, the first round 1..3 (two accepted, one recovered), the second 4 and 5.
-    record = make_record(make_cell(num_prompts=1))
-    (pair,) = record.pairs
-    rounds = (Round(4, 2, 3), Round(4, 1, 2))
-    told = replace(record, pairs=(replace(pair, sd=replace(pair.sd, token_ids=(7,) * 6, rounds=rounds)),))
-    assert [list(counts_in(told, Stretch(*ends, 1.0))) for ends in ((0, 3), (3, 6))] == [[(0, (2, 2))], [(0, (1, 3))]]
-    silent = replace(record, pairs=(replace(pair, sd=replace(pair.sd, rounds=None)),))
-    assert not list(counts_in(silent, Stretch(0, 6, 1.0)))
 
 
 # Simulated ledgers

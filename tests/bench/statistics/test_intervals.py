@@ -11,7 +11,7 @@ from scipy.stats import binom, t
 from bench.options.settings import PRESETS
 from bench.statistics.intervals import (
     MIN_CLUSTERS,
-    RatioInterval,
+    Interval,
     gamma_verdict,
     geometric_mean_ratio,
     log_ratio_floor,
@@ -32,7 +32,7 @@ def coverage(
     runs: SimulatedRuns,
     truth: float,
     *,
-    interval: Callable[..., RatioInterval] = ratio_of_totals,
+    interval: Callable[..., Interval] = ratio_of_totals,
     confidence: float = 0.95,
 ) -> float:
     arms = zip(runs.ar_s, runs.ar_tokens, runs.sd_s, runs.sd_tokens, strict=True)
@@ -41,7 +41,7 @@ def coverage(
 
 
 def runs_of_equal_prompts(gamma: float, *, num_prompts: int, repeats: int, seed: int) -> SimulatedRuns:
-    """Every prompt has the same gamma, and the ratio of expected totals is exactly the one asked for."""
+    """Every prompt has the same gamma, and the ratio of expected totals is exactly the requested one."""
     population = {"log_gamma": 0.0, "prompt_spread": 0.0, "copy_share": 0.0}
     runs = simulate_runs(NUM_RUNS, num_prompts, repeats=repeats, seed=seed, **population)
     return replace(runs, sd_s=runs.sd_s * true_gamma(**population) / gamma)
@@ -284,10 +284,8 @@ def test_two_sided_p_is_the_normal_tail(z: float, p: float) -> None:
     assert two_sided_p(z) == pytest.approx(p, rel=1e-8)
 
 
-def interval_around(
-    estimate: float, half_width: float, *, confidence: float = 0.95, num_prompts: int = 12
-) -> RatioInterval:
-    return RatioInterval(estimate, estimate - half_width, estimate + half_width, num_prompts, confidence)
+def interval_around(estimate: float, half_width: float, *, confidence: float = 0.95, num_prompts: int = 12) -> Interval:
+    return Interval(estimate, estimate - half_width, estimate + half_width, num_prompts, confidence)
 
 
 @pytest.mark.parametrize(
