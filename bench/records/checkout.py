@@ -14,10 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Return what a git command prints.
-
-    Raises: SubprocessError: it fails; OSError: git is missing
-    """
+    """Return what a git command prints. Raise SubprocessError if it fails, OSError if git is missing."""
     # Inside a git hook, these variables point at another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]
@@ -28,11 +25,8 @@ def git(folder: Path, *arguments: str) -> str:
 def commit(
     folder: Path = REPOSITORY, *, role: str = "harness", paths: Sequence[str] = (".", ":!results")
 ) -> dict[str, Scalar]:
-    """Return `<role>_commit` and `<role>_dirty` of the checkout whose root is `folder`.
-
-    Args:    paths: whose changes make it dirty; not the results, because runs write them
-    Returns: "unknown" for an installed package, even inside another repository
-    """
+    """Return `<role>_commit` and `<role>_dirty` of the checkout whose root is `folder`. Changed results do not count."""
+    # An installed package has no commit, even if it lies inside another repository.
     unknown: dict[str, Scalar] = {f"{role}_commit": "unknown", f"{role}_dirty": None}
     try:
         if Path(git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.resolve():

@@ -27,27 +27,15 @@ PYPERF_KEYS = ("aslr", "cpu_config", "cpu_freq", "cpu_temp", "load_avg_1min", "p
 
 # What a run stands on. Two backends may be compared where these match.
 MACHINE_KEYS = (
-    "device_type",
-    "cpu_model",
-    "cpu_vectors",
-    "num_physical_cores",
-    "num_logical_cores",
-    "num_usable_cores",
-    "cpu_quota_cores",
-    "ram_gib",
-    "cpu_config",
-    "gpu_name",
-    "gpu_driver",
-    "gpu_power_limit_w",
+    *("device_type", "cpu_model", "cpu_vectors", "num_physical_cores", "num_logical_cores", "num_usable_cores"),
+    *("cpu_quota_cores", "ram_gib", "cpu_config", "gpu_name", "gpu_driver", "gpu_power_limit_w"),
 )
 
 # One backend may be compared with itself across commits where these match too. Library versions may differ: users
 # compare upgrades, and the tables show the versions.
 COMPARABLE_KEYS = (
     *MACHINE_KEYS,
-    "torch_num_threads",
-    *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES"),
-    *("ld_preload", "slice_ms"),
+    *("torch_num_threads", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "ld_preload", "slice_ms"),
 )
 # An interrupted run may be continued where these match.
 RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, "harness_commit", "harness_dirty")
@@ -80,15 +68,13 @@ def installed_version(distribution: str) -> str | None:
 
 
 def machine_slug(env: Mapping[str, Scalar]) -> str:
-    """Return the folder name of a machine, such as "nvidia-h200", "amd-epyc-2c" or "amd-epyc-2c-avx2".
-
-    Processors of one model name can differ in the width of their vectors: those without AVX-512 get the suffix.
-    """
+    """Return the folder name of a machine, such as "nvidia-h200", "amd-epyc-2c" or "amd-epyc-2c-avx2"."""
     if env.get("gpu_name"):
         return _slug(str(env["gpu_name"]))
     cores = env.get("num_physical_cores") or env.get("num_logical_cores")
     model = re.sub(r"\((r|tm)\)|\b\d+-core\b|\b(processor|cpu)\b|@.*", " ", str(env.get("cpu_model", "cpu")).lower())
     accelerator = "" if env.get("device_type") == "cpu" else f"-{env.get('device_type')}"
+    # Processors of one model name can differ in the width of their vectors.
     vectors = "-avx2" if env.get("cpu_vectors") == "avx2" else ""
     return _slug(f"{model}-{cores}c{vectors}{accelerator}")
 
@@ -100,10 +86,7 @@ def _slug(text: str) -> str:
 def check_comparable(
     env_a: Mapping[str, Scalar], env_b: Mapping[str, Scalar], *, keys: Sequence[str] = COMPARABLE_KEYS
 ) -> None:
-    """Check that two environments agree in `keys`. A missing key counts as a value.
-
-    Raises: IncomparableResults: the keys that differ, with both values
-    """
+    """Raise IncomparableResults, with the keys that differ and both values, unless two environments agree in `keys`."""
     values = {key: (env_a.get(key, "absent"), env_b.get(key, "absent")) for key in keys}
     differing = [f"{key} ({one} against {other})" for key, (one, other) in values.items() if one != other]
     if differing:

@@ -27,15 +27,11 @@ _LINE_WIDTH = 120
 
 
 def record_path(
-    results: Path, suite: str, *, environment: Mapping[str, Scalar], created: str, name: str = "", ending: str = ".json"
+    results: Path, suite: str, environment: Mapping[str, Scalar], created: str, *, name: str = "", ending: str = ".json"
 ) -> Path:
-    """Return <results>/<machine>/<suite>/records/<moment>-<commit>[-<name>]<ending>, the file of a new record.
-
-    Args:    created: ISO 8601; name: such as that of the backend
-    """
+    """Return <results>/<machine>/<suite>/records/<moment>-<commit>[-<name>]<ending>, the file of a new record."""
     parts = [moment_text(datetime.fromisoformat(created)), str(environment.get("harness_commit", "unknown"))]
-    if name:
-        parts.append(re.sub("[^A-Za-z0-9_.-]+", "_", name))
+    parts += [re.sub("[^A-Za-z0-9_.-]+", "_", name)] if name else []
     return results / machine_slug(environment) / suite / RECORDS / f"{'-'.join(parts)}{ending}"
 
 
@@ -86,10 +82,7 @@ def records_by_suite(results: Path, ending: str = ".json") -> dict[tuple[str, st
 
 
 def read_runs(results: Path, *, suite: str | None = None) -> Runs:
-    """Return the records below a folder by their path in it, or one record by its name.
-
-    Raises:  ValueError: no such folder or file, no records of the suite, or a broken record
-    """
+    """Return the records below a folder by their path in it, or one record by its name."""
     if not results.exists():
         raise ValueError(f"expected a folder of results or a record, got {results}, which does not exist")
     folder = results if results.is_dir() else results.parent
@@ -103,20 +96,14 @@ def read_runs(results: Path, *, suite: str | None = None) -> Runs:
 
 
 def load_runs(folder: Path) -> tuple[RunRecord, ...]:
-    """Return every record below a folder, the oldest first.
-
-    Raises:  ValueError: no such folder, or a broken record
-    """
+    """Return every record below a folder, the oldest first."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder of results, got {folder}")
     return tuple(sorted(map(load_run, record_files(folder)), key=lambda run: run.created))
 
 
 def load_run(path: Path) -> RunRecord:
-    """Read one record.
-
-    Raises:  ValueError: the file does not follow the schema; the message names file and place
-    """
+    """Read one record. Raise ValueError with file and place if it does not follow the schema."""
     try:
         return decoded_record(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -128,10 +115,7 @@ class _Schema(msgspec.Struct):
 
 
 def decoded_record(content: bytes | msgspec.Raw) -> RunRecord:
-    """Decode a record of this schema, or of an older one.
-
-    Raises: ValueError: another schema, or a record that does not follow it
-    """
+    """Decode a record of this schema, or of an older one."""
     schema = msgspec.json.decode(content, type=_Schema).schema
     if schema == 1:
         return schema1.decoded(content)
@@ -141,11 +125,7 @@ def decoded_record(content: bytes | msgspec.Raw) -> RunRecord:
 
 
 def line_header(path: Path, *needed: str) -> dict[str, Any]:
-    """Return the first line of a record of JSON lines, its command as a list of arguments.
-
-    Args:    needed: keys that it must have besides the command
-    Raises:  ValueError: it lacks one of them
-    """
+    """Return the first line of a record of JSON lines, its command as a list of arguments. It must have the needed keys."""
     with path.open(encoding="utf-8") as content:
         line = content.readline()
     try:
@@ -169,7 +149,7 @@ def pair_name(header: Mapping[str, Any]) -> str:
 
 def write_run(results: Path, run: RunRecord, *, backend: str) -> Path:
     """Store a whole record, and return its path."""
-    path = record_path(results, run.suite, environment=run.environment, created=run.created, name=backend)
+    path = record_path(results, run.suite, run.environment, run.created, name=backend)
     with storage_errors(f"cannot write {path}", "what it was made of is kept"):
         write_atomically(path, record_text(run))
     return path

@@ -87,10 +87,7 @@ class Journal:
 
     @classmethod
     def start(cls, results: Path, header: RunRecord, *, backend: str) -> Self:
-        """Create the journal of a new run; `header` is its record without baseline and cells.
-
-        Raises:  StorageError: a record or a journal of this name exists, or the disk is full
-        """
+        """Create the journal of a new run; `header` is its record without baseline and cells."""
         record = _record_path(results, header, backend)
         path = files.unfinished_path(record)
         with storage_errors(f"cannot start {path}", "nothing was measured"):
@@ -101,11 +98,7 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path) -> Self:
-        """Open the journal of an interrupted run; what `measured` holds need not be measured again.
-
-        Raises:  ValueError: the journal is damaged
-                 StorageError: another process writes it
-        """
+        """Open the journal of an interrupted run. Raise ValueError if it is damaged, StorageError if it is in use."""
         with storage_errors(f"cannot resume {path}", "the journal is kept"):
             file = LineFile.reopen(path)
         try:
@@ -128,12 +121,7 @@ class Journal:
         self._append(_CellEnd(record=record))
 
     def finish(self, backend_settings: Mapping[str, Scalar] | None = None) -> Path:
-        """Write the run's record, then remove the journal.
-
-        Args:    backend_settings: the final ones; without them the header's are right
-        Returns: path of the record
-        Raises:  ValueError: a cell is not finished
-        """
+        """Write the run's record with the final settings, remove the journal, and return the path of the record."""
         unfinished = [cell.label for cell in self.measured.pairs]
         if unfinished:
             raise ValueError(f"expected every cell to be finished, got pairs of unfinished {', '.join(unfinished)}")
@@ -187,9 +175,7 @@ def find_resumable(results: Path, header: RunRecord, *, backend: str) -> tuple[P
 
 
 def _record_path(results: Path, header: RunRecord, backend: str) -> Path:
-    return files.record_path(
-        results, header.suite, environment=header.environment, created=header.created, name=backend
-    )
+    return files.record_path(results, header.suite, header.environment, header.created, name=backend)
 
 
 def _not_resumable(path: Path, header: RunRecord) -> str | None:
@@ -214,10 +200,7 @@ def _arguments(run: RunRecord) -> list[str]:
 
 
 def _decoded(file: LineFile) -> tuple[RunRecord, Measured]:
-    """Return the header, and what was measured.
-
-    Raises:  ValueError: the journal is damaged; the message names file and line
-    """
+    """Return the header, and what was measured. Raise ValueError with file and line if the journal is damaged."""
     if not file.lines:
         raise ValueError(f"{file.path} holds no header: nothing was measured")
     measured = Measured()

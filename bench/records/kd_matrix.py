@@ -136,6 +136,6 @@ def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:
     """Copy the finished record in `out` to the results, and return its path there."""
     content = (out / RECORD).read_bytes()
     header = msgspec.json.decode(whole_lines(content)[0])
-    path = record_path(results, suite, environment=header["environment"], created=header["created"], ending=".jsonl")
+    path = record_path(results, suite, header["environment"], header["created"], ending=".jsonl")
     write_atomically(path, content)
     return path

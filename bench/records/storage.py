@@ -24,17 +24,11 @@ def storage_errors(failed: str, kept: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Create the folder and write a file into it, before anything is measured.
-
-    Raises:  StorageError: the folder takes no file
-    """
+    """Create the folder and write a file into it. Raise StorageError, before anything is measured, if that fails."""
     probe = folder / f".probe-{os.getpid()}"
     with storage_errors(f"cannot write to {folder}", "nothing was measured"):
-        try:
-            write_atomically(probe, "x" * 4096)
-        finally:
-            with suppress(OSError):
-                probe.unlink(missing_ok=True)
+        write_atomically(probe, "x" * 4096)
+        probe.unlink()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -55,23 +49,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class LineFile:
-    """An open file of JSON lines with one writer. A line that `append` returned from survives the process and a power cut.
-
-    `lines` holds what was in the file when it was opened.
-    """
+    """An open file of JSON lines with one writer. A line that `append` returned from survives the process and a power cut."""
 
     def __init__(self, path: Path, file: int, lines: Sequence[bytes]) -> None:
         self.path = path
-        self.lines = tuple(lines)
+        self.lines = tuple(lines)  # what was in the file when it was opened
         self._file = file
         self._size = sum(len(line) + 1 for line in lines)
 
     @classmethod
     def create(cls, path: Path, header: bytes) -> Self:
-        """Create a file with its first line.
-
-        Raises:  OSError: the file exists, or the disk is full; then no new file is left
-        """
+        """Create a file with its first line. If that fails with an OSError, no new file is left."""
         path.parent.mkdir(parents=True, exist_ok=True)
         made = cls(path, os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o666), ())
         try:
@@ -87,10 +75,7 @@ class LineFile:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Open a file to read its lines and to append more.
-
-        Raises:  OSError: there is no such file, or another process is writing it
-        """
+        """Open a file to read its lines and to append more. Raise OSError if another process is writing it."""
         file = os.open(path, os.O_RDWR | os.O_APPEND)
         try:
             _lock(file)
@@ -102,10 +87,7 @@ class LineFile:
             raise
 
     def append(self, line: bytes) -> None:
-        """Add a line and wait for the disk.
-
-        Raises:  OSError: the disk takes no more; nothing of the line is left
-        """
+        """Add a line and wait for the disk. If that fails with an OSError, nothing of the line is left."""
         os.ftruncate(self._file, self._size)  # removes what a crash left of another line
         try:
             _write_all(self._file, line + b"\n")

@@ -199,14 +199,7 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> LengthRecord:
 
 
 def _record_path(results: Path, header: Header) -> Path:
-    return files.record_path(
-        results,
-        SUITE,
-        environment=header.environment,
-        created=header.created,
-        name=header.backend,
-        ending=".jsonl",
-    )
+    return files.record_path(results, SUITE, header.environment, header.created, name=header.backend, ending=".jsonl")
 
 
 def _resumes(path: Path, wanted: Header) -> bool:
