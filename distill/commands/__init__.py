@@ -1,0 +1,1 @@
+"""The commands `specheat distill` and `specheat kd-matrix`, and the program that makes the pair mini-t5."""

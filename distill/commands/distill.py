@@ -1,4 +1,4 @@
-"""`specheat distill`: trains a draft by a recipe, from prompts to a checkpoint that every backend loads."""
+"""`specheat distill`: train a draft by a recipe, from prompts to a checkpoint that every backend loads."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     from distill.training.recipes import Recipe
 
 
-PROMPTS = ("instructions:train", "word_problems:train")
-HELD_OUT = ("instructions:held_out", "word_problems:held_out")
 LAYERS = "layers:"
 TEXT_TOKENS = 100_000
+COUNTS = (  # options that hold whole numbers; the job checks their ranges
+    *("tokens", "batch_tokens", "accumulate", "vocabulary"),
+    *("adapter_rank", "self_written", "max_new_tokens", "batch_rows"),
+)
 
 
 class Distill:
-    help = "train a draft on its target's text; the same command goes on with a run that was stopped"
+    help = "train a draft on its target's text; the same command continues a run that was stopped"
 
     def configure(self, parser: ArgumentParser) -> None:
         option = parser.add_argument
@@ -51,16 +53,16 @@ class Distill:
 
 
 def interruptible(run: Callable[[Namespace], int], args: Namespace) -> int:
-    """Run a command that goes on where it was; Ctrl-C says so."""
+    """Run a command that continues where it was stopped. Ctrl-C prints how."""
     try:
         return run(args)
     except KeyboardInterrupt:
-        print(f"specheat: interrupted; the same command goes on with what is in {args.out}", file=sys.stderr)
+        print(f"specheat: interrupted; the same command continues with what is in {args.out}", file=sys.stderr)
         return INTERRUPTED
 
 
 def job_options(parser: ArgumentParser) -> None:
-    """What a job needs to know beside its recipe and seed."""
+    """Declare the options of a job, apart from its recipe and seed."""
     option = parser.add_argument
     option("--out", type=Path, required=True, metavar="DIR", help="where drafts, cards and the state of the run go")
     option("--texts", type=Path, metavar="DIR", help="where text is kept for other runs (default: beside --out)")
@@ -73,18 +75,23 @@ def job_options(parser: ArgumentParser) -> None:
 
     option("--train", default="layers", metavar="WHAT", help="layers, all or adapters (default: layers)")
     option("--adapter-rank", default="8", metavar="N", help="rank of the adapters (default: 8)")
-    option("--tokens", default="300000", metavar="N", help="answer tokens to train on, repeats counted")
-    option("--learning-rate", default="8e-4", metavar="RATE", help="at its peak (default: 8e-4)")
+    option("--tokens", default="300000", metavar="N", help="answer tokens to train on, with repeats (default: 300000)")
+    option("--learning-rate", default="8e-4", metavar="RATE", help="at the peak (default: 8e-4)")
     option("--optimizer", default="adamw", metavar="NAME", help="adamw, or muon for the matrices (default: adamw)")
-    option("--vocabulary", default="0", metavar="N", help="tokens a batch's loss sees; 0 is all (default: 0)")
+    option("--vocabulary", default="0", metavar="N", help="tokens in the loss of a batch; 0 is all (default: 0)")
     option("--batch-tokens", default="4096", metavar="N", help="tokens of one forward (default: 4096)")
-    option("--accumulate", default="1", metavar="N", help="forwards a step, over all processes (default: 1)")
+    option("--accumulate", default="1", metavar="N", help="forwards per step, over all processes (default: 1)")
 
     option("--prompts", action="append", metavar="SET[@TIMES]", help="training prompts; repeat for several")
     option("--self-written", default="0", metavar="N", help="more prompts, which the target writes itself")
     option("--held-out", action="append", metavar="SET", help="prompts to measure on; repeat for several")
     option("--max-new-tokens", default="128", metavar="N", help="longest answer in tokens (default: 128)")
-    option("--batch-rows", default="256", metavar="N", help="texts sampled at once (default: 256)")
+    option("--batch-rows", default="256", metavar="N", help="answers sampled at once (default: 256)")
+
+
+def texts_folder(args: Namespace) -> Path:
+    """Return where text is kept."""
+    return args.texts or args.out.absolute().parent / "texts"
 
 
 def _run(args: Namespace) -> int:
@@ -94,49 +101,48 @@ def _run(args: Namespace) -> int:
     text_tokens = 0 if recipe.fresh else count_or_0("--text-tokens", args.text_tokens or str(TEXT_TOKENS))
     job, pair = job_of(args, recipe, text_tokens=text_tokens, seed=count_or_0("--seed", args.seed))
     if args.through is not None:
-        registry.backend_factory(args.through)
+        registry.backend_factory(args.through)  # raises for an unknown name before anything is loaded
 
-    from distill.runs.job import distill
+    from distill.runs.distillation import distill
     from distill.text.workers import launched
 
-    texts = args.texts or args.out.absolute().parent / "texts"
     with launched(args.device) as (workers, device), _engine(args.through, pair, job.recipe, device) as backend:
         if workers.is_main:
-            print("\n".join(_described(job)), file=sys.stderr)
-        card = distill(job, args.out, texts, device=device, backend=backend, workers=workers)
+            print(_description(job), file=sys.stderr)
+        card = distill(job, args.out, texts_folder(args), device=device, backend=backend, workers=workers)
         if workers.is_main:
             print("\n".join(_summary(card, args.out)))
     return 0
 
 
 def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> tuple[Job, ModelPair]:
-    """What the options ask for. The pair comes last: what is wrong elsewhere is said before a hub is asked."""
-    from distill.runs.job import Job, check_held_out
+    """Return the job of the options, and its resolved pair.
+
+    The pair comes last: errors in other options are reported before a hub is contacted.
+    """
+    from distill.runs.job import HELD_OUT, PROMPTS, Job, check_held_out
     from distill.training.loop import TrainPlan
 
+    counts = {name: count_or_0(f"--{name.replace('_', '-')}", getattr(args, name)) for name in COUNTS}
     plan = TrainPlan(
-        num_tokens=count_or_0("--tokens", args.tokens),
-        batch_tokens=count_or_0("--batch-tokens", args.batch_tokens),
-        accumulate=count_or_0("--accumulate", args.accumulate),
+        num_tokens=counts.pop("tokens"),
+        batch_tokens=counts.pop("batch_tokens"),
+        accumulate=counts.pop("accumulate"),
         learning_rate=number_of("--learning-rate", args.learning_rate),
         optimizer=args.optimizer,
-        vocabulary=count_or_0("--vocabulary", args.vocabulary),
+        vocabulary=counts.pop("vocabulary"),
     )
     job = Job(
         target="",
         start="the pair's draft",
-        layers=(),
         trained=args.train,
-        adapter_rank=count_or_0("--adapter-rank", args.adapter_rank),
         recipe=recipe,
         plan=plan,
         text_tokens=text_tokens,
-        prompts=_sources(args.prompts or (() if count_or_0("--self-written", args.self_written) else PROMPTS)),
-        self_written=count_or_0("--self-written", args.self_written),
+        prompts=_sources(args.prompts or (() if counts["self_written"] else PROMPTS)),
         held_out=tuple(args.held_out or HELD_OUT),
-        max_new_tokens=count_or_0("--max-new-tokens", args.max_new_tokens),
-        batch_rows=count_or_0("--batch-rows", args.batch_rows),
         seed=seed,
+        **counts,  # type: ignore[arg-type]
     )
     check_held_out(job)
     pair, layers = _models(args)
@@ -146,10 +152,10 @@ def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> t
 def _recipe(args: Namespace) -> Recipe:
     from distill.training import recipes
 
-    recipe = recipes.recipe(args.recipe, _optional("--data-temperature", args.data_temperature))
+    recipe = recipes.recipe(args.recipe, _number(args, "data_temperature"))
     if args.mix is not None:
         recipe = recipes.with_shares(recipe, _shares(args.mix))
-    loss_temperature = _optional("--loss-temperature", args.loss_temperature)
+    loss_temperature, on_policy = _number(args, "loss_temperature"), _number(args, "on_policy")
     if recipe.labels == "hard" and (args.loss is not None or loss_temperature is not None):
         raise ValueError(
             f"recipe {recipe.name} learns the text's own tokens and has no loss to choose; "
@@ -159,12 +165,11 @@ def _recipe(args: Namespace) -> Recipe:
         recipe = replace(recipe, loss=replace(recipe.loss, name=args.loss))
     if loss_temperature is not None:
         recipe = replace(recipe, loss=replace(recipe.loss, temperature=loss_temperature))
-    on_policy = _optional("--on-policy", args.on_policy)
     return recipe if on_policy is None else replace(recipe, on_policy=on_policy)
 
 
 def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
-    """The pair in which the draft is where training starts, and the target's layers where it is made of them."""
+    """Return the pair, whose draft is where training starts, and the target's layers if the draft is made of them."""
     draft, layers = args.draft, tuple[int, ...]()
     if args.start is not None:
         if draft is not None:
@@ -177,7 +182,7 @@ def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
     pair = pairs.ready(args.pair, target=args.target, draft=draft, pairs_file=args.pairs_file)
     if layers and pair.family != "causal":
         raise ValueError(
-            f"--start {LAYERS}...: expected a target that is a decoder alone, got {pair.name}; give a draft"
+            f"--start {LAYERS}...: expected a target that is only a decoder, got {pair.name}; give a draft"
         )
     num_layers = json.loads((Path(pair.target) / "config.json").read_text()).get("num_hidden_layers", 0)
     if layers and max(layers) >= num_layers:
@@ -187,35 +192,33 @@ def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
 
 @contextmanager
 def _engine(name: str | None, pair: ModelPair, recipe: Recipe, device: str) -> Iterator[Backend | None]:
-    """The backend that writes the text, if one is asked to."""
+    """Yield the backend that writes the text; None if the target does."""
     if name is None:
         yield None
         return
     backend = registry.backend_factory(name)(pair, device=device, options={})
     try:
-        hottest = max(temperature for temperature, _ in recipe.temperatures)
-        if hottest > backend.capabilities.max_temperature:
-            raise ValueError(
-                f"expected temperatures of at most {backend.capabilities.max_temperature}, which is as hot as "
-                f"{backend.name} samples, got {hottest}"
-            )
+        hottest, limit = max(at for at, _ in recipe.temperatures), backend.capabilities.max_temperature
+        if hottest > limit:
+            raise ValueError(f"expected temperatures of at most {limit}, the highest of {backend.name}, got {hottest}")
         yield backend
     finally:
         backend.close()
 
 
-def _described(job: Job) -> list[str]:
-    """The recipe and the training in words; the card has all of it."""
+def _description(job: Job) -> str:
+    """Return recipe and training in words. The card has all of it."""
     recipe, plan = job.recipe, job.plan
     total, alike = sum(share for _, share in recipe.temperatures), len({share for _, share in recipe.temperatures}) == 1
     data = ", ".join(f"{at:g}" if alike else f"{at:g} ({share / total:.0%})" for at, share in recipe.temperatures)
     loss = f", loss {recipe.loss.name} at KD loss T {recipe.loss.temperature:g}" if recipe.labels == "soft" else ""
     text = f"fresh text, lambda {recipe.on_policy:g}" if recipe.fresh else "fixed text, lambda 0"
-    return [
-        f"recipe {recipe.name}: KD data T {data}; {text}; {recipe.labels} labels{loss}",
-        f"training: {plan.num_tokens:,} tokens, batches of {plan.batch_tokens:,}, {plan.accumulate} a step; {plan.optimizer}, "
-        f"learning rate {plan.learning_rate:g}; vocabulary of a batch: {f'{plan.vocabulary:,}' if plan.vocabulary else 'all'}",
-    ]
+    vocabulary = f"{plan.vocabulary:,}" if plan.vocabulary else "all"
+    return (
+        f"recipe {recipe.name}: KD data T {data}; {text}; {recipe.labels} labels{loss}\n"
+        f"training: {plan.num_tokens:,} tokens, batches of {plan.batch_tokens:,}, {plan.accumulate} per step; "
+        f"{plan.optimizer}, learning rate {plan.learning_rate:g}; vocabulary of a batch: {vocabulary}"
+    )
 
 
 def _summary(card: dict[str, Any], out: Path) -> list[str]:
@@ -235,7 +238,7 @@ def _summary(card: dict[str, Any], out: Path) -> list[str]:
 
 
 def _sources(given: Sequence[str]) -> tuple[str, ...]:
-    """Prompt sets, each as often as it is asked for behind an @."""
+    """Return the prompt sets, with NAME@3 three times."""
     found: list[str] = []
     for text in given:
         times = re.fullmatch(r"(.+)@([0-9]+)", text)
@@ -248,5 +251,6 @@ def _shares(text: str) -> tuple[tuple[float, float], ...]:
     return tuple((number_of("--mix", temperature), number_of("--mix", share or "1")) for temperature, _, share in parts)
 
 
-def _optional(name: str, text: str | None) -> float | None:
-    return None if text is None else number_of(name, text)
+def _number(args: Namespace, name: str) -> float | None:
+    text = getattr(args, name)
+    return None if text is None else number_of(f"--{name.replace('_', '-')}", text)

@@ -1,56 +1,49 @@
-"""`specheat kd-matrix`: trains the drafts of a KD matrix, measures each at every decode temperature, prints the table."""
+"""`specheat kd-matrix`: train the drafts of a KD matrix, measure each at every decode temperature, print the table."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.options.settings import RUNS
 from bench.options.values import count_of, temperatures_of
-from bench.records import environment
-from bench.records.command_line import own_words
 from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
-from distill.commands.distill import interruptible, job_of, job_options
+from distill.commands.distill import interruptible, job_of, job_options, texts_folder
 
 if TYPE_CHECKING:
+    from bench.records.decoding import ModelPair
     from distill.runs.matrix import MatrixPlan
 
-
+ARMS = "offline,online,mixture,composed"
+KD_TEMPERATURES, DECODE_TEMPERATURES = "0:1:0.2", "0:1:0.1"
 DOMAIN = "instructions:held_out"
-DEFAULTS = {
-    "arms": "offline,online,mixture,composed",
-    "kd_temperatures": "0,0.2,0.4,0.6,0.8,1",
-    "decode_temperatures": "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1",
-}
 
 
 class KdMatrix:
-    help = (
-        "train drafts at several KD temperatures and measure each at several decode temperatures; goes on like distill"
-    )
+    help = "train drafts at several KD temperatures and measure each at several decode temperatures; continues like distill"
 
     def configure(self, parser: ArgumentParser) -> None:
         option = parser.add_argument
-        option("--arms", default=DEFAULTS["arms"], metavar="LIST", help="recipes; online@0.5 sets lambda to 0.5")
+        domain_help = f"held-out prompts, repeat for several; claims are about the first (default: {DOMAIN})"
+        option("--arms", default=ARMS, metavar="LIST", help=f"recipes; online@0.5 sets lambda to 0.5 (default: {ARMS})")
         option(
             "--kd-temperatures",
-            default=DEFAULTS["kd_temperatures"],
+            default=KD_TEMPERATURES,
             metavar="GRID",
-            help="of the text: 0,0.5,1 or 0:1:0.1",
+            help=f"of the text: 0,0.5,1 or first:last:step (default: {KD_TEMPERATURES})",
         )
-        option("--decode-temperatures", default=DEFAULTS["decode_temperatures"], metavar="GRID", help="to measure at")
-        option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
         option(
-            "--domain",
-            action="append",
-            metavar="SET",
-            help=f"held-out prompts to measure on, repeat for several; claims are about the first (default: {DOMAIN})",
+            "--decode-temperatures",
+            default=DECODE_TEMPERATURES,
+            metavar="GRID",
+            help=f"to measure at (default: {DECODE_TEMPERATURES})",
         )
+        option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
+        option("--domain", action="append", metavar="SET", help=domain_help)
         option("--results", type=Path, default=RUNS, metavar="DIR", help=f"where the record goes (default: {RUNS})")
         job_options(parser)
         parser.set_defaults(train="adapters")
@@ -61,35 +54,23 @@ class KdMatrix:
 
 def _run(args: Namespace) -> int:
     plan, pair = _plan(args)
+    from backends.models.checkpoints import model_hashes
     from bench.records import kd_matrix
     from distill.runs import matrix
 
-    names = [kd_matrix.START, *(each.name for each in plan.drafts())]
-    texts = args.texts or args.out.absolute().parent / "texts"
-    header = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": own_words(),
-        "environment": environment.capture(args.device),
-        "model_pair": pair,
-    }
-
-    def announce(name: str) -> None:
-        print(f"specheat: draft {names.index(name) + 1} of {len(names)}, {name}", file=sys.stderr, flush=True)
-
-    found = matrix.run(plan, args.out, texts, device=args.device, header=header, on_draft=announce)
+    found = matrix.run(
+        *(plan, args.out, texts_folder(args)),
+        device=args.device,
+        header=matrix.record_header(device=args.device, pair=pair.name, model_hashes=model_hashes(pair)),
+        note=lambda line: print(f"specheat: {line}", file=sys.stderr, flush=True),
+    )
     print(f"{terminal_page(tables(found))}\nrecord: {kd_matrix.store(args.out, args.results)}")
     return 0
 
 
-def _plan(args: Namespace) -> tuple[MatrixPlan, str]:
-    arms = tuple(args.arms.split(","))
-    kd_temperatures, decode_temperatures = (
-        temperatures_of(option, given)
-        for option, given in (
-            ("--kd-temperatures", args.kd_temperatures),
-            ("--decode-temperatures", args.decode_temperatures),
-        )
-    )
+def _plan(args: Namespace) -> tuple[MatrixPlan, ModelPair]:
+    kd_temperatures = temperatures_of("--kd-temperatures", args.kd_temperatures)
+    decode_temperatures = temperatures_of("--decode-temperatures", args.decode_temperatures)
     seeds = tuple(range(count_of("--seeds", args.seeds)))
     from distill.runs.job import check_held_out
     from distill.runs.matrix import MatrixPlan
@@ -101,4 +82,4 @@ def _plan(args: Namespace) -> tuple[MatrixPlan, str]:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")
     domains = tuple(dict.fromkeys(args.domain or [DOMAIN]))
     check_held_out(replace(job, held_out=domains))
-    return MatrixPlan(arms, kd_temperatures, decode_temperatures, seeds, domains, job), pair.name
+    return MatrixPlan(tuple(args.arms.split(",")), kd_temperatures, decode_temperatures, seeds, domains, job), pair

@@ -1,0 +1,1 @@
+"""Measure the acceptance of a draft from probabilities alone, without a decoder."""

@@ -1,4 +1,4 @@
-"""Acceptance on prompts that no draft was trained on: the target's text on them, made once, and a draft measured along it."""
+"""Acceptance on prompts that no draft was trained on: along the target's text on them, which is made once."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from bench.prompts import sets as prompt_sets
 from bench.records.kd_matrix import NUM_DRAFT_TOKENS
 from distill.evaluation.alpha import acceptance, alpha_text, slot_totals
 from distill.text.prompts import encoded
-from distill.text.sampler import Ask
-from distill.text.table import TextPlan, TextRow, claim, prompts_hash, sampled_shard
+from distill.text.sampler import Request
+from distill.text.table import TextRow, claim, sampled_shard
 from distill.text.teacher import Teacher
 from distill.text.workers import ALONE, Workers
 
 TEMPERATURES = (0.0, 0.5, 1.0)
-NUM_PROMPTS = NUM_TOKENS = 64  # of each set, and of each answer
+NUM_PROMPTS = NUM_TOKENS = 64  # prompts of each set, tokens of each answer
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The target's text at one T, one answer a prompt."""
+    """The target's text at one T, one answer per prompt."""
 
     prompt_set: str
     temperature: float
@@ -33,7 +33,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutAcceptance:
-    """How a draft does on held-out text; draft T = decode T = the text's T."""
+    """The acceptance of a draft along held-out text; draft T = decode T = the text's T."""
 
     prompt_set: str
     temperature: float
@@ -53,34 +53,28 @@ def held_out_text(
     on_text: Callable[[int], None] = lambda num_texts: None,
     workers: Workers = ALONE,
 ) -> tuple[HeldOut, ...]:
-    """The target's text on the first prompts of each set, at each T, kept in a folder of `texts`."""
+    """Return the target's text on the first prompts of each set, at each T, kept in a folder of `texts`."""
     found: list[HeldOut] = []
     for source in sources:
         prompt_set = prompt_sets.load(source)
         prompts = encoded(prompt_set, teacher.tokenizer)[:NUM_PROMPTS]
         for temperature in temperatures:
             on_text(len(found))
-            plan = TextPlan(
-                model=teacher.sha256,
-                prompts=prompts_hash(prompts),
-                temperatures=((temperature, 1.0),),
-                max_new_tokens=NUM_TOKENS,
-                end_token_ids=teacher.end_token_ids,
-                batch_rows=len(prompts),
-                seed=0,
-            )
-            folder = texts / f"held-out-{plan.sha256[:16]}"
+            # Seed 0: the same text for every run, whatever the seed of its training.
+            shares = ((temperature, 1.0),)
+            plan = teacher.plan(prompts, shares, max_new_tokens=NUM_TOKENS, batch_rows=len(prompts), seed=0)
+            folder = texts / f"held-out-{plan.folder_name}"
             claim(folder, plan)
             rng = random.Random(plan.seed)
-            asks = [Ask(prompt, temperature, rng.getrandbits(62)) for prompt in prompts]
-            shard = sampled_shard(folder, 0, asks, teacher.sampler(NUM_TOKENS), workers=workers)
+            requests = [Request(prompt, temperature, rng.getrandbits(62)) for prompt in prompts]
+            shard = sampled_shard(folder, 0, requests, teacher.sampler(NUM_TOKENS), workers=workers)
             found.append(HeldOut(prompt_set.name, temperature, shard.rows))
     on_text(len(found))
     return tuple(found)
 
 
 def measure(draft: PreTrainedModel, teacher: Teacher, held_out: Sequence[HeldOut]) -> tuple[HeldOutAcceptance, ...]:
-    """Acceptance along each text."""
+    """Measure the draft along each text."""
     found: list[HeldOutAcceptance] = []
     for text in held_out:
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])

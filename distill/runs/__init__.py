@@ -1,0 +1,1 @@
+"""Whole runs: one distillation, a matrix of them, the comparison with TRL, the embedded encoder-decoder pair."""

@@ -1,8 +1,8 @@
 """The KD matrix: drafts trained at KD temperatures, each measured at many decode temperatures along the target's own text.
 
-Every draft is a job of `distill.runs.job` in a folder of its own; every finished draft adds one line to a record. A matrix that was
-stopped goes on with the next draft. Acceptance is analytic (`distill.evaluation.alpha`), a number for every prompt, so that a cell's
-interval covers other prompts and other seeds.
+Every draft is a job of `distill.runs.distillation` in a separate folder, and adds one line to the record when it is measured.
+A matrix that was stopped continues with the next draft. Acceptance is analytic (`distill.evaluation.alpha`), with one number
+per prompt, so that the interval of a cell covers other prompts and other seeds.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from bench.records.files import write_atomically
+from bench.records import environment, kd_matrix
+from bench.records.command_line import own_words
 from bench.records.kd_matrix import (
     DRAFTS,
     IN_SECONDS_OF,
@@ -26,40 +29,36 @@ from bench.records.kd_matrix import (
     Matrix,
     MatrixCell,
     MeasuredDraft,
-    load,
 )
 from distill.evaluation.alpha import acceptance, slot_totals
 from distill.evaluation.held_out import HeldOut, held_out_text
-from distill.runs.job import DRAFT, Job, distill
+from distill.runs.distillation import distill
+from distill.runs.job import DRAFT, Job
 from distill.text.teacher import Teacher, load_teacher
 from distill.training import drafts, recipes
 from distill.training.recipes import Recipe
 
-ARMS = ("offline", "online", "mixture", "composed")
-KD_TEMPERATURES = tuple(step / 5 for step in range(6))
-DECODE_TEMPERATURES = tuple(step / 10 for step in range(11))
-
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedDraft:
     """A draft to be trained."""
 
     name: str
-    arm: str  # as tables call it
+    arm: str  # as tables name it
     job: Job
-    budget: tuple[str, str] | None  # the same draft at the plan's tokens, and the one whose seconds this one gets
+    budget: tuple[str, str] | None  # the same draft with the plan's tokens, and the draft whose seconds this one gets
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixPlan:
-    """Which drafts are trained, and where they are measured. All else is in the job they share."""
+    """Which drafts are trained, and where they are measured. Everything else is in the job that they share."""
 
     arms: tuple[str, ...]
     kd_temperatures: tuple[float, ...]
     decode_temperatures: tuple[float, ...]
     seeds: tuple[int, ...]
     domains: tuple[str, ...]  # held-out prompt sets; claims are about the first
-    job: Job  # of recipe and seed the first is meant
+    job: Job  # its recipe, seed and text_tokens are replaced for each draft
 
     def __post_init__(self) -> None:
         for name in ("arms", "kd_temperatures", "decode_temperatures", "seeds", "domains"):
@@ -68,33 +67,29 @@ class MatrixPlan:
         for place, arm in enumerate(self.arms):
             trained, _, other = arm.partition(IN_SECONDS_OF)
             _recipes_of(trained, self.kd_temperatures)
+            # The seconds of both must have been measured before they can be compared.
             if other and not {trained, other} <= set(self.arms[:place]):
                 raise ValueError(f"expected the arms {trained} and {other} before {arm}, got {', '.join(self.arms)}")
 
-    def drafts(self) -> Iterator[Planned]:
-        """One seed after the other, so that a matrix that is stopped has whole ones."""
+    def drafts(self) -> Iterator[PlannedDraft]:
+        """Yield all drafts, seed by seed, so that a matrix that is stopped has whole seeds."""
         for seed in self.seeds:
             for arm in self.arms:
                 trained, _, other = arm.partition(IN_SECONDS_OF)
-                others = _recipes_of(other, self.kd_temperatures) if other else ()
+                others = _recipes_of(other, self.kd_temperatures) if other else []
                 for place, recipe in enumerate(_recipes_of(trained, self.kd_temperatures)):
                     text_tokens = 0 if recipe.fresh else self.job.plan.num_tokens
-                    yield Planned(
-                        draft_name(arm, recipe, seed),
-                        f"{recipe.name}, in the seconds of {other}" if other else recipe.name,
-                        replace(self.job, recipe=recipe, seed=seed, text_tokens=text_tokens),
-                        # An arm of one draft is held against each of the other's in turn, the first where it has but one.
-                        budget=(
-                            draft_name(trained, recipe, seed),
-                            draft_name(other, others[min(place, len(others) - 1)], seed),
-                        )
-                        if others
-                        else None,
-                    )
+                    job = replace(self.job, recipe=recipe, seed=seed, text_tokens=text_tokens)
+                    name, budget = draft_name(arm, recipe, seed), None
+                    if others:  # the draft of the same place, or the only one
+                        against = others[min(place, len(others) - 1)]
+                        budget = draft_name(trained, recipe, seed), draft_name(other, against, seed)
+                    label = f"{recipe.name}, in the seconds of {other}" if other else recipe.name
+                    yield PlannedDraft(name, label, job, budget)
 
 
 def _recipes_of(arm: str, kd_temperatures: Sequence[float]) -> list[Recipe]:
-    """An arm is a recipe at every KD temperature, or once where the recipe mixes temperatures; `online@0.5` sets lambda."""
+    """Return the recipe at every KD temperature, or once if it mixes temperatures. `online@0.5` sets lambda."""
     name, _, on_policy = arm.partition("@")
     if name == "composed":
         made = [recipes.recipe(name)]
@@ -107,76 +102,91 @@ def _recipes_of(arm: str, kd_temperatures: Sequence[float]) -> list[Recipe]:
     try:
         share = float(on_policy)
     except ValueError:
-        raise ValueError(f"expected a lambda in 0..1 behind the @, got {arm!r}") from None
+        raise ValueError(f"expected a lambda in 0..1 after the @, got {arm!r}") from None
     return [replace(recipe, on_policy=share) for recipe in made]
 
 
 def draft_name(arm: str, recipe: Recipe, seed: int) -> str:
-    """As its folder is called, such as online-t0.4-seed1."""
+    """Return the name of the draft's folder, such as online-t0.4-seed1."""
     at = f"-t{recipe.temperatures[0][0]:g}" if len(recipe.temperatures) == 1 else ""
     return f"{arm.replace('@', '-lambda').replace(IN_SECONDS_OF, '-seconds-of-')}{at}-seed{seed}"
 
 
-def run(
-    plan: MatrixPlan, out: Path, texts: Path, *, device: str, header: dict[str, Any], on_draft: Callable[[str], None]
-) -> Matrix:
-    """Train and measure what the record in `out` lacks.
+def record_header(*, device: str, pair: str, model_hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the header of a record that begins now, apart from the plan."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": own_words(),
+        "environment": environment.capture(device),
+        "model_pair": pair,
+        "model_hashes": dict(model_hashes),
+    }
 
-    Args:    header: goes to the head of a new record beside the plan: environment, command
-             on_draft: told the name of each draft before it is trained or measured
+
+def run(
+    plan: MatrixPlan, out: Path, texts: Path, *, device: str, header: dict[str, Any], note: Callable[[str], None]
+) -> Matrix:
+    """Train and measure every draft that the record in `out` lacks.
+
+    Args:    header: the header of a new record, apart from the plan
+             note: called with one line before each draft is trained or measured
     Raises:  ValueError: the record is of another plan
     """
-    path = out / RECORD
-    out.mkdir(parents=True, exist_ok=True)
-    asked = json.loads(json.dumps(_public(plan)))
+    path, described = out / RECORD, _public(plan)
     if not path.exists():
-        write_atomically(path, (json.dumps({"plan": asked, **header}) + "\n").encode())
-    found = load(path)
-    if found.plan != asked:
+        kd_matrix.start(path, {"plan": described, **header})
+    found = kd_matrix.load(path)
+    if found.plan != described:
         raise ValueError(f"{path} is of another plan; choose another folder")
     teacher = load_teacher(Path(plan.job.target), device=device)
     done = {line.draft: line for line in found.measured}
-    text = cache(lambda: _texts(plan, teacher, texts))
+    names = [START, *(planned.name for planned in plan.drafts())]
 
-    def measure(name: str, folder: Path, made: dict[str, Any]) -> None:
+    def announce(name: str) -> None:
+        note(f"draft {names.index(name) + 1} of {len(names)}, {name}")
+
+    @cache  # read or sampled for the first draft that is measured; a finished matrix needs none
+    def held_out() -> dict[str, tuple[HeldOut, ...]]:
+        at = plan.decode_temperatures
+        return {domain: held_out_text(teacher, (domain,), texts, temperatures=at) for domain in plan.domains}
+
+    def measure(name: str, folder: Path, **made: Any) -> None:
         model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
-        measured: list[MatrixCell] = []
-        for domain, of_domain in text().items():
-            found = cells(model, teacher, of_domain, domain)
-            if name == START:
-                sums = rescaled(model, teacher, of_domain)
-                found = tuple(replace(cell, rescaled=of_cell) for cell, of_cell in zip(found, sums, strict=True))
-            measured += found
-        done[name] = MeasuredDraft(draft=name, cells=tuple(measured), **made)
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(done[name])) + "\n")
+        cells: list[MatrixCell] = []
+        for domain, of_domain in held_out().items():
+            cells += _cells(model, teacher, of_domain, domain, with_rescaled=name == START)
+        done[name] = MeasuredDraft(draft=name, cells=tuple(cells), **made)
+        kd_matrix.add(path, done[name])
 
     if START not in done:
-        on_draft(START)
+        announce(START)
         nothing: dict[str, Any] = {"kd_temperature": None, "on_policy": 0.0, "seed": None, "tokens": {}, "seconds": {}}
-        measure(START, Path(plan.job.start), {"arm": START, **nothing})
+        measure(START, Path(plan.job.start), arm=START, **nothing)
     for planned in plan.drafts():
-        name, job = planned.name, _within_budget(planned, done)
-        if name in done:
+        if planned.name in done:
             continue
-        on_draft(name)
-        folder = out / DRAFTS / name
+        job, folder = _within_budget(planned, done), out / DRAFTS / planned.name
+        announce(planned.name)
         card = distill(job, folder, texts, device=device)
         shares = job.recipe.temperatures
-        made = {
-            "arm": planned.arm,
-            "kd_temperature": shares[0][0] if len(shares) == 1 else None,
-            "on_policy": job.recipe.on_policy,
-            "seed": job.seed,
-            "tokens": card["tokens"],
-            "seconds": card["seconds"],
-        }
-        measure(name, folder / DRAFT, made)
-    return load(path)
+        measure(
+            planned.name,
+            folder / DRAFT,
+            arm=planned.arm,
+            kd_temperature=shares[0][0] if len(shares) == 1 else None,
+            on_policy=job.recipe.on_policy,
+            seed=job.seed,
+            tokens=card["tokens"],
+            seconds=card["seconds"],
+        )
+    return kd_matrix.load(path)
 
 
-def _within_budget(planned: Planned, measured: Mapping[str, MeasuredDraft]) -> Job:
-    """The job on as many tokens as it is to have: the plan's, or what another draft's seconds are worth at its own pace."""
+def _within_budget(planned: PlannedDraft, measured: Mapping[str, MeasuredDraft]) -> Job:
+    """Return the job with its number of tokens: the plan's, or as many as the seconds of another draft are worth.
+
+    tokens = the plan's tokens * seconds of the other draft / seconds of the same draft with the plan's tokens
+    """
     if planned.budget is None:
         return planned.job
     own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
@@ -187,23 +197,29 @@ def _within_budget(planned: Planned, measured: Mapping[str, MeasuredDraft]) -> J
 
 
 def _public(plan: MatrixPlan) -> dict[str, Any]:
-    """The plan without folders of this machine."""
+    """Return the plan as it stands in a record: JSON data, without folders of this machine."""
     job = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)
-    return asdict(replace(plan, job=job))
+    public: dict[str, Any] = json.loads(json.dumps(asdict(replace(plan, job=job))))
+    return public
 
 
-def _texts(plan: MatrixPlan, teacher: Teacher, texts: Path) -> dict[str, tuple[HeldOut, ...]]:
-    at = plan.decode_temperatures
-    return {domain: held_out_text(teacher, (domain,), texts, temperatures=at) for domain in plan.domains}
+def _cells(
+    draft: PreTrainedModel, teacher: Teacher, texts: Sequence[HeldOut], domain: str, *, with_rescaled: bool
+) -> list[MatrixCell]:
+    """Measure the draft along each text, with one number per prompt; draft T = decode T.
 
-
-def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut], domain: str) -> tuple[MatrixCell, ...]:
-    """The draft along each text, a number for every prompt; draft T = decode T."""
-    found = []
-    for text in texts:
+    Args:    with_rescaled: decode the contexts of the first text at the T of every text: same contexts, another softmax
+    """
+    rescaled: list[tuple[float, ...]] = [()] * len(texts)
+    if with_rescaled:
+        temperatures = [(text.temperature, text.temperature) for text in texts]
+        found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
+        rescaled = [tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along) for along in found]
+    cells = []
+    for text, of_first_text in zip(texts, rescaled, strict=True):
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
         totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
-        found.append(
+        cells.append(
             MatrixCell(
                 domain=domain,
                 temperature=text.temperature,
@@ -213,13 +229,7 @@ def cells(draft: Any, teacher: Teacher, texts: Sequence[HeldOut], domain: str) -
                 accepted=tuple(round(each.accepted, 4) for each in totals),
                 emitted=tuple(each.emitted for each in totals),
                 rounds=tuple(round(each.rounds, 4) for each in totals),
+                rescaled=of_first_text,
             )
         )
-    return tuple(found)
-
-
-def rescaled(draft: Any, teacher: Teacher, texts: Sequence[HeldOut]) -> tuple[tuple[float, ...], ...]:
-    """Overlap along the first text, prompt by prompt, decoded at the temperature of each: same contexts, another softmax."""
-    temperatures = [(text.temperature, text.temperature) for text in texts]
-    found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
-    return tuple(tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along) for along in found)
+    return cells

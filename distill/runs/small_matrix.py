@@ -1,19 +1,17 @@
-"""A KD matrix as a suite: drafts trained for minutes rather than hours, on the pair and prompts that a pytest run was given."""
+"""A KD matrix as a suite: drafts trained for minutes, not hours, on the pair and prompts of a pytest run."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
-from bench.records import environment, kd_matrix
-from bench.records.command_line import own_words
+from bench.records import kd_matrix
 from bench.records.kd_matrix import Matrix
 from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
@@ -34,14 +32,14 @@ class Size:
     kd_temperatures: tuple[float, ...]
     decode_temperatures: tuple[float, ...]
     seeds: tuple[int, ...]
-    num_tokens: int  # a draft is trained on
+    num_tokens: int  # that a draft is trained on
     batch_tokens: int
-    batch_rows: int  # texts sampled at once
+    batch_rows: int  # answers sampled at once
     max_new_tokens: int
 
 
 SIZES = {
-    # KD T 0.2, so that mixtures up to it have few temperatures to sample at.
+    # KD T 0.2, because mixtures up to it sample at few temperatures.
     "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
     "quick": Size(
         (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48
@@ -69,30 +67,24 @@ def measure(
     benchmark: Any,
     note: Callable[[str], None],
 ) -> tuple[str, Path]:
-    """Train and measure through `benchmark.pedantic`; an interrupted run goes on with --resume.
+    """Train and measure through `benchmark.pedantic`; --resume continues an interrupted run.
 
-    Args:    scratch: for drafts, while the run lasts, and for text, which later runs use again
+    Args:    scratch: for drafts, which are removed after the run, and for text, which later runs use again
     Returns: the tables and the path of the record
     """
     plan = _plan(arms, size, settings, workload)
     out = scratch / suite
     if not settings.resume:
         shutil.rmtree(out, ignore_errors=True)
-    header = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": own_words(),
-        "environment": environment.capture(settings.device),
-        "preset": settings.preset,
-        "model_pair": workload.recorded_pair.name,
-        "model_hashes": dict(workload.model_hashes),
-    }
-    names = [kd_matrix.START, *(each.name for each in plan.drafts())]
+    header = matrix.record_header(
+        device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes
+    )
     run = partial(
         matrix.run,
         *(plan, out, scratch / TEXTS),
         device=settings.device,
-        header=header,
-        on_draft=lambda name: note(f"{suite}: draft {names.index(name) + 1} of {len(names)}, {name}"),
+        header=header | {"preset": settings.preset},
+        note=lambda line: note(f"{suite}: {line}"),
     )
     found: Matrix = benchmark.pedantic(run, rounds=1, iterations=1)
     path = kd_matrix.store(out, settings.results, suite=suite)
@@ -105,14 +97,11 @@ def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workloa
     job = Job(
         target=workload.model_pair.target,
         start=workload.model_pair.draft,
-        layers=(),
         trained="adapters",
-        adapter_rank=8,
         recipe=recipes.offline(0.0),
         plan=TrainPlan(num_tokens=size.num_tokens, batch_tokens=size.batch_tokens, learning_rate=1e-3),
         text_tokens=size.num_tokens,
         prompts=(TRAINING_PROMPTS,),
-        self_written=0,
         held_out=(domain,),
         max_new_tokens=size.max_new_tokens,
         batch_rows=size.batch_rows,

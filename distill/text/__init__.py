@@ -1,0 +1,1 @@
+"""Sample text from a model, store it, and read it back as batches."""

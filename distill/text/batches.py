@@ -1,7 +1,8 @@
-"""Rows of text as padded batches: rows of similar length together, padding behind the text, where no token can see it.
+"""Rows of stored text as padded batches. Rows of similar length share a batch.
 
-Shape letters: B rows, T tokens of the longest, A answer tokens of the longest, N answer tokens of the whole batch (row after
-row), D hidden size.
+Padding follows the text. A causal model cannot attend to later tokens, so no mask is needed.
+Shape letters: B rows, T tokens of the longest row, A tokens of the longest answer, N answer tokens of all rows one after the
+other, D hidden size.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from distill.text.generation import behind_encoder, padded
+from distill.text.generation import decoder_hidden, padded
 from distill.text.table import TextRow
 
-WINDOW_BATCHES = 32  # batches whose rows are sorted by length together: little padding, and still mixed
+WINDOW_BATCHES = 32  # rows of so many batches are sorted by length together: little padding, and still mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,15 @@ class Batch:
     rows: tuple[TextRow, ...]
 
     def token_ids_BT(self) -> Tensor:
-        # The last token of a text predicts nothing.
-        texts = [torch.cat((row.prompt, row.answer[:-1])) for row in self.rows]
-        return pad_sequence(texts, batch_first=True)
+        """Return prompts and answers without the last token of each answer, which predicts nothing."""
+        return pad_sequence([torch.cat((row.prompt, row.answer[:-1])) for row in self.rows], batch_first=True)
 
     def labels_N(self) -> Tensor:
+        """Return the answer tokens."""
         return torch.cat([row.answer for row in self.rows])
 
     def target_hidden_ND(self) -> Tensor:
-        """The target's hidden states as they came with the text, on CPU."""
+        """Return the target's stored hidden states, on the CPU."""
         return torch.cat([row.hidden_AD() for row in self.rows])
 
     @property
@@ -45,22 +46,23 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Answer tokens."""
+        """Return the number of answer tokens."""
         return sum(self.answer_lengths)
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:
-        """Final hidden states of `model` from which each answer token would be predicted, as its head takes them."""
-        return self._behind_encoder(model) if model.config.is_encoder_decoder else self._behind_prompts(model)
+        """Return the hidden states of `model` that its head multiplies to predict each answer token."""
+        return self._of_encoder_decoder(model) if model.config.is_encoder_decoder else self._of_causal(model)
 
-    def _behind_encoder(self, model: PreTrainedModel) -> Tensor:
+    def _of_encoder_decoder(self, model: PreTrainedModel) -> Tensor:
         prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
         start_1 = torch.tensor([model.config.decoder_start_token_id])
         decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
-        return behind_encoder(model, prompts_BT, mask_BT, decoded_BA)[answered_BA.bool()]
+        return decoder_hidden(model, prompts_BT, mask_BT, decoded_BA)[answered_BA.bool()]
 
-    def _behind_prompts(self, model: PreTrainedModel) -> Tensor:
+    def _of_causal(self, model: PreTrainedModel) -> Tensor:
         token_ids_BT = self.token_ids_BT().to(model.device)
         hidden_BTD = model.base_model(token_ids_BT, use_cache=False).last_hidden_state
+        # Answer token i of row b is predicted at column len(prompt) - 1 + i: one before its own place.
         places = torch.cat(
             [
                 torch.arange(len(row.answer)) + index * token_ids_BT.shape[1] + len(row.prompt) - 1
@@ -71,7 +73,10 @@ class Batch:
 
 
 def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
-    """Batches of at most `batch_tokens` places, padding included (one row at least), in the order of the rows."""
+    """Return batches of at most `batch_tokens` places, padding included, in the order of the rows.
+
+    A row that is longer than that is a batch by itself.
+    """
     batches: list[Batch] = []
     taken: list[TextRow] = []
     longest = 0
@@ -85,14 +90,13 @@ def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
 
 
 def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[Batch]:
-    """All rows once, in batches of similar length and random order; the seed decides everything."""
+    """Return all rows once, in batches of similar length and random order, which depends only on the seed."""
     rng = random.Random(seed)
     mixed = rng.sample(list(rows), len(rows))
     mean_length = sum(row.length for row in mixed) / len(mixed)
     window = max(1, round(WINDOW_BATCHES * batch_tokens / mean_length))
     batches: list[Batch] = []
     for start in range(0, len(mixed), window):
-        batches += in_order(
-            sorted(mixed[start : start + window], key=lambda row: row.length), batch_tokens=batch_tokens
-        )
+        by_length = sorted(mixed[start : start + window], key=lambda row: row.length)
+        batches += in_order(by_length, batch_tokens=batch_tokens)
     return rng.sample(batches, len(batches))

@@ -1,7 +1,7 @@
-"""Many texts decoded at once: a model fed one token a row, whose rows can be dropped when their texts end.
+"""Decode many prompts at once, one token per row and step. Rows that have ended can be dropped from the batch.
 
-A causal model gets prompts that all end in the last column. An encoder-decoder gets them in its encoder, once, and its decoder
-begins with its start token. Both give the hidden states that the output head multiplies.
+A causal model reads its prompts padded on the left, so that all of them end in the last column. An encoder-decoder encodes
+them once, and its decoder begins with its start token. Both return the hidden states that the output head multiplies.
 Shape letters: B rows in the batch, T tokens, A tokens of an answer, D hidden size.
 """
 
@@ -32,6 +32,7 @@ class RoomyLayer(DynamicLayer):
         self.room = room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the new columns, and return all columns so far."""
         length, added = self.get_seq_length(), key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -43,6 +44,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def keep(self, rows: Tensor) -> None:
+        """Drop all other rows."""
         length = self.get_seq_length()
         self.buffers = [buffer[rows] for buffer in self.buffers]
         self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
@@ -51,7 +53,10 @@ class RoomyLayer(DynamicLayer):
 def _grouped_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention in which the query heads of one key head are its queries, so that keys are not repeated in memory."""
+    """Attend with one query token per row, without a copy of each key head for each of its query heads.
+
+    The query heads that share a key head stand in for the sequence of queries of that head.
+    """
     rows, heads, length, width = query.shape
     if length > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -67,7 +72,7 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 @contextmanager
 def _grouped(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
-    if before != "sdpa":  # such as attention with sinks, which this one does not know
+    if before != "sdpa":  # for example attention with sinks, which `_grouped_attention` does not compute
         yield
         return
     model.set_attn_implementation(GROUPED)
@@ -77,8 +82,22 @@ def _grouped(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-class CausalTexts:
-    """Texts of a causal model."""
+class _Rows:
+    """One growing row per prompt."""
+
+    fed_BT: Tensor  # what the next step of the model reads
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return the context in which the model may be fed."""
+        return nullcontext()
+
+    def feed(self, tokens_B: Tensor) -> None:
+        """Append one token to each row."""
+        self.fed_BT = tokens_B[:, None]
+
+
+class CausalRows(_Rows):
+    """Rows that a causal model continues."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.model = model
@@ -89,11 +108,10 @@ class CausalTexts:
         self.length = 0
 
     def running(self) -> AbstractContextManager[None]:
-        """Within it, the model may be fed."""
         return _grouped(self.model)
 
     def hidden_BD(self) -> Tensor:
-        """Behind the tokens that were fed last, or behind the prompts."""
+        """Run the model on the tokens that were fed, at first the prompts, and return the last hidden state of each row."""
         upto = self.length + self.fed_BT.shape[1]
         outputs = self.model.base_model(
             self.fed_BT,
@@ -105,19 +123,15 @@ class CausalTexts:
         self.length = upto
         return outputs.last_hidden_state[:, -1]
 
-    def feed(self, tokens_B: Tensor) -> None:
-        """What each row goes on with."""
-        self.fed_BT = tokens_B[:, None]
-
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows, before the next tokens are fed."""
+        """Drop all other rows. The next `feed` takes tokens of these rows only."""
         for layer in self.cache.layers:
             layer.keep(rows)
         self.mask_BT, self.positions_BT = self.mask_BT[rows], self.positions_BT[rows]
 
 
-class EncoderDecoderTexts:
-    """Texts of an encoder-decoder model."""
+class EncoderDecoderRows(_Rows):
+    """Rows that the decoder of an encoder-decoder model continues; its prompts are encoded once."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.model = model
@@ -126,12 +140,8 @@ class EncoderDecoderTexts:
         self.fed_BT = torch.full((len(prompts), 1), model.config.decoder_start_token_id, device=model.device)
         self.cache = EncoderDecoderCache(_roomy_cache(room), DynamicCache())
 
-    def running(self) -> AbstractContextManager[None]:
-        """Within it, the model may be fed."""
-        return nullcontext()
-
     def hidden_BD(self) -> Tensor:
-        """Behind the tokens that were fed last."""
+        """Run the decoder on the tokens that were fed, and return what the head multiplies, for each row."""
         outputs = self.model.get_decoder()(
             self.fed_BT,
             encoder_hidden_states=self.encoded_BTD,
@@ -141,12 +151,8 @@ class EncoderDecoderTexts:
         )
         return head_input(self.model, outputs.last_hidden_state[:, -1])
 
-    def feed(self, tokens_B: Tensor) -> None:
-        """What each row goes on with."""
-        self.fed_BT = tokens_B[:, None]
-
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows, before the next tokens are fed."""
+        """Drop all other rows. The next `feed` takes tokens of these rows only."""
         for layer in self.cache.self_attention_cache.layers:
             layer.keep(rows)
         for layer in self.cache.cross_attention_cache.layers:
@@ -154,32 +160,30 @@ class EncoderDecoderTexts:
         self.mask_BT, self.encoded_BTD = self.mask_BT[rows], self.encoded_BTD[rows]
 
 
-def texts_of(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, room: int
-) -> CausalTexts | EncoderDecoderTexts:
-    """Texts behind these prompts, each with room for so many tokens."""
-    kind = EncoderDecoderTexts if model.config.is_encoder_decoder else CausalTexts
+def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, room: int) -> CausalRows | EncoderDecoderRows:
+    """Return one row per prompt, each with room for `room` more tokens."""
+    kind = EncoderDecoderRows if model.config.is_encoder_decoder else CausalRows
     return kind(model, prompts, room)
 
 
 def product_dtype(device_type: str) -> torch.dtype:
-    """In which type large matrix products are fast: bfloat16, or float32 on a CPU that computes bfloat16 by detours."""
-    by_detours = device_type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.float32 if by_detours else torch.bfloat16
+    """Return the type in which large matrix products are fast: bfloat16, or float32 on a CPU that only emulates bfloat16."""
+    emulated = device_type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else torch.bfloat16
 
 
 def head_input(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Last hidden states (..., D), of the decoder where there are two parts, as the model's output head multiplies them.
+    """Return the last hidden states (..., D) as the output head multiplies them.
 
-    A T5 with one matrix for embedding and head scales them first.
+    A T5 that uses one matrix for embedding and head scales them first, by d_model ** -0.5.
     """
     if getattr(model.config, "scale_decoder_outputs", False):
         return hidden * model.config.d_model**-0.5
     return hidden
 
 
-def behind_encoder(model: PreTrainedModel, prompts_BT: Tensor, mask_BT: Tensor, decoded_BA: Tensor) -> Tensor:
-    """What the head of an encoder-decoder multiplies behind each token of its decoder, (B, A, D)."""
+def decoder_hidden(model: PreTrainedModel, prompts_BT: Tensor, mask_BT: Tensor, decoded_BA: Tensor) -> Tensor:
+    """Return what the head of an encoder-decoder multiplies at each token of its decoder, (B, A, D)."""
     encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
     hidden_BAD = model.get_decoder()(
         decoded_BA, encoder_hidden_states=encoded_BTD, encoder_attention_mask=mask_BT, use_cache=False
@@ -188,10 +192,10 @@ def behind_encoder(model: PreTrainedModel, prompts_BT: Tensor, mask_BT: Tensor, 
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows filled up behind their ends to the longest, (B, T), and a mask of what is not filling."""
-    texts = [torch.as_tensor(row) for row in rows]
-    masks = [torch.ones(len(row), dtype=torch.long) for row in texts]
-    return tuple(pad_sequence(each, batch_first=True).to(device) for each in (texts, masks))
+    """Return rows padded on the right to the longest, (B, T), and a mask with 1 at their tokens."""
+    tokens = [torch.as_tensor(row) for row in rows]
+    masks = [torch.ones(len(row), dtype=torch.long) for row in tokens]
+    return tuple(pad_sequence(each, batch_first=True).to(device) for each in (tokens, masks))
 
 
 def _roomy_cache(room: int) -> Cache:
@@ -199,7 +203,6 @@ def _roomy_cache(room: int) -> Cache:
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and mask of prompts that all end in the last column."""
     width = max(map(len, prompts))
     tokens = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)

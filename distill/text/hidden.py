@@ -1,6 +1,6 @@
-"""The target's final hidden states behind the tokens of a text: about 1 KB a token, from which its head gives the distribution.
+"""The target's final hidden states at the answer tokens: about 1 KB per token, from which its head computes the distribution.
 
-Text that the target sampled here comes with them. Text of another engine gets them from one teacher-forced pass.
+The sampler stores them with the text. Text of another engine comes without them: one teacher-forced pass computes them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.text.batches import in_order
-from distill.text.generation import behind_encoder
+from distill.text.generation import decoder_hidden
 from distill.text.table import TextTable, write_hidden
 from distill.text.workers import ALONE, Workers
 
@@ -19,24 +19,27 @@ PROBE_IDS = (1, 2, 3)
 
 @torch.inference_mode()
 def check_head(model: PreTrainedModel) -> None:
-    """Raise ValueError unless the model's logits are its output head on its final hidden states, and nothing else."""
+    """Check that the model's logits are its output head times its final hidden states, without a bias or a soft cap.
+
+    Raises:  ValueError: they are not, so stored hidden states would not give the distribution
+    """
     head = model.get_output_embeddings()
     probe = torch.tensor([PROBE_IDS], device=model.device)
     if head is None or getattr(head, "bias", None) is not None:
         raise ValueError(f"expected an output head without bias, got {head}")
     if model.config.is_encoder_decoder:
         expected = model(probe, decoder_input_ids=probe).logits
-        got = head(behind_encoder(model, probe, torch.ones_like(probe), probe))
+        got = head(decoder_hidden(model, probe, torch.ones_like(probe), probe))
     else:
         expected = model(probe).logits
         got = head(model.base_model(probe).last_hidden_state)
-    if not torch.allclose(got, expected, rtol=1e-2, atol=1e-2):  # bf16; a scale or a soft cap moves logits by far more
+    if not torch.allclose(got, expected, rtol=1e-2, atol=1e-2):  # bf16 rounding; a scale or a cap moves logits far more
         raise ValueError(f"the logits of {type(model).__name__} are not its head on its hidden states")
 
 
 @torch.inference_mode()
 def fill_in(table: TextTable, target: PreTrainedModel, *, workers: Workers = ALONE) -> None:
-    """Compute and store the hidden states of every shard that has none."""
+    """Compute and store the hidden states of every shard that has none; each process takes its share of the shards."""
     for shard in table.shards[workers.index :: workers.count]:
         if not shard.has_hidden:
             parts = [batch.hidden_ND(target) for batch in in_order(shard.rows, batch_tokens=BATCH_TOKENS)]

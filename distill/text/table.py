@@ -1,84 +1,88 @@
-"""Text sampled from a model, stored once and used by many runs: tokens, where they came from, and the model's hidden states.
+"""Text sampled from a model, stored once and used by many runs: tokens, their origin, and the model's hidden states.
 
-A table is a folder of shards, each one batch as it was sampled. What a row asks (prompt, temperature, seed) follows from the
-plan alone, so a killed run goes on behind its last shard, and a longer table begins with a shorter one. The final hidden
-states behind the answer's tokens take about 1 KB a token and give the model's distribution exactly, as head(hidden): epochs
-need no forward of the target.
+A table is a folder of shards. A shard is one batch as it was sampled. The plan alone fixes the requests of all rows (prompt,
+temperature, seed). So a killed run continues after its last shard, and a longer table begins with a shorter one.
+The final hidden states at the answer tokens take about 1 KB per token and give the model's distribution exactly, as
+head(hidden). So epochs over the text need no forward of the target.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench.records.files import write_atomically
-from distill.text.sampler import Answer, Ask
+from bench.records.storage import write_atomically
+from distill.text.sampler import Answer, Request, Sampler
 from distill.text.workers import ALONE, Workers
 
 PLAN = "plan.json"
 TEXT, HIDDEN = "text-{:05d}.safetensors", "hidden-{:05d}.safetensors"
-Sampler = Callable[[Sequence[Ask]], Sequence[Answer]]
 
-WINDOW_BATCHES = 16  # batches whose prompts are sorted by length together, so that a batch pads little
+WINDOW_BATCHES = 16  # prompts of so many batches are sorted by length together, so that a batch needs little padding
 
 
 @dataclass(frozen=True, slots=True)
 class TextPlan:
-    """What the rows of a table ask. Two tables of one plan hold the same text."""
+    """What decides the rows of a table. Two tables of one plan hold the same text."""
 
-    model: str  # hash of the model that speaks
+    model: str  # hash of the model that writes
     prompts: str  # hash of the prompts' token ids, in order
-    temperatures: tuple[tuple[float, float], ...]  # (KD data T, weight): each row draws its T from these
+    temperatures: tuple[tuple[float, float], ...]  # (KD data T, weight): the T of each row is drawn from these
     max_new_tokens: int
     end_token_ids: tuple[int, ...]
     batch_rows: int
     seed: int
-    through: str = ""  # the backend that sampled; empty: we did
+    through: str = ""  # the backend that samples; empty: our sampler
 
     def __post_init__(self) -> None:
         if not self.temperatures or not all(t >= 0 and weight > 0 for t, weight in self.temperatures):
             raise ValueError(f"expected temperatures >= 0 with weights > 0, got {self.temperatures}")
-        if self.max_new_tokens < 1 or self.batch_rows < 1:
-            raise ValueError(
-                f"expected max_new_tokens and batch_rows >= 1, got {self.max_new_tokens}, {self.batch_rows}"
-            )
+        for name in ("max_new_tokens", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    @property
+    def folder_name(self) -> str:
+        """Return a name that depends on everything that decides the text."""
+        return self.sha256[:16]
 
 
 def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
     return hashlib.sha256(json.dumps([list(ids) for ids in prompts]).encode()).hexdigest()
 
 
-def batches(plan: TextPlan, prompts: Sequence[tuple[int, ...]]) -> Iterator[list[Ask]]:
-    """Endless batches of asks: passes over the shuffled prompts, each row with a temperature and a seed of its own."""
+def batches(plan: TextPlan, prompts: Sequence[tuple[int, ...]]) -> Iterator[list[Request]]:
+    """Yield batches of requests without end: passes over the shuffled prompts, with a temperature and a seed for each row.
+
+    The order of the draws must not change: it decides the text that a plan stands for.
+    """
     rng = random.Random(plan.seed)
     values, weights = zip(*plan.temperatures, strict=True)
     queue: list[tuple[int, ...]] = []
     while True:
-        window: list[Ask] = []
+        window: list[Request] = []
         while len(window) < WINDOW_BATCHES * plan.batch_rows:
             if not queue:
                 queue = rng.sample(list(prompts), len(prompts))
-            window.append(Ask(queue.pop(), rng.choices(values, weights)[0], rng.getrandbits(62)))
-        window.sort(key=lambda ask: len(ask.prompt_ids))
+            window.append(Request(queue.pop(), rng.choices(values, weights)[0], rng.getrandbits(62)))
+        window.sort(key=lambda request: len(request.prompt_ids))
         cut = [window[at : at + plan.batch_rows] for at in range(0, len(window), plan.batch_rows)]
         yield from rng.sample(cut, len(cut))
 
@@ -90,51 +94,53 @@ def extend(
     sample: Sampler,
     *,
     num_tokens: int,
-    on_progress: Callable[[TextTable], None] = lambda table: None,
+    on_progress: Callable[[int], None] = lambda num_tokens: None,
     workers: Workers = ALONE,
 ) -> TextTable:
-    """The plan's first shards that hold `num_tokens` answer tokens, read from `folder` or sampled into it.
+    """Return the plan's first shards that hold `num_tokens` answer tokens, read from `folder` or sampled into it.
 
-    Args:    on_progress: told what is there before each shard that has to be sampled, and at the end
+    Args:    on_progress: called with the number of answer tokens before each shard that has to be sampled, and at the end
     Raises:  ValueError: the folder holds a table of another plan
     """
     if plan.prompts != prompts_hash(prompts):
-        raise ValueError("expected the prompts that the plan names by their hash, got others")
+        raise ValueError("expected the prompts whose hash is in the plan, got others")
     claim(folder, plan)
     table = TextTable(folder, ())
-    asked = enumerate(batches(plan, prompts))
-    while table.num_tokens < num_tokens:
-        index, asks = next(asked)
+    for index, requests in enumerate(batches(plan, prompts)):
+        if table.num_tokens >= num_tokens:
+            break
         if not is_there(folder, index):
-            on_progress(table)
-        table = TextTable(folder, (*table.shards, sampled_shard(folder, index, asks, sample, workers=workers)))
-    on_progress(table)
+            on_progress(table.num_tokens)
+        table = TextTable(folder, (*table.shards, sampled_shard(folder, index, requests, sample, workers=workers)))
+    on_progress(table.num_tokens)
     return table
 
 
 def claim(folder: Path, plan: TextPlan) -> None:
-    """Say whose text the folder holds.
+    """Write the plan into the folder, or check that it is the one there.
 
-    Raises:  ValueError: it holds that of another plan
+    Raises:  ValueError: the folder holds text of another plan
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(plan), indent=1)
     path = folder / PLAN
     if not path.exists():
-        write_atomically(path, text.encode())
+        write_atomically(path, text)
     elif path.read_text() != text:
         raise ValueError(f"{folder} holds text of another plan; expected\n{text}\ngot\n{path.read_text()}")
 
 
-def sampled_shard(folder: Path, index: int, asks: Sequence[Ask], sample: Sampler, *, workers: Workers = ALONE) -> Shard:
-    """The shard of this number, sampled unless it is there."""
-    if not workers.as_main_says(is_there(folder, index)):
+def sampled_shard(
+    folder: Path, index: int, requests: Sequence[Request], sample: Sampler, *, workers: Workers = ALONE
+) -> Shard:
+    """Return the shard of this number. If it is not there, all processes sample it and the main one writes it."""
+    if not workers.decided_by_main(is_there(folder, index)):
         started = time.perf_counter()
-        answers = workers.spread(sample, asks)
+        answers = workers.spread(sample, requests)
         if workers.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            write_shard(folder, index, asks, answers, seconds=time.perf_counter() - started)
-        workers.wait()
+            write_shard(folder, index, requests, answers, seconds=time.perf_counter() - started)
+        workers.wait()  # nobody reads the shard before it is written
     return Shard(folder, index)
 
 
@@ -142,38 +148,32 @@ def is_there(folder: Path, index: int) -> bool:
     return (folder / TEXT.format(index)).is_file()
 
 
-def write_shard(folder: Path, index: int, asks: Sequence[Ask], answers: Sequence[Answer], *, seconds: float) -> None:
-    """Store what was answered, and the hidden states that came with it."""
-    hashes = [hashlib.sha256(np.array(ask.prompt_ids, dtype=np.int32).tobytes()).digest() for ask in asks]
+def write_shard(
+    folder: Path, index: int, requests: Sequence[Request], answers: Sequence[Answer], *, seconds: float
+) -> None:
+    """Store the answers, and the hidden states that came with them."""
     hidden = [answer.hidden_AD for answer in answers if answer.hidden_AD is not None]
     if hidden:
         write_hidden(folder, index, torch.cat(hidden))
     columns = {
-        "prompt_ids": torch.tensor([token for ask in asks for token in ask.prompt_ids], dtype=torch.int32),
-        "prompt_lengths": torch.tensor([len(ask.prompt_ids) for ask in asks]),
-        "prompt_sha256": torch.tensor([list(digest) for digest in hashes], dtype=torch.uint8),
-        "temperatures": torch.tensor([ask.temperature for ask in asks], dtype=torch.float64),
-        "seeds": torch.tensor([ask.seed for ask in asks]),
+        "prompt_ids": torch.tensor([token for request in requests for token in request.prompt_ids], dtype=torch.int32),
+        "prompt_lengths": torch.tensor([len(request.prompt_ids) for request in requests]),
+        "temperatures": torch.tensor([request.temperature for request in requests], dtype=torch.float64),
+        "seeds": torch.tensor([request.seed for request in requests]),
         "answer_ids": torch.cat([answer.token_ids_A for answer in answers]).int(),
         "answer_lengths": torch.tensor([len(answer.token_ids_A) for answer in answers]),
         "seconds": torch.tensor(seconds, dtype=torch.float64),
     }
-    _save(folder / TEXT.format(index), columns)  # last: with it the shard exists
+    write_atomically(folder / TEXT.format(index), save(columns))  # last, because this file makes the shard exist
 
 
 def write_hidden(folder: Path, index: int, hidden_ND: Tensor) -> None:
     """Store the hidden states of one shard, row after row."""
-    _save(folder / HIDDEN.format(index), {"hidden": hidden_ND})
-
-
-def _save(path: Path, columns: dict[str, Tensor]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(columns, scratch)
-    os.replace(scratch, path)
+    write_atomically(folder / HIDDEN.format(index), save({"hidden": hidden_ND}))
 
 
 class Shard:
-    """One batch of rows. Tokens are in memory; hidden states are read when asked for."""
+    """One batch of rows. Tokens are in memory; hidden states are read from the file on request."""
 
     def __init__(self, folder: Path, index: int) -> None:
         self.folder, self.index = folder, index
@@ -182,12 +182,13 @@ class Shard:
         self.answers = columns["answer_ids"].long().split(columns["answer_lengths"].tolist())
         self.starts = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
         self.temperatures: list[float] = columns["temperatures"].tolist()
-        self.seconds = float(columns["seconds"])  # that sampling took
+        self.seconds = float(columns["seconds"])  # of sampling
         self.num_tokens = sum(map(len, self.answers))
 
     @property
     def rows(self) -> tuple[TextRow, ...]:
-        return tuple(TextRow(self, index) for index in range(len(self.answers)))
+        columns = zip(self.prompts, self.answers, self.temperatures, strict=True)
+        return tuple(TextRow(self, index, *values) for index, values in enumerate(columns))
 
     @property
     def has_hidden(self) -> bool:
@@ -198,48 +199,40 @@ class Shard:
         return safe_open(self.folder / HIDDEN.format(self.index), framework="pt").get_slice("hidden")
 
     def hidden_AD(self, row: int) -> Tensor:
-        """Hidden states from which the tokens of one answer were drawn."""
+        """Return the hidden states of one row."""
         start = self.starts[row]
         return self._hidden[start : start + len(self.answers[row])]
 
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """One text of a table."""
+    """One prompt and its answer."""
 
     shard: Shard
     index: int
-
-    @property
-    def prompt(self) -> Tensor:
-        return self.shard.prompts[self.index]
-
-    @property
-    def answer(self) -> Tensor:
-        return self.shard.answers[self.index]
-
-    @property
-    def temperature(self) -> float:
-        return self.shard.temperatures[self.index]
+    prompt: Tensor = field(compare=False, repr=False)
+    answer: Tensor = field(compare=False, repr=False)
+    temperature: float
 
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.answer)
 
     def hidden_AD(self) -> Tensor:
+        """Return the hidden states from which the tokens of the answer were drawn."""
         return self.shard.hidden_AD(self.index)
 
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """All finished shards of a folder."""
+    """Some shards of a folder."""
 
     folder: Path
     shards: tuple[Shard, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Answer tokens."""
+        """Return the number of answer tokens."""
         return sum(shard.num_tokens for shard in self.shards)
 
     @property
@@ -248,20 +241,19 @@ class TextTable:
 
     @property
     def seconds(self) -> float:
-        """What sampling it took."""
+        """Return how long sampling took."""
         return sum(shard.seconds for shard in self.shards)
 
 
 def frequent_tokens(tables: Sequence[TextTable]) -> list[int]:
-    """Ids of the tokens of the answers, the most frequent first; of equally frequent ones the lowest."""
-    counts = Counter(
-        token for table in tables for shard in table.shards for row in shard.answers for token in row.tolist()
-    )
+    """Return the token ids of the answers, the most frequent first. Of equally frequent ones the lowest id comes first."""
+    answers = (row for table in tables for shard in table.shards for row in shard.answers)
+    counts = Counter(token for answer in answers for token in answer.tolist())
     return sorted(counts, key=lambda token: (-counts[token], token))
 
 
 def open_table(folder: Path) -> TextTable:
-    """The table in a folder; shards are numbered without a gap."""
+    """Return all shards of a folder. They are numbered without gaps."""
     shards: list[Shard] = []
     while is_there(folder, len(shards)):
         shards.append(Shard(folder, len(shards)))

@@ -1,8 +1,8 @@
-"""The target as the one who teaches: it writes text, here or through an engine, and its head gives distributions."""
+"""The target as it teaches: it writes text, here or through an engine, and its head gives distributions."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from backends.models.checkpoints import model_hash
 from backends.models.loading import load_model
 from bench.protocols import Backend
 from bench.records.decoding import DecodeRequest
 from distill.text import hidden
 from distill.text.generation import product_dtype
-from distill.text.sampler import Answer, Ask, sample_answers
-from distill.text.table import Sampler
+from distill.text.sampler import Answer, Request, Sampler, sample_answers
+from distill.text.table import TextPlan, prompts_hash
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """The target with what it takes to ask it."""
+    """The target, loaded, with everything that its text depends on."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -34,12 +35,26 @@ class Teacher:
     def head_VD(self) -> Tensor:
         return self.model.get_output_embeddings().weight.detach()
 
+    def plan(
+        self,
+        prompts: Sequence[Sequence[int]],
+        temperatures: tuple[tuple[float, float], ...],
+        *,
+        max_new_tokens: int,
+        batch_rows: int,
+        seed: int,
+        through: str = "",
+    ) -> TextPlan:
+        """Return the plan of this model's text on these prompts."""
+        ends, hashed = self.end_token_ids, prompts_hash(prompts)
+        return TextPlan(self.sha256, hashed, temperatures, max_new_tokens, ends, batch_rows, seed, through)
+
     def sampler(self, max_new_tokens: int) -> Sampler:
         return partial(sample_answers, self.model, max_new_tokens=max_new_tokens, end_token_ids=self.end_token_ids)
 
 
 def load_teacher(folder: Path, *, device: str) -> Teacher:
-    """The target, in bf16 where that is fast (`product_dtype`).
+    """Load the target, in bfloat16 where that is fast (`product_dtype`).
 
     Raises:  ValueError: its logits are not head(hidden state), it has no end token, or the device is absent
     """
@@ -50,28 +65,20 @@ def load_teacher(folder: Path, *, device: str) -> Teacher:
     if end is None:
         raise ValueError(f"expected an end token in the generation config of {folder}, got none")
     ends = tuple(end) if isinstance(end, list) else (end,)
-    return Teacher(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), ends, _sha256(folder))
-
-
-def _sha256(folder: Path) -> str:
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for weights in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
-        with weights.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return Teacher(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), ends, model_hash(folder))
 
 
 def through_backend(backend: Backend, *, max_new_tokens: int, end_token_ids: tuple[int, ...]) -> Sampler:
-    """Samples the target's text through an engine, one request after the other; hidden states are filled in later."""
+    """Return a sampler that uses an engine, one request at a time. It gives no hidden states: they are filled in later."""
 
-    def answer(ask: Ask) -> Answer:
-        request = DecodeRequest(
-            prompt_ids=ask.prompt_ids,
+    def answer(request: Request) -> Answer:
+        decode = DecodeRequest(
+            prompt_ids=request.prompt_ids,
             max_new_tokens=max_new_tokens,
-            temperature=ask.temperature,
-            seed=ask.seed,
+            temperature=request.temperature,
+            seed=request.seed,
             eos_token_ids=end_token_ids,
         )
-        return Answer(torch.tensor(backend.generate(request).token_ids), None)
+        return Answer(torch.tensor(backend.generate(decode).token_ids), None)
 
-    return lambda asks: [answer(ask) for ask in asks]
+    return lambda requests: [answer(request) for request in requests]

@@ -1,7 +1,7 @@
-"""The processes of one run, started by `accelerate launch` or `torchrun`; a run without either is alone.
+"""The processes of one run, started by `accelerate launch` or `torchrun`. A run without either is one process.
 
-All of them walk through the same run over the same stream. What takes time is divided: texts that are sampled, and the batches
-of a step, whose gradients are added up. The main one writes the files, in a folder that all of them see.
+All processes follow the same run over the same stream. The slow work is divided: the rows that are sampled, and the batches of
+a step, whose gradients are summed. The main process writes the files, in a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bench.errors import BackendUnavailable
 
-Asked = TypeVar("Asked")
-Given = TypeVar("Given")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class Workers:
     def is_main(self) -> bool:
         return self.index == 0
 
-    def spread(self, work: Callable[[Sequence[Asked]], Sequence[Given]], asked: Sequence[Asked]) -> list[Given]:
-        """`work(asked)`, each process doing its share; all of them get all of it, in order."""
+    def spread(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+        """Return `work(items)`. Each process does its share, and all of them get the whole result, in order."""
         if self.count == 1:
-            return list(work(asked))
+            return list(work(items))
         from accelerate.utils import gather_object
 
-        own = asked[self.index :: self.count]
+        own = items[self.index :: self.count]
         parts = gather_object([list(work(own)) if own else []])
-        return [parts[place % self.count][place // self.count] for place in range(len(asked))]
+        return [parts[place % self.count][place // self.count] for place in range(len(items))]
 
     def total(self, values_N: Tensor) -> Tensor:
-        """Sum over the processes, the same bits in each."""
+        """Return the sum over the processes, with the same bits in each."""
         if self.count == 1:
             return values_N
         from accelerate.utils import reduce
@@ -51,8 +51,8 @@ class Workers:
         summed: Tensor = reduce(values_N, reduction="sum")
         return summed
 
-    def as_main_says(self, value: bool) -> bool:
-        """The main process's value. Where two runs share a folder, each process could have looked at another moment."""
+    def decided_by_main(self, value: bool) -> bool:
+        """Return the main process's value. When runs share a folder, each process may have looked at another moment."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -60,7 +60,7 @@ class Workers:
         return bool(broadcast_object_list([value])[0])
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Return when all processes have called this."""
         if self.count > 1:
             torch.distributed.barrier()
 
@@ -70,12 +70,12 @@ ALONE = Workers()
 
 @contextmanager
 def launched(device: str) -> Iterator[tuple[Workers, str]]:
-    """This process among those that a launcher started, and its own device: of `cuda`, the one with its number.
+    """Yield this process's place among those that a launcher started, and its device: of `cuda` the GPU with its number.
 
     Raises:  ValueError: there is no GPU; BackendUnavailable: accelerate is missing
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, torch finds no GPU; try --device cpu")
+        raise ValueError("device cuda was requested, torch finds no GPU; try --device cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
         return

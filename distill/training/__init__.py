@@ -1,0 +1,1 @@
+"""Train a draft: recipes, labels, losses and a loop that can be resumed."""

@@ -1,7 +1,7 @@
-"""Drafts to train: built from layers of the target or loaded from a folder, trained whole or through adapters, and saved.
+"""Drafts in training: built from layers of the target or loaded from a folder, trained whole or through adapters, and saved.
 
-What is saved is a plain transformers checkpoint with the target's tokenizer beside it, so every backend loads it. A draft over
-the target's own embedding can also be stored as its layers alone, and one trained through adapters as these.
+A saved draft is a plain transformers checkpoint with the target's tokenizer, so every backend loads it. A draft that was
+trained through adapters is saved with them merged, and the adapters are stored beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,10 +23,8 @@ from distill.text.generation import product_dtype
 
 Trained = Literal["layers", "all", "adapters"]
 TRAINED: tuple[Trained, ...] = ("layers", "all", "adapters")
-ADAPTERS = "adapter_config.json"
-LAYERS = "layers.safetensors"
 
-# JSON files of a checkpoint that say something of its model, not of its tokenizer
+# JSON files of a checkpoint that describe its model, not its tokenizer
 NOT_TOKENIZER = (
     *("config.json", "model.safetensors.index.json", "prepared.json"),
     *("card.json", "inflated.json", "frequent_tokens.json"),
@@ -39,17 +36,17 @@ class Draft:
     """A model in training."""
 
     model: PreTrainedModel
-    adapters: Any | None  # the peft model around it, where only adapters are trained
+    adapters: Any | None  # the peft model around it, if only adapters are trained
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Those that are trained, by name."""
+        """Return the trained parameters with their names."""
         return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
 
 def from_layers(target: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A draft made of some of the target's layers, in the order given, between the target's embedding and head.
+    """Return a draft of some of the target's layers, in the given order, between the target's embedding and head.
 
-    Raises:  ValueError: a layer that the target does not have, or an architecture whose layers cannot be picked
+    Raises:  ValueError: the target does not have such a layer, or has no list of decoder layers
     """
     found = getattr(target.base_model, "layers", None)
     if not isinstance(found, nn.ModuleList):
@@ -60,7 +57,7 @@ def from_layers(target: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in layers]
-    with torch.random.fork_rng(devices=[]):  # its random first weights are written over
+    with torch.random.fork_rng(devices=[]):  # its random first weights are overwritten
         draft = cast(type(target)(config), target.dtype)
     draft.load_state_dict(_picked(target.state_dict(), layers))
     draft.generation_config = copy.deepcopy(target.generation_config)
@@ -68,7 +65,7 @@ def from_layers(target: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
 
 
 def _picked(state: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """The weights of a model that has only these layers."""
+    """Return the weights of a model that has only these layers, numbered from 0."""
     picked: dict[str, Any] = {}
     for name, value in state.items():
         before, found, rest = name.partition(".layers.")
@@ -78,31 +75,18 @@ def _picked(state: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
     return picked
 
 
-def load(folder: Path, *, dtype: torch.dtype, adapters: Path | None = None) -> PreTrainedModel:
-    """The draft of a checkpoint folder on CPU, with adapters that were trained on it merged into it.
+def load(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the draft of a checkpoint folder on the CPU.
 
-    Raises:  ValueError: a folder that does not hold what it should
-             BackendUnavailable: adapters, and peft is not installed
+    Raises:  ValueError: the folder holds no checkpoint
     """
-    for place, name in ((folder, "config.json"), (adapters, ADAPTERS)):
-        if place is not None and not (place / name).is_file():
-            raise ValueError(f"expected {name} in {place}, found none")
-    model: PreTrainedModel = load_model(str(folder), dtype="float32", device="cpu")
-    if adapters is not None:
-        model = _peft().PeftModel.from_pretrained(model, adapters).merge_and_unload()
-    return cast(model, dtype).eval()
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise BackendUnavailable("adapters need peft; pip install -e '.[distill]'") from error
-    return peft
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"expected config.json in {folder}, found none")
+    return cast(load_model(str(folder), dtype="float32", device="cpu"), dtype)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights in this type. Buffers stay: rotary frequencies rounded to bf16 are other frequencies."""
+    """Convert the weights of the model. Its buffers stay: rotary frequencies in bfloat16 would be other frequencies."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
@@ -110,17 +94,20 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8) -> Draft:
-    """A model on CPU, of which the layers (all but embedding and head), everything, or new adapters are trained, in float32.
+    """Return a draft of which the layers (all but embedding and head), everything, or new adapters are trained, in float32.
 
     Raises:  BackendUnavailable: adapters, and peft is not installed
     """
     model = cast(model, torch.float32)
     if trained == "adapters":
-        peft = _peft()
+        try:
+            import peft
+        except ImportError as error:
+            raise BackendUnavailable("adapters need peft; pip install -e '.[distill]'") from error
         config = peft.LoraConfig(
             r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", lora_dropout=0.0
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # peft draws the first weights from the global random state
             torch.manual_seed(0)
             adapters = peft.get_peft_model(model, config)
         return Draft(adapters.get_base_model(), adapters)
@@ -132,7 +119,7 @@ def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8
 
 
 def snapshot(draft: Draft) -> PreTrainedModel:
-    """A bf16 copy of the draft as it is now, adapters merged: what `save` writes."""
+    """Return a bfloat16 copy of the draft as it is now, adapters merged. This is what `save` writes."""
     model = (
         copy.deepcopy(draft.model) if draft.adapters is None else _rounded(draft.adapters).float().merge_and_unload()
     )
@@ -140,12 +127,12 @@ def snapshot(draft: Draft) -> PreTrainedModel:
 
 
 def measurable(draft: Draft) -> PreTrainedModel:
-    """The snapshot in the type in which it is measured fastest: the same weights."""
+    """Return the snapshot, with the same values, in the type in which it runs fastest."""
     return cast(snapshot(draft), product_dtype(draft.model.device.type))
 
 
 def _rounded(adapters: Any) -> Any:
-    """A copy with adapters in bf16, as they are stored, so that whoever merges the stored ones gets the same draft."""
+    """Return a copy with adapters in bfloat16, as they are stored. Merging the stored ones then gives the same draft."""
     copied = copy.deepcopy(adapters)
     with torch.no_grad():
         for name, weight in copied.named_parameters():
@@ -155,34 +142,14 @@ def _rounded(adapters: Any) -> Any:
 
 
 def save(draft: Draft, folder: Path, *, tokenizer_from: Path) -> None:
-    """Write a plain checkpoint with the tokenizer of `tokenizer_from`, and adapters beside it, if there are any."""
+    """Write a plain checkpoint with the tokenizer of `tokenizer_from`, and the adapters, if there are any, beside it."""
     snapshot(draft).save_pretrained(folder)
     for path in tokenizer_from.iterdir():
         if path.is_file() and path.name not in NOT_TOKENIZER and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copy(path, folder)
     if draft.adapters is not None:
-        adapters = _rounded(draft.adapters)
+        adapters, beside = _rounded(draft.adapters), folder.with_name("adapters")
         for config in adapters.peft_config.values():
-            config.base_model_name_or_path = ""  # a path of this machine
-        adapters.save_pretrained(folder.with_name("adapters"))
-        (folder.with_name("adapters") / "README.md").unlink(
-            missing_ok=True
-        )  # an empty form with a path of this machine
-
-
-def save_layers(folder: Path, into: Path, *, target: PreTrainedModel) -> None:
-    """Store a checkpoint whose embedding and head are the target's as its other weights and its config.
-
-    Raises:  ValueError: embedding or head differ from the target's
-    """
-    draft = load(folder, dtype=torch.bfloat16)
-    shared = {"get_input_embeddings", "get_output_embeddings"}
-    for part in sorted(shared):
-        if not torch.equal(getattr(draft, part)().weight, getattr(target, part)().weight.bfloat16()):
-            raise ValueError(f"expected {folder} to share the target's embedding and head; its own differ")
-    held = {id(getattr(draft, part)().weight) for part in shared}
-    into.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.contiguous() for name, value in draft.named_parameters() if id(value) not in held}, into / LAYERS
-    )
-    shutil.copy(folder / "config.json", into)
+            config.base_model_name_or_path = ""  # otherwise a path of this machine
+        adapters.save_pretrained(beside)
+        (beside / "README.md").unlink(missing_ok=True)  # an empty form, with a path of this machine

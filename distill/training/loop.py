@@ -1,26 +1,31 @@
-"""Trains a draft on text: a stream of batches, labels for them, and a loop that can be killed at any time.
+"""Train a draft on text: a stream of batches, labels for them, and a loop that can be killed at any time.
 
-The stream is a function of seeds and of how many batches were used, and the optimiser's state is stored with the weights, so a
-run that was killed ends in the same bits as one that was not (same machine, same number of threads). Weights and optimiser are
-float32; matrix products run in bf16 where that is fast. The schedule counts answer tokens; budgets are made of these too.
+A killed run ends in the same bits as one that was not killed, on the same machine with the same number of threads:
+
+- the stream depends only on seeds and on the number of batches used, so it continues at that number;
+- the checkpoint holds weights, optimiser state and position of one moment, and is replaced in one move;
+- the learning rate, and the sample of the vocabulary, depend on the position and on the batch, not on the past.
+
+Weights and optimiser are float32. Matrix products run in bfloat16 where that is fast. Schedule and budget count answer tokens.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from bench.records.storage import write_atomically
 from distill.text.batches import Batch, shuffled
 from distill.text.generation import product_dtype
 from distill.text.table import TextRow
@@ -33,12 +38,12 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def adamw(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
-    """AdamW for everything."""
+    """Return AdamW for all weights."""
     return [torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)]
 
 
 def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
-    """Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
+    """Return Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
 
     Source:  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of updates: Liu et al. 2025, arXiv 2502.16982
     """
@@ -53,17 +58,17 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], list[Optimizer]]] = {"
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """How a draft is trained, text and labels apart."""
+    """How a draft is trained, apart from text and labels."""
 
-    num_tokens: int  # answer tokens to train on, repetitions counted
-    batch_tokens: int = 4096  # places of one forward, prompts and padding included
-    accumulate: int = 1  # batches a step, over all processes
-    learning_rate: float = 8e-4  # at its peak
+    num_tokens: int  # answer tokens to train on, repetitions included
+    batch_tokens: int = 4096  # places of one forward, with prompts and padding
+    accumulate: int = 1  # batches per step, over all processes
+    learning_rate: float = 8e-4  # at the peak
     warmup: float = 0.02  # share of num_tokens
     final_rate: float = 0.02  # share of learning_rate at the end of the cosine
-    clip: float = 1.0  # largest norm of the gradient
+    clip: float = 1.0  # largest allowed norm of the gradient
     optimizer: str = "adamw"  # or muon
-    vocabulary: int = 0  # tokens of the head that a batch's loss sees, most of them the frequent ones; 0: all
+    vocabulary: int = 0  # tokens of the head in the loss of a batch (`distill.training.vocabulary`); 0: all
     checkpoint_s: float = 180.0
 
     def __post_init__(self) -> None:
@@ -78,50 +83,30 @@ class TrainPlan:
             raise ValueError(f"expected a learning_rate > 0, got {self.learning_rate}")
 
 
-class Stream(Protocol):
-    """Where batches come from."""
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Endless batches behind the first `start`."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class FixedText:
-    """The same rows, epoch after epoch, in a new order each."""
-
-    rows: Sequence[TextRow]
-    batch_tokens: int
-    seed: int
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        return _from_portions(repeat(self.rows), start, batch_tokens=self.batch_tokens, seed=self.seed)
-
-
-@dataclass(frozen=True, slots=True)
-class FreshText:
-    """Portions of rows, each used once. The next one is made when it is needed, with what the draft has become by then."""
+class Stream:
+    """Batches of portions of rows. A portion is made only when it is needed: the draft of that moment may write it."""
 
     portions: Callable[[], Iterator[Sequence[TextRow]]]
     batch_tokens: int
     seed: int
 
     def batches(self, start: int) -> Iterator[Batch]:
-        return _from_portions(self.portions(), start, batch_tokens=self.batch_tokens, seed=self.seed)
+        """Yield the batches after the first `start`. The portions before are read again, to count their batches."""
+        for index, rows in enumerate(self.portions()):
+            batches = shuffled(rows, batch_tokens=self.batch_tokens, seed=self.seed + index)
+            yield from batches[start:]
+            start = max(0, start - len(batches))
 
 
-def _from_portions(
-    portions: Iterator[Sequence[TextRow]], start: int, *, batch_tokens: int, seed: int
-) -> Iterator[Batch]:
-    for index, rows in enumerate(portions):
-        batches = shuffled(rows, batch_tokens=batch_tokens, seed=seed + index)
-        yield from batches[start:]
-        start = max(0, start - len(batches))
+def fixed_text(rows: Sequence[TextRow], batch_tokens: int, seed: int) -> Stream:
+    """Return a stream of the same rows in every epoch, each time in another order."""
+    return Stream(lambda: repeat(rows), batch_tokens, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """The loss of a batch, and the part of the vocabulary whose logits it takes; none: all of it."""
+    """The loss of a batch, and the part of the vocabulary whose logits it takes; None: all of it."""
 
     on_chunk: ChunkLoss
     part: VocabularyPart | None = None
@@ -146,7 +131,7 @@ class TextLabels:
 
 @dataclass(frozen=True, slots=True)
 class CachedTarget:
-    """Soft labels from the hidden states that came with the text: the target is not run.
+    """Soft labels from the hidden states that are stored with the text: the target does not run.
 
     Raises:  ValueError: a part of the vocabulary at loss T 0, where the target's argmax may be outside of it
     """
@@ -182,13 +167,18 @@ class RunningTarget:
 
 @dataclass(slots=True)
 class Position:
-    """How far a run is."""
+    """How far a run has come."""
 
     steps: int = 0
     batches: int = 0
     num_tokens: int = 0
-    seconds: float = 0.0  # in training steps; sampling and measuring apart
+    seconds: float = 0.0  # in training steps, without sampling and measuring
     losses: list[float] = field(default_factory=list)  # mean over the answer tokens of each step
+
+    def recent_loss(self, num_steps: int = 20) -> float:
+        """Return the mean loss of the last steps."""
+        recent = self.losses[-num_steps:]
+        return sum(recent) / len(recent)
 
 
 def train(
@@ -201,9 +191,9 @@ def train(
     on_step: Callable[[Position], None] = lambda position: None,
     workers: Workers = ALONE,
 ) -> Position:
-    """Train to the end of the plan; goes on from the checkpoint in `folder` if there is one.
+    """Train to the end of the plan, from the checkpoint in `folder` if there is one.
 
-    Raises:  ValueError: the batches of a step cannot be shared out evenly
+    Raises:  ValueError: the batches of a step cannot be divided evenly among the processes
     """
     if plan.accumulate % workers.count:
         raise ValueError(f"expected accumulate to be a multiple of {workers.count} processes, got {plan.accumulate}")
@@ -240,17 +230,18 @@ def step(
     clip: float,
     workers: Workers = ALONE,
 ) -> float:
-    """One step of the optimiser on some batches; returns the mean loss over their answer tokens."""
+    """Take one step of the optimiser on some batches, and return the mean loss over their answer tokens."""
     num_tokens = sum(batch.num_tokens for batch in batches)
     head_VD = draft.model.get_output_embeddings().weight
     dtype = product_dtype(draft.model.device.type)
     total = 0.0
     for batch in batches[workers.index :: workers.count]:
-        asked = labels(batch)
+        target = labels(batch)
         with torch.autocast(draft.model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden_ND = batch.hidden_ND(draft.model)
-        part_VD = head_VD if asked.part is None else head_VD[asked.part.token_ids_M]
-        loss = head_loss(hidden_ND, part_VD.to(dtype), asked.on_chunk) / num_tokens
+        part_VD = head_VD if target.part is None else head_VD[target.part.token_ids_M]
+        # Divided by the tokens of the whole step: gradients of its batches then add up to that of the mean over tokens.
+        loss = head_loss(hidden_ND, part_VD.to(dtype), target.on_chunk) / num_tokens
         loss.backward()
         total += loss.item()
     if workers.count > 1:
@@ -265,7 +256,7 @@ def step(
 
 
 def _add_up(draft: Draft, loss: float, workers: Workers) -> float:
-    """Sum of the gradients over the processes, left in the weights, and of the loss."""
+    """Replace the gradients by their sums over the processes, and return the sum of the loss. One message carries all."""
     weights = [weight for _, weight in draft.parameters() if weight.grad is not None]
     parts = [weight.grad.flatten() for weight in weights]
     *parts, total = workers.total(torch.cat([*parts, parts[0].new_tensor([loss])])).split([*map(len, parts), 1])
@@ -275,7 +266,10 @@ def _add_up(draft: Draft, loss: float, workers: Workers) -> float:
 
 
 def learning_rate(plan: TrainPlan, num_tokens: int) -> float:
-    """Linear warm-up from nearly 0, then a cosine down to the final rate, over the tokens of the plan."""
+    """Return the rate after so many tokens: a linear warm-up, then a cosine down to the final rate.
+
+    With s the share of tokens after the warm-up: rate = peak * (f + (1 - f) * (1 + cos(pi s)) / 2), f = final_rate.
+    """
     done = num_tokens / plan.num_tokens
     if done < plan.warmup:
         return plan.learning_rate * max(done / plan.warmup, 0.01)
@@ -284,19 +278,19 @@ def learning_rate(plan: TrainPlan, num_tokens: int) -> float:
 
 
 def checkpoint(draft: Draft, optimizers: Sequence[Optimizer], position: Position, folder: Path) -> None:
-    """Replace the checkpoint in one move, so that a kill in between loses nothing."""
+    """Replace the checkpoint in one move, so that a kill at any time leaves the old or the new one."""
     state = {
         "weights": {name: weight.detach() for name, weight in draft.parameters()},
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "position": asdict(position),
     }
-    scratch = folder / f".{CHECKPOINT}.{os.getpid()}"
-    torch.save(state, scratch)
-    os.replace(scratch, folder / CHECKPOINT)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(folder / CHECKPOINT, content.getvalue())
 
 
 def resume(draft: Draft, optimizers: Sequence[Optimizer], folder: Path) -> Position:
-    """Take weights, optimiser and position from the checkpoint; a folder without one begins at 0."""
+    """Load weights and optimiser state from the checkpoint, and return its position; 0 in a folder without one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CHECKPOINT).is_file():
         return Position()

@@ -1,16 +1,21 @@
-"""What a draft is trained to lower: how far its next-token distribution is from the target's, and the slope of that.
+"""The losses of distillation: how far the draft's next-token distribution is from the target's, and the gradient of that.
 
-p and q are softmax(logits / T) of target and draft. A loss is its textbook definition times T, because then its slope at the
-logits does not grow like 1/T as T falls. T = 0 is cross-entropy on the target's argmax with the draft's softmax at 1, whatever
-the loss. A function of `LOSSES` takes log p and log q, which it may write over, returns the definition without the factor, a
-value a row, and writes T times its gradient at the draft's logits to `slope_CV`: the two factors cancel there.
+p and q are softmax(logits / T) of target and draft. A loss is its textbook definition times T: then its gradient at the
+draft's logits does not grow like 1/T as T falls. At T = 0 every loss is the cross-entropy on the target's argmax, with the
+draft's softmax at temperature 1.
 
-`head_loss` applies one behind an output head with the slope taken by hand: a chunk of rows at a time goes through the head, and
-a block of these at a time is in float32. Shape letters: N rows, C rows of a chunk or a block, D hidden size, V vocabulary.
+A function of `LOSSES` takes log p and log q, which it may overwrite. It returns the definition without the factor T, one value
+per row. It writes T times its gradient at the draft's logits to `slope_CV`: there the factor T and the 1/T of the softmax
+cancel, so the formulas below contain neither.
+
+`head_loss` applies a loss to the product with an output head. It computes the gradient itself, one chunk of rows at a time, so
+that logits of all rows never exist together. Within a chunk, one block of rows at a time is in float32.
+Shape letters: N rows, C rows of a chunk or a block, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,14 +23,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 128  # fewer make the products with the head slower, more need memory
+CHUNK_ROWS = 128  # fewer rows make the products with the head slower, more rows need more memory
 
-# On a CPU: a block stays in the cache and its memory in the heap. Whole chunks in float32 go back to the system every time, and
-# come again page by page, which costs more than the arithmetic on them.
+# On a CPU, a block of few rows stays in the cache and its memory in the heap. Float32 copies of whole chunks would go back to
+# the system each time, and return page by page, which costs more than the arithmetic.
 CPU_BLOCK_ROWS = 8
-LOWEST_TEMPERATURE = 1e-3  # below it, and above 0, float32 has no digits left for the draft's small probabilities
+LOWEST_TEMPERATURE = 1e-3  # at lower ones (above 0) float32 has no digits left for the draft's small probabilities
 
-# Which rows, and their draft logits in the type of the head -> loss_C; the gradient takes the place of the logits
+# Takes which rows, and their draft logits in the type of the head. Returns loss_C; the gradient replaces the logits.
 ChunkLoss = Callable[[slice, Tensor], Tensor]
 
 
@@ -35,7 +40,7 @@ class DivergenceLoss(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss by name, as it stands in a recipe."""
+    """A loss by name, as a recipe holds it."""
 
     name: str = "forward_kl"  # a key of LOSSES
     temperature: float = 1.0  # KD loss T
@@ -45,25 +50,26 @@ class Loss:
     def __post_init__(self) -> None:
         if self.name not in LOSSES:
             raise ValueError(f"expected a loss of {', '.join(LOSSES)}, got {self.name!r}")
-        if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature < float("inf")):
+        if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature < math.inf):
             raise ValueError(
                 f"expected a loss temperature of 0 or at least {LOWEST_TEMPERATURE}, got {self.temperature}"
             )
         if not 0 < self.beta < 1:
             raise ValueError(f"expected beta between 0 and 1, got {self.beta}")
-        if not 0 <= self.decay < float("inf"):
+        if not 0 <= self.decay < math.inf:
             raise ValueError(f"expected decay >= 0, got {self.decay}")
 
     def on_logits(
         self, target_logits_CV: Tensor, draft_logits_CV: Tensor, log_weight_V: Tensor | None = None
     ) -> Tensor:
-        """Loss of each row, (C,); the gradient takes the place of `draft_logits_CV`. Both float32 and written over.
+        """Return the loss of each row, (C,); the gradient replaces `draft_logits_CV`. Both inputs are float32 and overwritten.
 
-        Args:    log_weight_V: log of how many tokens each stands for; none: each for itself
+        Args:    log_weight_V: log of how many tokens each one represents; None: itself only
         """
         if self.temperature == 0:
             return cross_entropy(target_logits_CV.argmax(-1), draft_logits_CV)
         if log_weight_V is not None:
+            # exp((logit + T log w) / T) = w exp(logit / T): the token counts w times in every sum.
             target_logits_CV.add_(log_weight_V, alpha=self.temperature)
             draft_logits_CV.add_(log_weight_V, alpha=self.temperature)
         log_target_CV = _log_softmax(target_logits_CV, self.temperature)
@@ -73,7 +79,7 @@ class Loss:
 
 
 def cross_entropy(label_C: Tensor, draft_logits_CV: Tensor) -> Tensor:
-    """Hard labels: -log q(label), q at temperature 1. Gradient, in place of the logits: q - one_hot(label)."""
+    """Return -log q(label), with q at temperature 1. The gradient, q - one_hot(label), replaces the logits."""
     log_draft_CV = torch.log_softmax(draft_logits_CV, -1)
     loss_C = -log_draft_CV.gather(1, label_C[:, None]).squeeze(1)
     torch.exp(log_draft_CV, out=draft_logits_CV)
@@ -82,7 +88,10 @@ def cross_entropy(label_C: Tensor, draft_logits_CV: Tensor) -> Tensor:
 
 
 def forward_kl(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
-    """KL(p || q) = sum_v p_v (log p_v - log q_v). Gradient: q - p."""
+    """Return KL(p || q) = sum_v p_v (log p_v - log q_v). Gradient: q - p.
+
+    Source:  Hinton et al. 2015, arXiv 1503.02531; for speculative decoding Zhou et al. 2024 (DistillSpec), arXiv 2310.08461
+    """
     torch.exp(log_draft_CV, out=slope_CV)
     log_ratio_CV = torch.sub(log_target_CV, log_draft_CV, out=log_draft_CV)
     target_CV = log_target_CV.exp_()
@@ -91,19 +100,24 @@ def forward_kl(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV
 
 
 def reverse_kl(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
-    """KL(q || p) = sum_v q_v (log q_v - log p_v). Gradient: q (log q - log p - KL)."""
+    """Return KL(q || p) = sum_v q_v (log q_v - log p_v). Gradient: q (log q - log p - KL).
+
+    Source:  Gu et al. 2024 (MiniLLM), arXiv 2306.08543
+    """
     log_ratio_CV = torch.sub(log_draft_CV, log_target_CV, out=log_target_CV)
     return _through_softmax(log_draft_CV.exp_(), log_ratio_CV, slope_CV)
 
 
 def jensen_shannon(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
-    """b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q. Gradient: q (g - sum_v q_v g_v), g = (1 - b) log(q / m).
+    """Return b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
+
+    Gradient: q (g - sum_v q_v g_v), g = (1 - b) log(q / m).
 
     Source:  Agarwal et al. 2024 (GKD), arXiv 2306.13649, equation 1
     """
     target_CV, draft_CV = log_target_CV.exp(), log_draft_CV.exp()
     mixture_CV = torch.lerp(draft_CV, target_CV, loss.beta, out=slope_CV)
-    # Where p and q both vanish in float32 so does their share of the sums, whatever finite number stands for log m.
+    # Where p and q both vanish in float32, so do their terms in the sums, whatever finite number replaces log m.
     log_mixture_CV = mixture_CV.clamp_(min=torch.finfo(torch.float32).tiny).log_()
     target_part_C = torch.linalg.vecdot(target_CV, log_target_CV.sub_(log_mixture_CV))
     log_ratio_CV = log_draft_CV.sub_(log_mixture_CV).mul_(1 - loss.beta)
@@ -111,7 +125,12 @@ def jensen_shannon(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slop
 
 
 def total_variation(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
-    """1 - alpha, alpha = sum_v min(p_v, q_v). Gradient: q (g - sum_v q_v g_v), g = -1 where q < p, else 0."""
+    """Return 1 - alpha, alpha = sum_v min(p_v, q_v).
+
+    Gradient: q (g - sum_v q_v g_v), g = -1 where q < p, else 0.
+
+    Source:  Zhou et al. 2024 (DistillSpec), arXiv 2310.08461
+    """
     target_CV, draft_CV = log_target_CV.exp_(), log_draft_CV.exp_()
     falls_short_CV = draft_CV < target_CV
     torch.minimum(target_CV, draft_CV, out=target_CV)
@@ -121,9 +140,9 @@ def total_variation(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slo
 
 
 def lk(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
-    """w KL(p || q) + (1 - w) (1 - alpha), w = exp(-decay alpha) of the same row and held fixed in the gradient.
+    """Return w KL(p || q) + (1 - w) (1 - alpha), w = exp(-decay alpha) of the same row, a constant in the gradient.
 
-    KL pulls while hardly anything is accepted, where total variation has no slope; acceptance itself takes over.
+    While hardly anything is accepted, total variation has almost no gradient and KL leads. Later acceptance itself does.
 
     Source:  Samarin et al. 2026 (LK losses), arXiv 2602.23881
     """
@@ -147,12 +166,12 @@ LOSSES: dict[str, DivergenceLoss] = {
 def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
     if temperature == 1:
         return torch.log_softmax(logits_CV, -1)
-    # The maximum goes first: divided by a small T, the digits of the rest would be lost in its own.
+    # Subtract the maximum before the division by a small T: otherwise the rest loses its digits to the maximum.
     return torch.log_softmax(logits_CV.sub_(logits_CV.amax(-1, keepdim=True)).div_(temperature), -1)
 
 
 def _through_softmax(draft_CV: Tensor, slope_of_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
-    """Chain rule from q to its logits: writes q (g - sum_v q_v g_v), returns sum_v q_v g_v."""
+    """Apply the chain rule from q to its logits: write q (g - sum_v q_v g_v), return sum_v q_v g_v."""
     mean_C = torch.linalg.vecdot(draft_CV, slope_of_draft_CV)
     torch.sub(slope_of_draft_CV, mean_C[:, None], out=slope_CV).mul_(draft_CV)
     return mean_C
@@ -161,9 +180,9 @@ def _through_softmax(draft_CV: Tensor, slope_of_draft_CV: Tensor, slope_CV: Tens
 def soft_labels(
     loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor, log_weight_V: Tensor | None = None
 ) -> ChunkLoss:
-    """The target's whole distribution as label, from its final hidden states.
+    """Return the loss against the target's whole distribution, computed from its final hidden states.
 
-    Args:    log_weight_V: of each token of the head, where some stand for others
+    Args:    log_weight_V: log of how many tokens each token of the head represents; None: itself only
     """
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
@@ -177,25 +196,24 @@ def soft_labels(
 
 
 def hard_labels(label_N: Tensor, log_weight_V: Tensor | None = None) -> ChunkLoss:
-    """The text's own tokens as labels: their places in the head.
+    """Return the loss against the text's own tokens, given as their places in the head.
 
-    Args:    log_weight_V: of each token of the head, where some stand for others; 0 for every label
+    Args:    log_weight_V: log of how many tokens each token of the head represents; 0 for every label
     """
-
-    def on_block(label_C: Tensor, logits_CV: Tensor) -> Tensor:
-        return cross_entropy(
-            label_C, logits_CV if log_weight_V is None else logits_CV.add_(log_weight_V.to(logits_CV.device))
-        )
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
         label_C = label_N[rows].to(draft_logits_CV.device)
-        return _in_blocks(draft_logits_CV, lambda block, logits: on_block(label_C[block], logits))
+        weight_V = None if log_weight_V is None else log_weight_V.to(draft_logits_CV.device)
+        return _in_blocks(
+            draft_logits_CV,
+            lambda block, logits: cross_entropy(label_C[block], logits if weight_V is None else logits.add_(weight_V)),
+        )
 
     return on_chunk
 
 
 def _in_blocks(draft_logits_CV: Tensor, on_block: ChunkLoss) -> Tensor:
-    """Loss of each row of a chunk, from blocks in float32; the gradient takes the place of the logits."""
+    """Return the loss of each row of a chunk, from blocks in float32; the gradient replaces the logits."""
     losses = []
     for block in blocks(len(draft_logits_CV), draft_logits_CV.device.type):
         logits_CV = draft_logits_CV[block].float()
@@ -205,22 +223,23 @@ def _in_blocks(draft_logits_CV: Tensor, on_block: ChunkLoss) -> Tensor:
 
 
 def blocks(num_rows: int, device_type: str) -> Iterator[slice]:
-    """The rows of a chunk as blocks that may be in float32 at once."""
+    """Yield the rows of a chunk as blocks that may be in float32 at once."""
     block_rows = CPU_BLOCK_ROWS if device_type == "cpu" else CHUNK_ROWS
     for start in range(0, num_rows, block_rows):
         yield slice(start, min(start + block_rows, num_rows))
 
 
 def head_loss(hidden_ND: Tensor, head_VD: Tensor, on_chunk: ChunkLoss) -> Tensor:
-    """Sum over rows of a loss behind an output head, differentiable in the hidden states and in the head.
+    """Return the loss of hidden_ND @ head_VD.T summed over rows, differentiable in the hidden states and in the head.
 
     Args:    hidden_ND: any float type, multiplied in the type of the head
-             on_chunk: loss of some rows, given which and their draft logits, which its gradient replaces
     """
     return _HeadLoss.apply(hidden_ND, head_VD, on_chunk)
 
 
 class _HeadLoss(torch.autograd.Function):
+    """Computes the gradient in the forward pass, while the logits of a chunk exist; `backward` only scales it."""
+
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, on_chunk: ChunkLoss) -> Tensor:
         total = torch.zeros((), device=hidden_ND.device)
@@ -229,7 +248,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden_ND), CHUNK_ROWS):
             rows = slice(start, min(start + CHUNK_ROWS, len(hidden_ND)))
             hidden_CD = hidden_ND[rows].to(head_VD.dtype)
-            slope_CV = hidden_CD @ head_VD.T  # the logits, for now
+            slope_CV = hidden_CD @ head_VD.T  # the logits; on_chunk replaces them by the gradient
             total += on_chunk(rows, slope_CV).sum()
             slope_ND[rows] = slope_CV @ head_VD
             if head_slope_VD is not None:

@@ -1,11 +1,12 @@
-"""Named recipes: which text a draft is trained on, who wrote it at which temperatures, and which labels it gets.
+"""Named recipes: the text that a draft is trained on, who writes it at which temperatures, and the labels.
 
-Four temperatures are apart everywhere: KD data T (here, the text's), KD loss T (in the loss), draft T and decode T (both only
-when alpha or gamma is measured). The source paper's "KD temperature" is data T = loss T, which `offline` and `online` follow.
+Four temperatures are separate everywhere: KD data T (here, of the text), KD loss T (in the loss), draft T and decode T (both
+only where alpha or gamma is measured). The paper's "KD temperature" is data T = loss T; `soft` and `online` follow it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -18,14 +19,14 @@ COMPOSED = (0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Frozen, and printed in every record of what was made with it."""
+    """A recipe, as it stands in every record of what was made with it."""
 
     name: str
     temperatures: tuple[tuple[float, float], ...]  # (KD data T, weight)
     labels: Literal["hard", "soft"] = "hard"  # the text's own tokens, or the target's distributions
     loss: Loss = field(default_factory=Loss)  # soft labels only
-    fresh: bool = False  # each text is used once, and the target runs in the step; else epochs over fixed text
-    on_policy: float = 0.0  # lambda: share of fresh texts that the draft wrote
+    fresh: bool = False  # each text is used once, and the target runs in the step; otherwise epochs over fixed text
+    on_policy: float = 0.0  # lambda: share of fresh texts that the draft writes
 
     def __post_init__(self) -> None:
         if not self.temperatures:
@@ -33,7 +34,7 @@ class Recipe:
         for temperature, weight in self.temperatures:
             if not 0 <= temperature <= HIGHEST:
                 raise ValueError(f"expected KD data temperatures in 0..{HIGHEST}, got {temperature}")
-            if not 0 < weight < float("inf"):
+            if not 0 < weight < math.inf:
                 raise ValueError(f"expected weights of KD data temperatures > 0, got {weight}")
         if not 0 <= self.on_policy <= 1:
             raise ValueError(f"expected an on-policy fraction in 0..1, got {self.on_policy}")
@@ -46,33 +47,33 @@ class Recipe:
 
 
 def offline(data_temperature: float) -> Recipe:
-    """SeqKD: the target's text at one T, its tokens as labels."""
+    """Return SeqKD: the target's text at one T, its tokens as labels. Source: Kim and Rush 2016, arXiv 1606.07947."""
     return Recipe("offline", ((data_temperature, 1.0),))
 
 
 def soft(data_temperature: float) -> Recipe:
-    """The target's distributions as labels, on the same fixed text as `offline`: the corner between it and `online`."""
+    """Return the fixed text of `offline` with the labels of `online`: the target's distributions."""
     return Recipe("soft", ((data_temperature, 1.0),), "soft", Loss("forward_kl", data_temperature))
 
 
 def online(data_temperature: float) -> Recipe:
-    """Text that the draft writes as it learns, judged token by token by the target's distributions (lambda 1)."""
+    """Return training on text that the draft writes as it learns, with the target's distributions as labels (lambda 1)."""
     loss = Loss("forward_kl", data_temperature)
     return Recipe("online", ((data_temperature, 1.0),), "soft", loss, fresh=True, on_policy=1.0)
 
 
 def matched(data_temperature: float) -> Recipe:
-    """`offline` at the decode T itself: one draft for each decode T."""
+    """Return `offline` at the decode T itself: one draft for each decode T."""
     return Recipe("matched", ((data_temperature, 1.0),))
 
 
 def mixture(data_temperature: float) -> Recipe:
-    """`offline` on equal shares of 0, 0.1 .. up to the given T: one draft for all decode T."""
+    """Return `offline` on equal shares of 0, 0.1 .. up to the given T: one draft for all decode T."""
     return Recipe("mixture", tuple((value, 1.0) for value in _up_to(data_temperature)))
 
 
 def composed() -> Recipe:
-    """`offline` on equal shares of T = 0.7, 0.8 and 0.9, meant for decoding at high T.
+    """Return `offline` on equal shares of T = 0.7, 0.8 and 0.9, for decoding at high T.
 
     Source:  Ouyang et al. 2024, arXiv 2410.10141
     """
@@ -80,12 +81,12 @@ def composed() -> Recipe:
 
 
 def weighted(data_temperature: float) -> Recipe:
-    """`offline` on T = 0.1 .. up to the given T in shares proportional to T: hotter text says more that is new."""
+    """Return `offline` on T = 0.1 .. up to the given T, in shares proportional to T: hotter text repeats itself less."""
     return Recipe("weighted", tuple((value, value) for value in _up_to(data_temperature) if value > 0))
 
 
 def base(data_temperature: float) -> Recipe:
-    """The draft that others start from: soft labels at loss T 1 on text of all temperatures up to the given one."""
+    """Return the recipe of a draft that others start from: soft labels at loss T 1 on text of 0, 0.1 .. up to the given T."""
     return Recipe("base", tuple((value, 1.0) for value in _up_to(data_temperature)), "soft", Loss("forward_kl", 1.0))
 
 
@@ -93,13 +94,13 @@ AT_TEMPERATURE: Mapping[str, Callable[[float], Recipe]] = {
     function.__name__: function for function in (base, offline, soft, online, matched, mixture, weighted)
 }
 RECIPES = (*AT_TEMPERATURE, "composed")
-MIXED = ("base", "mixture", "weighted", "composed")  # those whose temperatures can be given other shares
+MIXED = ("base", "mixture", "weighted", "composed")  # recipes whose temperatures can have other shares
 
 
 def recipe(name: str, data_temperature: float | None = None) -> Recipe:
-    """The named recipe for one KD data T; `composed` has its own.
+    """Return the named recipe for one KD data T; `composed` has fixed ones.
 
-    Raises:  ValueError: no such recipe, or a temperature that is missing, none, or not asked for
+    Raises:  ValueError: no such recipe, or a temperature that is missing, invalid or not expected
     """
     if name not in RECIPES:
         raise ValueError(f"expected a recipe of {', '.join(RECIPES)}, got {name!r}")
@@ -113,7 +114,7 @@ def recipe(name: str, data_temperature: float | None = None) -> Recipe:
 
 
 def with_shares(recipe: Recipe, temperatures: tuple[tuple[float, float], ...]) -> Recipe:
-    """The recipe on other temperatures or shares of them.
+    """Return the recipe with other temperatures or shares of them.
 
     Raises:  ValueError: it is a recipe of one temperature
     """
@@ -123,5 +124,5 @@ def with_shares(recipe: Recipe, temperatures: tuple[tuple[float, float], ...]) -
 
 
 def _up_to(highest: float) -> tuple[float, ...]:
-    """0, 0.1 .. up to and with `highest`, which need not be a multiple of 0.1."""
+    """Return 0, 0.1 .. and `highest`, which need not be a multiple of 0.1."""
     return (*(step / 10 for step in range(10 * HIGHEST + 1) if step / 10 < highest), highest)

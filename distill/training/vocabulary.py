@@ -1,8 +1,9 @@
-"""A part of the head for each batch: the tokens that matter always, and a sample of the others that stands for all of these.
+"""A part of the output head for each batch: the tokens that always matter, and a weighted sample of the others.
 
-With a vocabulary of 49,152 and 4 layers most of a training step is products with the head and sums over the vocabulary. Nearly
-all probability lies on a few thousand tokens. The rest still has to be pushed down, or it creeps up unseen: of it a new sample
-is drawn for every batch, each with the weight 1 / (its probability to be drawn) in every softmax and every sum.
+With a vocabulary of 49,152 and 4 layers, most of a training step is products with the head and sums over the vocabulary. A few
+thousand tokens hold nearly all probability. The others still have to be pushed down, otherwise their probability grows
+unnoticed. So each batch draws m of its n other tokens, and each drawn one has the importance weight n / m in every softmax and
+sum: n / m times a sum over the drawn tokens estimates the sum over all others. Example: n = 48,000, m = 1,000: weight 48.
 Shape letters: M tokens in the part, N answer tokens, V vocabulary.
 """
 
@@ -18,15 +19,15 @@ from torch import Tensor
 
 from distill.text.table import TextRow
 
-SAMPLED_SHARE = 0.25  # of the tokens asked for
+SAMPLED_SHARE = 0.25  # of the tokens of a part; the others are the frequent ones
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyPart:
-    """Some tokens of the vocabulary, in ascending order, and what each stands for."""
+    """Some tokens of the vocabulary, in ascending order, and how many tokens each represents."""
 
     token_ids_M: Tensor
-    log_weight_M: Tensor  # 0 for tokens that are always there, float32
+    log_weight_M: Tensor  # 0 for tokens that are in every part; float32
 
     def to(self, device: torch.device) -> VocabularyPart:
         return VocabularyPart(self.token_ids_M.to(device), self.log_weight_M.to(device))
@@ -40,7 +41,7 @@ class Vocabulary:
     num_sampled: int
 
     def part(self, labels_N: Tensor) -> VocabularyPart:
-        """A function of the batch's answer tokens alone, so that a resumed run draws what it would have drawn."""
+        """Return the part for a batch. Its answer tokens are the seed, so that a resumed run draws the same."""
         kept_V = self.frequent.clone()
         kept_V[labels_N] = True
         others = (~kept_V).nonzero().squeeze(1)
@@ -55,9 +56,9 @@ class Vocabulary:
 
 
 def vocabulary_of(rows: Sequence[TextRow], vocabulary_size: int, num_tokens: int) -> Vocabulary:
-    """Parts of about `num_tokens` tokens: those most frequent in the answers of `rows`, and a sample.
+    """Return parts of about `num_tokens` tokens: those most frequent in the answers of `rows`, and a sample.
 
-    Raises:  ValueError: fewer than 4 tokens or more than there are
+    Raises:  ValueError: fewer than 4 tokens, or more than the vocabulary has
     """
     check_size(num_tokens, vocabulary_size)
     counts_V = torch.bincount(torch.cat([row.answer for row in rows]), minlength=vocabulary_size)
@@ -68,6 +69,9 @@ def vocabulary_of(rows: Sequence[TextRow], vocabulary_size: int, num_tokens: int
 
 
 def check_size(num_tokens: int, vocabulary_size: int) -> None:
-    """Raise ValueError unless a part can have so many tokens."""
+    """Check that a part can have so many tokens.
+
+    Raises:  ValueError: it cannot
+    """
     if not 4 <= num_tokens <= vocabulary_size:
         raise ValueError(f"expected a vocabulary of 4 to {vocabulary_size} tokens, got {num_tokens}")

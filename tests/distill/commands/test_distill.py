@@ -80,7 +80,7 @@ def test_targets_with_an_encoder_are_distilled_by_the_same_command(run: Run, tmp
         "offline", "--data-temperature", 0, "--target", models[0], "--start", "layers:0", "--out", "x"
     )
     assert status == 2
-    assert "expected a target that is a decoder alone" in errors
+    assert "expected a target that is only a decoder" in errors
 
 
 def test_options_reach_the_job(run: Run, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(run: Run, tmp_path: 
     process.send_signal(signal.SIGINT)
     error = process.communicate()[1]
     assert process.returncode == 130
-    assert error.splitlines()[-1] == f"specheat: interrupted; the same command goes on with what is in {stopped}"
+    assert error.splitlines()[-1] == f"specheat: interrupted; the same command continues with what is in {stopped}"
     assert "Traceback" not in error
 
     assert run(*given, "--out", stopped, "--texts", texts)[0] == 0

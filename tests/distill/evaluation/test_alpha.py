@@ -1,4 +1,4 @@
-"""Analytic alpha: the text's acceptance against definitions, against the reference decoder's counts, and split in two."""
+"""Analytic alpha: the text's acceptance against definitions, and against the reference decoder's counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import stats
 from backends.engines.reference import ReferenceBackend
 from bench.analysis.metrics import count_rounds
 from bench.records.decoding import DecodeRequest
-from distill.evaluation.alpha import TextAcceptance, acceptance, alpha_text, slot_totals, split
+from distill.evaluation.alpha import TextAcceptance, acceptance, alpha_text, slot_totals
 from distill.text.table import TextRow
 from tests.support.tiny_distillation import END, PROMPTS, tiny_draft, tiny_target, tiny_text, tiny_windows
 
@@ -130,29 +130,3 @@ def test_alpha_text_weighs_positions_otherwise_than_the_decoder(tmp_path: Path) 
     texts = [TextAcceptance(overlap=(0.0, 1.0) * 50, accepted=(0.0, 1.0) * 50)]
     assert alpha_text(texts) == 0.5
     assert slot_totals(texts, 1).alpha != pytest.approx(0.5, abs=0.1)
-
-
-def test_the_way_to_another_temperature_is_split_in_rescaling_and_other_contexts(tmp_path: Path) -> None:
-    rows_at = {at: tiny_text(tmp_path / str(at), at, num_tokens=400) for at in (0.0, 0.5, 1.0)}
-    draft = tiny_draft()
-    found = split(draft, rows_at, head(), frozen_at=1.0)
-    for at, parts in found.items():
-        (own,) = acceptance(draft, rows_at[at], head(), [(at, at)])
-        (rescaled,) = acceptance(draft, rows_at[1.0], head(), [(at, at)])
-        assert parts.shifted == pytest.approx(alpha_text(own))
-        assert parts.rescaled == pytest.approx(alpha_text(rescaled))
-        assert parts.rescaling + parts.context_shift == pytest.approx(parts.shifted - parts.frozen)
-    assert (found[1.0].rescaling, found[1.0].context_shift) == (0.0, 0.0)
-    assert abs(found[0.0].rescaling) > 0.01
-    assert abs(found[0.0].context_shift) > 0.01
-
-
-def test_models_that_do_not_look_at_the_context_have_no_context_shift(tmp_path: Path) -> None:
-    target, draft = tiny_target(), tiny_draft()
-    for model in (target, draft):
-        with torch.no_grad():
-            model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight[:1].expand(24, -1).clone())
-    rows_at = {at: tiny_text(tmp_path / str(at), at, num_tokens=300, target=target) for at in (0.3, 1.0)}
-    found = split(draft, rows_at, target.get_output_embeddings().weight.detach(), frozen_at=1.0)
-    assert found[0.3].context_shift == pytest.approx(0, abs=1e-5)  # float32
-    assert abs(found[0.3].rescaling) > 0.01

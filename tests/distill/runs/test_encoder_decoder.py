@@ -10,11 +10,10 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from backends.certification.scoring import TargetScorer, Text
-from distill.commands import mini_t5
-from distill.runs.job import distill
+from distill.runs.distillation import distill
 from distill.text.batches import Batch
 from distill.text.hidden import check_head
-from distill.text.sampler import Ask, sample_answers
+from distill.text.sampler import Request, sample_answers
 from distill.text.table import Shard, write_shard
 from distill.training import recipes
 from distill.training.loop import TrainPlan
@@ -27,16 +26,16 @@ END = 2
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=[False, True], ids=["head of its own", "scaled"])
+@pytest.fixture(params=[False, True], ids=["own head", "shared head"])
 def target(request: pytest.FixtureRequest) -> T5ForConditionalGeneration:
     model = tiny_t5(seed=1)
     model.config.scale_decoder_outputs = request.param
     return model
 
 
-def asks(temperature: float) -> list[Ask]:
+def asks(temperature: float) -> list[Request]:
     """Prompts of several lengths."""
-    return [Ask(prompt[: 2 + place % 3], temperature, place) for place, prompt in enumerate(PROMPTS)]
+    return [Request(prompt[: 2 + place % 3], temperature, place) for place, prompt in enumerate(PROMPTS)]
 
 
 @torch.inference_mode()
@@ -108,27 +107,3 @@ def test_a_draft_learns(recipe: Recipe, tmp_path: Path) -> None:
     assert min(found["after"]) > max(found["before"]) + 0.02, found
     draft = T5ForConditionalGeneration.from_pretrained(tmp_path / "after" / "draft")
     assert draft.config.is_encoder_decoder
-
-
-def test_the_tokenizer_gives_back_its_text_and_ends_an_encoders_input() -> None:
-    tokenizer = mini_t5._tokenizer(["Ines has 12 figs.", "She eats 3 of them, so 9 are left."], 300)
-    ids = tokenizer("Ines eats 12 figs.")["input_ids"]
-    assert ids[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "Ines eats 12 figs."
-    digits = [tokenizer.decode([token]) for token in ids if tokenizer.decode([token]).isdigit()]
-    assert digits == ["1", "2"]
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Ines eats 12 figs."}], tokenize=False)
-    assert tokenizer(chat, add_special_tokens=False)["input_ids"] == ids
-
-
-def test_the_embedded_pair_is_trained_on_no_prompt_that_it_is_measured_on() -> None:
-    from bench.prompts import sets
-
-    held_out = {
-        prompt.messages
-        for source in ("word_problems:held_out", "instructions:held_out")
-        for prompt in sets.load(source).prompts
-    }
-    given = [*mini_t5._word_problems(3000, 0), *mini_t5._instructions()]
-    assert len(given) > 2900
-    assert not held_out & {prompt.messages for prompt in given}

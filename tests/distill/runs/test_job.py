@@ -19,7 +19,8 @@ from backends.engines import reference
 from bench.prompts import sets as prompt_sets
 from bench.records.decoding import DecodeRequest, ModelPair
 from distill.evaluation.held_out import TEMPERATURES, held_out_text, measure
-from distill.runs.job import CARD, DRAFT, LOG, Job, check_held_out, distill
+from distill.runs.distillation import distill
+from distill.runs.job import CARD, DRAFT, LOG, Job, check_held_out
 from distill.text.prompts import encoded
 from distill.text.table import TEXT, open_table
 from distill.text.teacher import load_teacher
@@ -40,7 +41,7 @@ RECIPES = {
 RUN = """
 import json, sys, torch
 from pathlib import Path
-from distill.runs.job import distill
+from distill.runs.distillation import distill
 from tests.distill.runs.test_job import RECIPES, slow_job
 torch.set_num_threads(1)
 folder, name, out = sys.argv[1:]

@@ -10,7 +10,7 @@ from scipy import stats
 
 from distill.text.batches import Batch, in_order, shuffled
 from distill.text.prompts import self_written
-from distill.text.sampler import Answer, Ask, draw, sample_answers
+from distill.text.sampler import Answer, Request, draw, sample_answers
 from distill.text.table import WINDOW_BATCHES, TextPlan, batches, extend, open_table, prompts_hash
 from tests.support.tiny_models import VOCAB_SIZE, tiny_llama
 
@@ -35,32 +35,32 @@ def plan(prompts: tuple[tuple[int, ...], ...] = PROMPTS, **changed: object) -> T
 
 def tiny_sampler(max_new_tokens: int = 12):
     model = tiny_llama(seed=1)
-    return lambda asks: sample_answers(model, asks, max_new_tokens=max_new_tokens, end_token_ids=(END,))
+    return lambda requests: sample_answers(model, requests, max_new_tokens=max_new_tokens, end_token_ids=(END,))
 
 
 def test_a_row_says_the_same_alone_and_in_a_batch_that_shrinks() -> None:
-    asks = [Ask(prompt, 1.0, seed) for seed, prompt in enumerate(PROMPTS * 4)]
-    together = tiny_sampler()(asks)
+    requests = [Request(prompt, 1.0, seed) for seed, prompt in enumerate(PROMPTS * 4)]
+    together = tiny_sampler()(requests)
     lengths = {len(answer.token_ids_A) for answer in together}
     assert len(lengths) > 1, "the case needs rows that end early"
-    for ask, answer in zip(asks, together, strict=True):
-        (alone,) = tiny_sampler()([ask])
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = tiny_sampler()([request])
         assert alone.token_ids_A.tolist() == answer.token_ids_A.tolist()
 
 
 def test_hidden_states_of_a_batch_are_those_of_a_forward_over_each_text() -> None:
     model = tiny_llama(seed=1)
-    asks = [Ask(prompt, 1.0, seed) for seed, prompt in enumerate(PROMPTS * 3)]
-    for ask, answer in zip(asks, tiny_sampler()(asks), strict=True):
-        text = torch.tensor([[*ask.prompt_ids, *answer.token_ids_A.tolist()]])
+    requests = [Request(prompt, 1.0, seed) for seed, prompt in enumerate(PROMPTS * 3)]
+    for request, answer in zip(requests, tiny_sampler()(requests), strict=True):
+        text = torch.tensor([[*request.prompt_ids, *answer.token_ids_A.tolist()]])
         with torch.inference_mode():
-            expected = model.model(text).last_hidden_state[0, len(ask.prompt_ids) - 1 : -1]
+            expected = model.model(text).last_hidden_state[0, len(request.prompt_ids) - 1 : -1]
         assert torch.allclose(answer.hidden_AD, expected, atol=1e-4)  # float32, another order of sums
 
 
 def test_greedy_rows_equal_generate() -> None:
     model = tiny_llama(seed=1)
-    for prompt, answer in zip(PROMPTS, tiny_sampler()([Ask(prompt, 0.0, 0) for prompt in PROMPTS]), strict=True):
+    for prompt, answer in zip(PROMPTS, tiny_sampler()([Request(prompt, 0.0, 0) for prompt in PROMPTS]), strict=True):
         ids = torch.tensor([prompt])
         expected = model.generate(
             ids,
@@ -76,7 +76,7 @@ def test_greedy_rows_equal_generate() -> None:
 def test_sampling_leaves_the_attention_of_the_model_and_the_global_random_state_alone() -> None:
     model, state = tiny_llama(seed=1), torch.get_rng_state()
     before = model.config._attn_implementation
-    sample_answers(model, [Ask((3, 4), 1.0, 0)], max_new_tokens=3, end_token_ids=(END,))
+    sample_answers(model, [Request((3, 4), 1.0, 0)], max_new_tokens=3, end_token_ids=(END,))
     assert model.config._attn_implementation == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -117,7 +117,7 @@ def test_a_table_that_was_cut_short_goes_on_and_ends_with_the_same_text(tmp_path
 def test_a_finished_table_is_read_back_and_not_sampled_again(tmp_path: Path) -> None:
     made = extend(tmp_path, plan(), PROMPTS, tiny_sampler(), num_tokens=100)
 
-    def refuse(asks: object) -> list[Answer]:
+    def refuse(requests: object) -> list[Answer]:
         raise AssertionError("sampled again")
 
     assert extend(tmp_path, plan(), PROMPTS, refuse, num_tokens=100).num_tokens == made.num_tokens
@@ -142,12 +142,12 @@ def test_a_plan_that_cannot_be_is_refused(changed: dict) -> None:
 
 
 def test_a_window_of_batches_uses_each_prompt_equally_often_and_batches_alike_lengths() -> None:
-    asks = batches(plan(temperatures=((0.7, 1.0),)), PROMPTS)
-    window = [next(asks) for _ in range(WINDOW_BATCHES)]
-    used = [ask.prompt_ids for batch in window for ask in batch]
+    requests = batches(plan(temperatures=((0.7, 1.0),)), PROMPTS)
+    window = [next(requests) for _ in range(WINDOW_BATCHES)]
+    used = [request.prompt_ids for batch in window for request in batch]
     assert {used.count(prompt) for prompt in PROMPTS} == {WINDOW_BATCHES * 8 // len(PROMPTS)}
-    assert all(len({len(ask.prompt_ids) for ask in batch}) == 1 for batch in window)
-    assert len({ask.seed for batch in window for ask in batch}) == len(used)
+    assert all(len({len(request.prompt_ids) for request in batch}) == 1 for batch in window)
+    assert len({request.seed for batch in window for request in batch}) == len(used)
 
 
 def test_a_longer_table_begins_with_the_shorter_one_and_does_not_lengthen_it(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from bench.commands import main
-from distill.runs.job import distill
+from distill.runs.distillation import distill
 from distill.text.table import open_table
 from distill.text.workers import ALONE, Workers, launched
-from distill.training.loop import FixedText, TextLabels, TrainPlan, train
+from distill.training.loop import TextLabels, TrainPlan, fixed_text, train
 from distill.training.recipes import offline
 from tests.distill.commands.test_distill import arguments
 from tests.support.tiny_distillation import in_training, tiny_job, tiny_text
@@ -90,7 +90,7 @@ def test_a_step_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
     rows = tiny_text(tmp_path / "text", 0.7, num_tokens=50)
     plan = TrainPlan(num_tokens=10, accumulate=3)
     with pytest.raises(ValueError, match="multiple of 2 processes, got 3"):
-        train(in_training(), FixedText(rows, 99, 0), TextLabels(), plan, tmp_path, workers=Workers(0, 2))
+        train(in_training(), fixed_text(rows, 99, 0), TextLabels(), plan, tmp_path, workers=Workers(0, 2))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -102,6 +102,6 @@ def test_a_gpu_that_is_not_there_is_one_line() -> None:
 def test_a_run_that_nobody_launched_is_alone(tmp_path: Path) -> None:
     assert ALONE.is_main
     assert ALONE.spread(lambda asked: [2 * value for value in asked], [1, 2, 3]) == [2, 4, 6]
-    assert ALONE.as_main_says(True)
+    assert ALONE.decided_by_main(True)
     distill(tiny_job(tmp_path, offline(0.7)), tmp_path / "out", tmp_path / "texts", workers=ALONE)
     assert not torch.distributed.is_initialized()

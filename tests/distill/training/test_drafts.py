@@ -116,29 +116,27 @@ def test_a_saved_draft_is_a_plain_checkpoint_that_decodes(tmp_path: Path, traine
 
 
 def test_merged_adapters_give_the_forward_of_the_adapters(tmp_path: Path) -> None:
+    import peft
+
     start = save_checkpoint(tiny_draft(), tmp_path / "start")
     target = save_checkpoint(tiny_target(), tmp_path / "target")
     draft = in_training(drafts.load(Path(start), dtype=torch.float32), trained="adapters")
     assert torch.allclose(logits(draft.model), logits(tiny_draft()), atol=1e-5)  # new adapters change nothing
     disturb(draft)
     drafts.save(draft, tmp_path / "out" / "draft", tokenizer_from=Path(target))
-    merged = drafts.load(Path(start), dtype=torch.float32, adapters=tmp_path / "out" / "adapters")
+    adapters = tmp_path / "out" / "adapters"
+    around = peft.PeftModel.from_pretrained(drafts.load(Path(start), dtype=torch.float32), adapters)
+    merged = around.merge_and_unload()
     assert not torch.allclose(logits(merged), logits(tiny_draft()), atol=1e-2)
     rounding = (logits(merged) - logits(draft.model)).norm() / (logits(merged) - logits(tiny_draft())).norm()
     assert rounding < 0.02  # adapters are stored in bf16
-    rounded = drafts.load(Path(start), dtype=torch.bfloat16, adapters=tmp_path / "out" / "adapters")
     saved = drafts.load(tmp_path / "out" / "draft", dtype=torch.bfloat16)
-    for name, weight in saved.named_parameters():
-        assert torch.equal(weight, rounded.get_parameter(name))
-    assert {value.dtype for value in load_file(tmp_path / "out/adapters/adapter_model.safetensors").values()} == {
-        torch.bfloat16
-    }
-    config = (tmp_path / "out" / "adapters" / drafts.ADAPTERS).read_text()
+    for name, weight in drafts.cast(merged, torch.bfloat16).named_parameters():
+        assert torch.equal(weight, saved.get_parameter(name))
+    assert {value.dtype for value in load_file(adapters / "adapter_model.safetensors").values()} == {torch.bfloat16}
+    assert {path.name for path in adapters.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    config = (adapters / "adapter_config.json").read_text()
     assert str(tmp_path) not in config
-    assert {path.name for path in (tmp_path / "out" / "adapters").iterdir()} == {
-        drafts.ADAPTERS,
-        "adapter_model.safetensors",
-    }
     assert json.loads(config)["r"] == 8
 
 
@@ -165,36 +163,9 @@ def test_shipped_adapters_are_merged_into_the_embedded_draft_as_they_were_in_tra
     assert all(torch.equal(weight, shipped.get_parameter(name)) for name, weight in as_trained.named_parameters())
 
 
-def test_stored_layers_and_the_targets_embedding_are_the_draft_again(tmp_path: Path) -> None:
-    target = tiny_target().bfloat16()
-    folder = Path(save_checkpoint(target, tmp_path / "target"))
-    draft = in_training(drafts.from_layers(target, (1,)))
-    disturb(draft)
-    drafts.save(draft, tmp_path / "draft", tokenizer_from=folder)
-    drafts.save_layers(tmp_path / "draft", tmp_path / "layers", target=target)
-    stored = load_file(tmp_path / "layers" / drafts.LAYERS)
-    shared = {name: target.state_dict()[name] for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    whole = load_file(tmp_path / "draft" / "model.safetensors")
-    assert not stored.keys() & shared.keys()
-    assert whole.keys() == stored.keys() | shared.keys()
-    assert all(torch.equal(whole[name], value) for name, value in (stored | shared).items())
-
-
-def test_a_draft_with_an_embedding_of_its_own_is_not_stored_as_layers(tmp_path: Path) -> None:
-    folder = Path(save_checkpoint(tiny_target(), tmp_path / "target"))
-    draft = in_training(trained="all")
-    disturb(draft)
-    drafts.save(draft, tmp_path / "draft", tokenizer_from=folder)
-    with pytest.raises(ValueError, match="share the target's embedding"):
-        drafts.save_layers(tmp_path / "draft", tmp_path / "layers", target=tiny_target())
-
-
-def test_a_folder_without_a_draft_or_adapters_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_draft_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected config.json in .*, found none"):
         drafts.load(tmp_path, dtype=torch.float32)
-    start = Path(save_checkpoint(tiny_draft(), tmp_path / "start"))
-    with pytest.raises(ValueError, match=r"expected adapter_config.json in .*, found none"):
-        drafts.load(start, dtype=torch.float32, adapters=tmp_path)
 
 
 def test_training_does_not_write_into_the_file_it_started_from(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from distill.text.table import TextRow
 from distill.training.loop import (
     CHECKPOINT,
     CachedTarget,
-    FixedText,
-    FreshText,
     Labels,
     Position,
     RunningTarget,
+    Stream,
     TextLabels,
     TrainPlan,
+    fixed_text,
     learning_rate,
     step,
     train,
@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_and_leaves_the_rest_alone(
 ) -> None:
     draft = in_training(trained=trained)
     frozen = {name: w.clone() for name, w in draft.model.named_parameters() if not w.requires_grad}
-    position = train(draft, FixedText(rows, 200, 0), soft(), plan(num_tokens=6000), tmp_path)
+    position = train(draft, fixed_text(rows, 200, 0), soft(), plan(num_tokens=6000), tmp_path)
     assert sum(position.losses[-5:]) < 0.8 * sum(position.losses[:5])
     assert position.steps == position.batches == len(position.losses)
     for name, weight in draft.model.named_parameters():
@@ -79,7 +79,7 @@ def test_training_lowers_the_loss_and_leaves_the_rest_alone(
 def test_a_killed_run_ends_in_the_same_bits(
     rows: tuple[TextRow, ...], tmp_path: Path, changed: dict, at_checkpoint: bool
 ) -> None:
-    stream, asked = FixedText(rows, 200, 0), plan(**changed)
+    stream, asked = fixed_text(rows, 200, 0), plan(**changed)
     whole = in_training()
     expected = train(whole, stream, soft(), asked, tmp_path / "whole")
     assert expected.batches > len(shuffled(rows, batch_tokens=200, seed=0)), "the case needs a second epoch"
@@ -105,7 +105,7 @@ def test_muon_turns_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adamw(
     draft = in_training(trained=trained)
     before = weights(draft)
     rate = 1e-2
-    train(draft, FixedText(rows, 200, 0), soft(), plan(num_tokens=1, optimizer="muon", learning_rate=rate), tmp_path)
+    train(draft, fixed_text(rows, 200, 0), soft(), plan(num_tokens=1, optimizer="muon", learning_rate=rate), tmp_path)
     for name, value in weights(draft).items():
         moved = value - before[name]
         if value.dim() == 2:
@@ -122,14 +122,14 @@ def test_labels_on_a_part_of_the_vocabulary_train_as_well(rows: tuple[TextRow, .
     for labels in (TextLabels(vocabulary), CachedTarget(Loss(), head, vocabulary)):
         draft = in_training()
         folder = tmp_path / type(labels).__name__
-        position = train(draft, FixedText(rows, 200, 0), labels, plan(num_tokens=6000), folder)
+        position = train(draft, fixed_text(rows, 200, 0), labels, plan(num_tokens=6000), folder)
         assert sum(position.losses[-5:]) < 0.8 * sum(position.losses[:5])
 
 
 def test_a_finished_run_trains_no_further(rows: tuple[TextRow, ...], tmp_path: Path) -> None:
     first, again = in_training(), in_training()
-    done = train(first, FixedText(rows, 200, 0), soft(), plan(), tmp_path)
-    assert train(again, FixedText(rows, 200, 0), soft(), plan(), tmp_path).steps == done.steps
+    done = train(first, fixed_text(rows, 200, 0), soft(), plan(), tmp_path)
+    assert train(again, fixed_text(rows, 200, 0), soft(), plan(), tmp_path).steps == done.steps
     assert same_bits(weights(first), weights(again))
 
 
@@ -141,7 +141,7 @@ def test_fresh_portions_are_used_once_and_asked_for_when_needed(rows: tuple[Text
             asked.append(index)
             yield rows[8 * index : 8 * index + 8]
 
-    stream = FreshText(portions, 120, 0)
+    stream = Stream(portions, 120, 0)
     batches = stream.batches(0)
     first = next(batches)
     assert asked == [0]

@@ -1,0 +1,140 @@
+"""One distillation from prompts to a saved draft: sample text, train on it, measure acceptance, write a card.
+
+Every stage leaves its result in a folder and finds it there again. So a killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench.prompts import sets as prompt_sets
+from bench.protocols import Backend
+from bench.records.storage import write_atomically
+from distill.evaluation.held_out import TEMPERATURES, HeldOut, held_out_text, measure
+from distill.runs.job import CARD, DRAFT, JOB, LOG, Job, check_held_out
+from distill.runs.training_text import Setup, TrainingText, load_setup, training_prompts, training_text
+from distill.text import hidden
+from distill.text.prompts import Prompts
+from distill.text.table import frequent_tokens, prompts_hash
+from distill.text.workers import ALONE, Workers
+from distill.training import drafts
+from distill.training.loop import CachedTarget, Labels, Position, RunningTarget, TextLabels, train
+from distill.training.vocabulary import check_size, vocabulary_of
+
+FREQUENT = "frequent_tokens.json"  # beside the draft's weights: token ids of its text, the most frequent first
+RANKED_TOKENS = 16384
+EVALUATE_EVERY_S = 300.0
+EVALUATED_PROMPTS = 16  # of each held-out set, during training
+
+
+def distill(
+    job: Job,
+    out: Path,
+    texts: Path,
+    *,
+    device: str = "cpu",
+    backend: Backend | None = None,
+    workers: Workers = ALONE,
+) -> dict[str, Any]:
+    """Do the job, or what is left of it, and return the card, which lies beside the draft in `out`.
+
+    Args:    texts: where text is kept; runs on the same text share it
+             backend: writes the training text instead of the target, one request at a time
+    Raises:  ValueError: `out` holds another job, or prompts, models and job do not fit each other
+    """
+    described = json.dumps(asdict(job) | ({"through": backend.name} if backend else {}), indent=1)
+    if (out / JOB).exists() and (out / JOB).read_text() != described:
+        raise ValueError(f"{out} holds another job (see {JOB} in it); choose another folder")
+    if not (out / CARD).is_file():
+        check_held_out(job)
+        _run(load_setup(job, out, texts, device=device, backend=backend, workers=workers), described)
+    workers.wait()
+    card: dict[str, Any] = json.loads((out / CARD).read_text())
+    return card
+
+
+def _run(setup: Setup, described: str) -> None:
+    job, out = setup.job, setup.out
+    if job.plan.vocabulary:
+        check_size(job.plan.vocabulary, len(setup.teacher.head_VD))  # before the minutes that sampling takes
+    with setup.meter("held-out text", len(job.held_out) * len(TEMPERATURES), unit="texts") as meter:
+        held_out = held_out_text(setup.teacher, job.held_out, setup.texts, on_text=meter.show, workers=setup.workers)
+    prompts = training_prompts(setup)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / JOB, described)
+    text = training_text(setup, prompts)
+    position = _train(setup, text, held_out)
+    if setup.workers.is_main:
+        drafts.save(setup.draft, out / DRAFT, tokenizer_from=Path(job.target))
+        ranked = frequent_tokens(text.used(position.num_tokens))[:RANKED_TOKENS]
+        write_atomically(out / DRAFT / FREQUENT, json.dumps(ranked))
+        # Last, because the card marks the job as finished.
+        write_atomically(out / CARD, json.dumps(_card(setup, prompts, text, position, held_out), indent=1))
+
+
+def _labels(setup: Setup, text: TrainingText) -> Labels:
+    recipe, size = setup.job.recipe, setup.job.plan.vocabulary
+    vocabulary = vocabulary_of(text.fixed.rows, len(setup.teacher.head_VD), size) if size else None
+    if recipe.labels == "hard":
+        return TextLabels(vocabulary)
+    if recipe.fresh:
+        return RunningTarget(recipe.loss, setup.teacher.model)
+    hidden.fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
+    return CachedTarget(recipe.loss, setup.teacher.head_VD, vocabulary)
+
+
+def _train(setup: Setup, text: TrainingText, held_out: Sequence[HeldOut]) -> Position:
+    """Train, and log acceptance on a part of the held-out text: after the first step, then every EVALUATE_EVERY_S."""
+    part = [replace(each, rows=each.rows[:EVALUATED_PROMPTS]) for each in held_out]
+    labels, plan = _labels(setup, text), setup.job.plan
+    evaluated_at, acceptance = -EVALUATE_EVERY_S, ""
+    with setup.meter("training", plan.num_tokens) as meter, (setup.out / LOG).open("a") as log:
+
+        def on_step(position: Position) -> None:
+            nonlocal evaluated_at, acceptance
+            if not setup.workers.is_main:
+                return
+            if time.monotonic() - evaluated_at > EVALUATE_EVERY_S:
+                found = measure(drafts.measurable(setup.draft), setup.teacher, part)
+                acceptance = " ".join(f"{each.alpha_text:.3f}" for each in found)
+                state = {"tokens": position.num_tokens, "seconds": position.seconds, "loss": position.losses[-1]}
+                log.write(json.dumps({**state, "held_out": [asdict(each) for each in found]}) + "\n")
+                log.flush()
+                evaluated_at = time.monotonic()
+            meter.show(position.num_tokens, f"loss {position.recent_loss():.3f}  alpha_text {acceptance}")
+
+        return train(setup.draft, text.stream, labels, plan, setup.out, on_step=on_step, workers=setup.workers)
+
+
+def _card(
+    setup: Setup, prompts: Prompts, text: TrainingText, position: Position, held_out: Sequence[HeldOut]
+) -> dict[str, Any]:
+    job = setup.job
+    by_target, by_draft = text.used(position.num_tokens)
+    found = measure(drafts.measurable(setup.draft), setup.teacher, held_out)
+    return {
+        **asdict(job),
+        "target": Path(job.target).name,
+        "target_sha256": setup.teacher.sha256,
+        "start": Path(job.start).name,
+        "prompts": [prompt_sets.load(source).name for source in job.prompts],
+        "prompts_sha256": prompts_hash(prompts),
+        "held_out": [prompt_sets.load(source).name for source in job.held_out],
+        "through": setup.through,
+        "tokens": {
+            "text_by_target": by_target.num_tokens,
+            "text_by_draft": by_draft.num_tokens,
+            "trained": position.num_tokens,
+        },
+        "seconds": {
+            "text_by_target": by_target.seconds,
+            "text_by_draft": by_draft.seconds,
+            "trained": position.seconds,
+        },
+        "held_out_acceptance": [asdict(each) for each in found],
+    }
