@@ -2,13 +2,14 @@
 
 A suite is a test that requests `measure`, `suite_run` or `workload`. It may also request the fixtures of PARAMETERS. Their
 values come from the options, or else from `DEFAULTS` of its module: a preset's values by field of `Settings`. Several drafts or
-prompt sets run one after the other and share a record. A conftest.py beside the suites implements `Hooks`.
+prompt sets run one after the other and share a record. A conftest.py beside the suites provides `Engines`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,18 @@ from bench.registry import backend_factory
 if TYPE_CHECKING:
     from bench.measurement.suite_run import Score, SuiteRun
 
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What a conftest.py beside the suites puts into `config.stash[ENGINES]`: this package does not load models."""
+
+    # The workload of each variant; or why models that the suite, not the user, chose are missing.
+    workloads: Callable[[Settings], Mapping[Variant, Workload] | str]
+    # What scores the generations of a cell for its certificate.
+    scorer: Callable[[Backend, Workload, Settings], Score]
+
+
+ENGINES = pytest.StashKey[Engines]()
 SETTINGS = pytest.StashKey[Settings]()
 SESSION = pytest.StashKey[Session]()
 RECORD_FILES = pytest.StashKey[list[Path]]()
@@ -50,25 +63,6 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
 # Every suite depends on these fixtures; test ids contain them only where there are several values.
 VARIANTS = ("inflation", "draft", "prompt_source")
 ID_PREFIXES = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}
-
-
-class Hooks:
-    """What a conftest.py beside the suites implements: this package does not load models."""
-
-    @pytest.hookspec(firstresult=True)
-    def pytest_specheat_workloads(self, settings: Settings) -> Mapping[Variant, Workload] | str | None:
-        """Return the workload of each variant; or why models that the suite, not the user, chose are missing.
-
-        Raises: ValueError, BackendUnavailable: what is wrong with what the user chose
-        """
-
-    @pytest.hookspec(firstresult=True)
-    def pytest_specheat_scorer(self, backend: Backend, workload: Workload, settings: Settings) -> Score | None:
-        """Return what scores the generations of a cell for its certificate; None: cells get no certificate."""
-
-
-def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    pluginmanager.add_hookspecs(Hooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -138,41 +132,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     try:
         for name in settings.backends:
             backend_factory(name)
-        workloads = _workloads(config, suites)
+        answers = {own: config.stash[ENGINES].workloads(own) for own in dict.fromkeys(suites.values())}
         if not settings.plan:
             storage.check_writable(settings.results)
     except (ValueError, BackendUnavailable, OSError) as error:
         raise pytest.UsageError(str(error)) from None
-    start = SessionLog.resume if settings.resume else partial(SessionLog, finished=())
-    log = start(settings.results, config.invocation_params.args)
-    total = 0
+    workloads = {own: answer for own, answer in answers.items() if not isinstance(answer, str)}
+    log, total = SessionLog(settings.results, config.invocation_params.args, resume=settings.resume), 0
     for item, own in suites.items():
         if item.nodeid in log.finished:
             item.add_marker(pytest.mark.skip(reason="measured before the interruption"))
-        elif own in workloads and "suite_run" in item.fixturenames:
+        elif own not in workloads:
+            item.add_marker(pytest.mark.skip(reason=str(answers[own])))
+        elif "suite_run" in item.fixturenames:
             total += len(workloads[own][_variant(item, own)].prompt_ids) * own.repeats
     capture = config.pluginmanager.getplugin("capturemanager")
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
     config.stash[SESSION] = Session(workloads, Meter("", total, unit="pairs", uncaptured=uncaptured), log)
-
-
-def _workloads(
-    config: pytest.Config, suites: Mapping[pytest.Function, Settings]
-) -> dict[Settings, Mapping[Variant, Workload]]:
-    """Return the workloads of each settings; suites whose own drafts or inflations are missing are marked as skipped."""
-    found = {}
-    for settings in dict.fromkeys(suites.values()):
-        answer = config.hook.pytest_specheat_workloads(settings=settings)
-        if answer is None:
-            raise ValueError(
-                "expected a conftest.py beside the suites that prepares workloads, found none (bench.plugin)"
-            )
-        if not isinstance(answer, str):
-            found[settings] = answer
-            continue
-        for item in (item for item, own in suites.items() if own == settings):
-            item.add_marker(pytest.mark.skip(reason=answer))
-    return found
 
 
 def _variant(item: pytest.Function, settings: Settings) -> Variant:
@@ -288,24 +264,19 @@ def recording(
         session.meter.note("interrupted: what was measured is kept; the same command with --resume goes on from there")
     elif (path := made.finish()) is not None:
         request.config.stash[RECORD_FILES].append(path)
-        session.log.add(_tests_of(request.session, request.module, backend_name, inflation))
+        session.log.add(
+            item.nodeid
+            for item in request.session.items
+            if isinstance(item, pytest.Function)
+            and hasattr(item, "callspec")
+            and (item.module, item.callspec.params.get("backend_name")) == (request.module, backend_name)
+            and item.callspec.params.get("inflation", inflation) == inflation
+        )
 
 
 def suite_name(module: Any) -> str:
     """Return the name of a suite's module without the test_ in front."""
     return str(module.__name__).rpartition(".")[2].removeprefix("test_")
-
-
-def _tests_of(session: pytest.Session, suite: object, backend_name: str, inflation: str | None) -> list[str]:
-    return [
-        item.nodeid
-        for item in session.items
-        if isinstance(item, pytest.Function)
-        and item.module is suite
-        and hasattr(item, "callspec")
-        and item.callspec.params.get("backend_name") == backend_name
-        and item.callspec.params.get("inflation", inflation) == inflation
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -316,10 +287,7 @@ def suite_run(
     from bench.measurement.suite_run import SuiteRun
 
     settings, session = recording.settings, request.config.stash[SESSION]
-    score = None
-    if not settings.pairs_only:
-        scorer = request.config.hook.pytest_specheat_scorer
-        score = scorer(backend=backend, workload=workload, settings=settings)
+    score = None if settings.pairs_only else request.config.stash[ENGINES].scorer(backend, workload, settings)
     yield SuiteRun(recording, backend, workload=workload, score=score, baselines=session.baselines)
     recording.leave(backend)
 
@@ -344,10 +312,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for path in paths:
         run = files.load_run(path)
         suites.setdefault(run.suite, {})[str(path)] = run
-    for suite, runs in suites.items():
-        if len({cell.cell.backend for run in runs.values() for cell in run.cells}) > 1:
-            terminalreporter.section(f"specheat: {suite} side by side")
-            terminalreporter.write_line(suite_page.terminal_comparison(runs))
-        for name, run in runs.items():
-            terminalreporter.section(f"specheat: {name}")
-            terminalreporter.write_line(suite_page.terminal_table(run))
+    for runs in suites.values():
+        for title, table in suite_page.terminal_tables(runs):
+            terminalreporter.section(f"specheat: {title}")
+            terminalreporter.write_line(table)

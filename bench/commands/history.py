@@ -55,7 +55,7 @@ class History:
             folder = args.results if args.results.is_dir() else args.results.parent
             print(history.markdown_page(found, results=folder.as_posix()))
         else:
-            print(history.terminal_page(found))
+            print(history.terminal_text(found))
         for path, image in zip(files, images, strict=True):
             path.write_bytes(image)
             print(path, file=sys.stderr)

@@ -21,6 +21,7 @@ COMMANDS = {
     "history": "bench.commands.history:History",
     "kd-matrix": "distill.commands.kd_matrix:KdMatrix",
     "pairs": "backends.commands.pairs:Pairs",
+    "publish": "bench.commands.publish:Publish",
     "pyperf": "bench.commands.pyperf:Pyperf",
     "report": "bench.commands.report:Report",
     "sweep": "bench.commands.sweep:Sweep",

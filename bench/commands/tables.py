@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench.analysis.rows import newest_rows, row_groups
 from bench.options.arguments import declare
-from bench.reporting.derived import chosen_keys, derived_files, left_over, load_experiments
+from bench.reporting.derived import chosen_keys, load_experiments, regenerate
 from bench.reporting.table import Table
 
 PRINTED = ("markdown", "latex", "terminal")
@@ -56,37 +55,13 @@ class Tables:
         return 1 if messages and args.check else 0
 
 
-def regenerate(results: Path, *, machine: str | None, suite: str | None = None, check: bool = False) -> list[str]:
-    """Write the derived files that changed, remove those that are left over, and return a line for each.
-
-    Args:    check: write and remove nothing
-    """
-    messages = []
-    made = []
-    for path, content in derived_files(results, machine=machine, suite=suite):
-        made.append(path)
-        if path.is_file() and path.read_bytes() == content:
-            continue
-        messages.append(f"{path} differs from what the records give" if check else str(path))
-        if not check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    for path in left_over(results, made, machine=machine, suite=suite):
-        messages.append(f"{path} is left over: no record gives it" if check else f"removed {path}")
-        if not check:
-            path.unlink()
-    return messages
-
-
 def printed(args: Namespace) -> str:
     """What `--columns`, `--pivot` and `--format` ask for."""
     from bench.reporting import formats
 
     found = tuple(_chosen_tables(args))
     if args.format == "latex":
-        labels = formats.labelled(found)
-        floats = [formats.latex_float(table, label=label) for table, label in zip(found, labels, strict=True)]
-        return formats.latex_packages(found) + "\n".join(floats)
+        return formats.latex_page(found)
     if args.format == "terminal":
         return formats.terminal_page(found)
     folder = args.results.as_posix()
@@ -111,4 +86,4 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
         elif names:
             yield from (custom_tables.chosen_table(group, names) for group in row_groups(rows))
         else:
-            yield from suite_page.suite_tables(runs)
+            yield from suite_page.suite_tables(runs, rows)

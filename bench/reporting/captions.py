@@ -1,11 +1,11 @@
-"""TODO: purpose."""
+"""What captions state: the formula, the machine, versions, settings, and what the runs of a table have in common."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from bench.analysis import metrics
@@ -17,20 +17,6 @@ from bench.records.runs import RunRecord
 from bench.reporting.numbers import interval_text, percent_text
 from bench.reporting.table import Facts
 
-
-def suite_title(rows: Sequence[Row]) -> str:
-    return title(rows[0].run)
-
-
-def commit_text(run: RunRecord) -> str:
-    """Commit of the harness, and of the backends where they came from another one; a plus marks uncommitted changes."""
-    env = run.environment
-    ours, theirs = (
-        f"{env.get(f'{of}_commit', 'unknown')}{'+' if env.get(f'{of}_dirty') else ''}" for of in ("harness", "backends")
-    )
-    return f"{ours} (backends {theirs})" if "backends_commit" in env else ours
-
-
 FORMULA = (
     "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
     "paired by prompt, ratio of totals (gamma is not the draft length here)"
@@ -41,51 +27,49 @@ _IN_LABELS = ("backend", "rule", "temperature", "num_draft_tokens", "draft_tempe
 
 
 def crossings(rows: Sequence[Row]) -> Facts:
-    """Between which loads gamma falls through 1, where rows differ in concurrency; the place is interpolated in logs."""
+    """Return between which loads gamma falls through 1, if rows differ in concurrency.
+
+    The place is interpolated in logarithms: gamma 1.2 at 2 requests at once and 0.9 at 8 cross at 2 * 4^0.63 = 4.8.
+    """
     lines: dict[str, list[tuple[int, float]]] = {}
-    told_apart = [name for name in split_identity(rows)[0] if name not in ("concurrency", *_IN_LABELS)]
+    further = [name for name in split_identity(rows)[0] if name not in ("concurrency", *_IN_LABELS)]
     for row in rows:
-        ratio, cell = metrics.gamma(row.record), row.record.cell
-        if ratio is not None and "concurrency" in identity(row) and row.verdict.valid:
+        ratio, cell, values = metrics.gamma(row.record), row.record.cell, identity(row)
+        if ratio is not None and "concurrency" in values and row.verdict.valid:
             label = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens}"
-            further = {name: value for name, value in identity(row).items() if name in told_apart}
-            label = f"{label} {listing(further)}" if further else label
+            if further:
+                label += f" {listing({name: values[name] for name in values if name in further})}"
             lines.setdefault(label, []).append((cell.concurrency, ratio.estimate))
-    found: list[str] = []
-    for label, points in lines.items():
-        num_before = len(found)
-        for (fewer, above), (more, below) in itertools.pairwise(sorted(points)):
-            if above > 1 >= below:
-                share = math.log(above) / math.log(above / below)
-                place = fewer * (more / fewer) ** share
-                found.append(f"{label}: between {fewer} and {more} texts at once, at about {place:.1f}")
-        if len(points) > 1 and len(found) == num_before:
-            least, most = min(points), max(points)
-            found.append(f"{label}: nowhere between {least[0]} ({least[1]:.2f}) and {most[0]} ({most[1]:.2f})")
+    found = [text for label, points in lines.items() for text in _crossings(label, sorted(points))]
     return {"gamma falls through 1": "; ".join(found)} if found else {}
 
 
-def reasons_text(row: Row) -> str:
-    """Of a verdict, for a footnote: error messages may have several lines."""
-    return " ".join("; ".join(row.verdict.reasons).split())
+def _crossings(label: str, points: Sequence[tuple[int, float]]) -> Iterator[str]:
+    falls = [pair for pair in itertools.pairwise(points) if pair[0][1] > 1 >= pair[1][1]]
+    for (fewer, above), (more, below) in falls:
+        place = fewer * (more / fewer) ** (math.log(above) / math.log(above / below))
+        yield f"{label}: between {fewer} and {more} requests at once, at about {place:.1f}"
+    if len(points) > 1 and not falls:
+        (least, first), (most, last) = points[0], points[-1]
+        yield f"{label}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})"
 
 
 def title(run: RunRecord) -> str:
-    """Suite and machine."""
+    """Return suite and machine."""
     return f"{run.suite} on {machine_slug(run.environment)}"
 
 
 def run_facts(rows: Sequence[Row]) -> tuple[Facts, Facts]:
-    """What the runs of these rows have in common, and for each file what it has not."""
-    return facts_of_run({row.file: row.run for row in rows})
+    """Return what the runs of these rows have in common, and for each file what distinguishes its run."""
+    return facts_of_runs({row.file: row.run for row in rows})
 
 
-def facts_of_run(runs: Runs) -> tuple[Facts, Facts]:
+def facts_of_runs(runs: Runs) -> tuple[Facts, Facts]:
     return shared_facts({file: caption_facts(run) for file, run in sorted(runs.items())})
 
 
 def shared_facts(facts: Mapping[str, Facts]) -> tuple[Facts, Facts]:
-    """Return what all files have in common, and for each file what it has not."""
+    """Return the facts that all files share, and for each file its others in words."""
     first = next(iter(facts.values()))
     common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
     records = {
@@ -93,6 +77,15 @@ def shared_facts(facts: Mapping[str, Facts]) -> tuple[Facts, Facts]:
         for file, own in facts.items()
     }
     return common, records
+
+
+def commit_text(run: RunRecord) -> str:
+    """Return the commit of the harness, and that of the backends if it is another one; + marks uncommitted changes."""
+    env = run.environment
+    ours, theirs = (
+        f"{env.get(f'{of}_commit', 'unknown')}{'+' if env.get(f'{of}_dirty') else ''}" for of in ("harness", "backends")
+    )
+    return f"{ours} (backends {theirs})" if "backends_commit" in env else ours
 
 
 def commit_words(env: Mapping[str, Scalar]) -> str:
@@ -120,7 +113,7 @@ def caption_facts(run: RunRecord) -> Facts:
 
 
 def stopped_text(run: RunRecord) -> Facts:
-    """Cells that ended before their last pair, with the pairs that they have."""
+    """Return how many cells ended before their last pair, with the number of their pairs."""
     early = [record for record in run.cells if record.stopped]
     if not early:
         return {}
@@ -131,13 +124,13 @@ def stopped_text(run: RunRecord) -> Facts:
 
 
 def wall_text(run: RunRecord) -> Facts:
-    """Where the seconds went, timed ones first."""
+    """Return how the wall time of a run was spent, timed seconds first."""
     shares = metrics.wall_shares(run)
     return {"wall time": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())} if shares else {}
 
 
 def machine_text(env: Mapping[str, Scalar]) -> str:
-    """The machine of a run, in words."""
+    """Return the machine of a run in words."""
     parts = (
         ("gpu_name", "{}"),
         ("gpu_driver", "driver {}"),
@@ -157,12 +150,12 @@ def short_prompts(prompt_set: str) -> str:
 
 
 def listing(values: Mapping[str, Scalar]) -> str:
-    """Names and values, for a caption."""
+    """Return names and values in words."""
     return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items()) or "none"
 
 
 def _strength_text(run: RunRecord) -> str:
-    """How the autoregressive arm stands against the engine's own plain decode."""
+    """Return how the autoregressive arm compares with the engine's own plain decode."""
     if not run.baseline:
         return "not measured against the engine's own plain decode"
     ratio = metrics.native_ratio(run)

@@ -20,7 +20,7 @@ from bench.records.files import Runs, line_header, load_run, records_by_suite
 from bench.reporting import ledger, suite_page
 from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
 from bench.reporting.figures import mechanism
-from bench.reporting.formats import pipe_table
+from bench.reporting.formats import latex_page, markdown_page, pipe_table
 from bench.reporting.table import DERIVED, Page, table_of
 
 PAGE, TABLE, FIGURE = "README.md", "table.tex", "figure-{}.svg"
@@ -29,6 +29,30 @@ STUDIES = "studies"  # <machine>/<study>: what is not a suite
 Key = tuple[str, str]  # machine, suite
 Experiments = Mapping[Key, Runs]
 Others = Mapping[Key, tuple[Callable[[Sequence[Path]], Page], list[Path]]]  # what makes the page; records of JSON lines
+
+
+def regenerate(
+    results: Path, *, machine: str | None = None, suite: str | None = None, check: bool = False
+) -> list[str]:
+    """Write the derived files that changed, remove those that are left over, and return a line for each.
+
+    Args:    check: write and remove nothing
+    """
+    messages = []
+    made = []
+    for path, content in derived_files(results, machine=machine, suite=suite):
+        made.append(path)
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        messages.append(f"{path} differs from what the records give" if check else str(path))
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    for path in left_over(results, made, machine=machine, suite=suite):
+        messages.append(f"{path} is left over: no record gives it" if check else f"removed {path}")
+        if not check:
+            path.unlink()
+    return messages
 
 
 def derived_files(
@@ -45,9 +69,9 @@ def derived_files(
     for key in keys:
         page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, *others[key], results)
         folder = results.joinpath(*key)
-        text = suite_page.markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
+        text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
         yield folder / PAGE, text.encode()
-        yield folder / TABLE, suite_page.latex_page(page.tables).encode()
+        yield folder / TABLE, f"% {DERIVED}\n{latex_page(page.tables)}".encode()
         for what, image in page.figures.items():
             yield folder / FIGURE.format(what), image
     of_machines: dict[Path, bytes] = {}

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 
 from bench.analysis.quantities import Finding
 from bench.claims.claim import Claim, LedgerRow, Rule
-from bench.reporting.formats import markdown_records, markdown_text, pipe_table
+from bench.reporting.formats import markdown, markdown_text
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Entry, Table
 from bench.statistics.effects import LEVEL
-from bench.statistics.intervals import RatioInterval
 
 _STATEMENT_COLUMNS = 46
 
@@ -57,15 +56,13 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
     blocks = []
     for name, rows in ledgers.items():
         ledger = table(name, rows)
+        details = "\n".join(map(_detail, rows))
         blocks += [
             f"## {ledger.title}",
-            pipe_table(ledger),
-            "\n".join(f"{number}. {markdown_text(note)}" for number, note in enumerate(ledger.notes, start=1)),
-            "\n".join(f"- **{fact}**: {markdown_text(text)}" for fact, text in ledger.facts.items()),
-            "\n".join(["What was measured, and what measures it again:", "", *map(_detail, rows)]),
-            "\n".join(markdown_records(ledger.records, results)),
+            markdown(ledger, results),
+            f"What was measured, and the commands for it:\n\n{details}",
         ]
-    return "\n\n".join(filter(None, blocks))
+    return "\n\n".join(blocks)
 
 
 _FACTS = {
@@ -111,8 +108,7 @@ def _effect_text(row: LedgerRow) -> str:
     estimate = _scaled(rule, effect.estimate)
     if not effect.testable:
         return f"{estimate:.2f}"
-    low, high = (_scaled(rule, end) for end in effect.interval)
-    return interval_text(RatioInterval(estimate, low, high, 0, 0.95))
+    return interval_text(effect.interval.transformed(lambda value: _scaled(rule, value)))
 
 
 def _scaled(rule: Rule, value: float) -> float:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text, split_identity
 from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.runs import RunRecord
-from bench.reporting import captions
-from bench.reporting.captions import FORMULA, caption_facts, crossings, stopped_text, title, wall_text
-from bench.reporting.columns import MAIN, certificate_text, identity_column
+from bench.reporting.captions import (
+    FORMULA,
+    caption_facts,
+    crossings,
+    listing,
+    short_prompts,
+    stopped_text,
+    title,
+    wall_text,
+)
+from bench.reporting.columns import MAIN, certificate_text, identity_columns
 from bench.reporting.figures import overview
 from bench.reporting.figures.mechanism import render_phases
-from bench.reporting.formats import distinct_names, labelled, latex_float, latex_packages, markdown, terminal
+from bench.reporting.formats import distinct_names, terminal
 from bench.reporting.suites import draft_length, dynamic_temperature, virtual_scale
 from bench.reporting.suites.backends import compares_backends, comparison_table
 from bench.reporting.suites.baseline_strength import baseline_table, newest_baselines
@@ -23,8 +31,8 @@ from bench.reporting.suites.cost_of_temperature import cost_table
 from bench.reporting.suites.deployment import deployment_table
 from bench.reporting.suites.floor import floor_table
 from bench.reporting.suites.out_of_range import degeneracy_table
-from bench.reporting.table import DERIVED, Page, Table
-from bench.reporting.tables import cell_table, mechanism_table, table_body
+from bench.reporting.table import Page, Table
+from bench.reporting.tables import cell_table, mechanism_table, rows_table
 
 
 def page(runs: Runs, rows: Sequence[Row]) -> Page:
@@ -53,7 +61,7 @@ def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
     for group in groups:
         cells, hashes = [row.record.cell for row in group], group[0].run.model_hashes
         pairs = dict.fromkeys(cell.pair.partition(INFLATED)[0] for cell in cells)
-        prompts = dict.fromkeys(captions.short_prompts(cell.prompt_set) for cell in cells)
+        prompts = dict.fromkeys(short_prompts(cell.prompt_set) for cell in cells)
         amounts = (
             f"{cells[0].num_prompts} prompts",
             f"{cells[0].max_new_tokens} tokens",
@@ -64,9 +72,12 @@ def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
     return distinct_names(candidates)
 
 
-def suite_tables(runs: Runs) -> tuple[Table, ...]:
-    """Return every table of one suite on one machine."""
-    groups = row_groups(newest_rows(runs))
+def suite_tables(runs: Runs, rows: Sequence[Row]) -> tuple[Table, ...]:
+    """Return every table of one suite on one machine.
+
+    Args:    rows: the newest rows of the runs
+    """
+    groups = row_groups(rows)
     return (*(table for group in groups for table in _group_tables(group, groups)), *_baselines(runs))
 
 
@@ -80,15 +91,26 @@ def _baselines(runs: Runs) -> tuple[Table, ...]:
     return (baseline_table(baselines),) if baselines else ()
 
 
-# The three formats
-def terminal_table(run: RunRecord) -> str:
-    """What a run found, for the end of a terminal session."""
-    if not run.cells:
+# In the terminal
+def terminal_tables(runs: Runs) -> Iterator[tuple[str, str]]:
+    """Yield what a suite found, at the end of a session: titles and tables of its backends side by side and of each run.
+
+    Args:    runs: of one suite
+    """
+    rows = newest_rows(runs)
+    if compares_backends(rows):
+        table = comparison_table(rows, narrow=True)
+        shown = ("formula", "/ reference's", "peak", "machine")
+        facts = {name: table.facts[name] for name in shown if name in table.facts}
+        yield f"{rows[0].run.suite} side by side", terminal(replace(table, facts=facts))
+    for file, run in runs.items():
+        yield file, _terminal_table(run, [row for row in rows if row.file == file])
+
+
+def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
+    if not rows:
         return terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
-    rows = newest_rows({"": run})
-    varying, constant = split_identity(rows)
-    columns = [column for column in (*map(identity_column, varying), *MAIN) if column.narrow is not None]
-    body, notes = table_body(rows, columns)
+    constant, own = split_identity(rows)[1], caption_facts(run)
     certificates = Counter(certificate_text(row.verdict.certificate) for row in rows)
     shown = (
         "backend",
@@ -100,13 +122,12 @@ def terminal_table(run: RunRecord) -> str:
         "num_prompts",
         "repeats",
     )
-    own = caption_facts(run)
     facts = {
         "formula": FORMULA,
         "T, k": "temperature, num_draft_tokens",
         "machine": own["machine"],
         "pair": f"{run.model_pair.name}: target {run.model_pair.target}, draft {run.model_pair.draft}",
-        "every cell": ", ".join(f"{name} {scalar_text(name, constant[name])}" for name in shown if name in constant),
+        "every cell": listing({name: constant[name] for name in shown if name in constant}),
         "A/A floor": own["A/A floor"],
         "AR arm": own["AR arm"],
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
@@ -114,64 +135,10 @@ def terminal_table(run: RunRecord) -> str:
         **wall_text(run),
         **crossings(rows),
     }
-    headers = tuple(column.narrow or column.header for column in columns)
-    return terminal(Table(title(run), headers, body, notes, facts, {}))
+    return terminal(rows_table(title(run), rows, [*identity_columns(rows), *MAIN], facts, narrow=True))
 
 
-def terminal_comparison(runs: Runs) -> str:
-    """What a suite found on several backends, side by side."""
-    table = comparison_table(newest_rows(runs), narrow=True)
-    shown = ("formula", "/ reference's", "peak", "machine")
-    return terminal(replace(table, facts={name: table.facts[name] for name in shown if name in table.facts}))
-
-
-def markdown_page(title: str, tables: Sequence[Table], *, results: str = "..", figures: str = "figure-{}.svg") -> str:
-    """Return the tables of one suite on one machine, for GitHub.
-
-    Args:    results: path to the folder of records from where the text will lie; figures: path of a figure by its name
-    """
-    blocks = [f"# {title}", f"_{DERIVED}_"]
-    for number, table in enumerate(tables):
-        heading = [f"## {table.title}"] if number or table.title != title else []
-        blocks += [*heading, markdown(table, results, figures=figures)]
-    return "\n\n".join(blocks) + "\n"
-
-
-def latex_page(tables: Sequence[Table]) -> str:
-    """Return the tables of one suite on one machine, for a paper.
-
-    The caption of a table without records refers to the table before it for machine, versions and settings.
-    """
-    floats, main = [], ""
-    for table, label in zip(tables, labelled(tables), strict=True):
-        main = label if table.records else main
-        floats.append(latex_float(table, label=label, same_rows=None if table.records else main))
-    return f"% {DERIVED}\n{latex_packages(tables)}" + "\n".join(floats)
-
-
-def further_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Return what a suite shows beside its main tables, for each group of rows; nothing where records lack what it takes."""
-    groups = row_groups(rows)
-    return tuple(table for group in groups for table in _further(group, groups))
-
-
-def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
-    make = _MAKERS.get(group[0].run.suite)
-    table = make(group) if make else None
-    if table is None or not table.body:
-        return []
-    apart = {"every cell": _what_is_alike(group)} if len(groups) > 1 else {}
-    return [replace(table, facts=apart | table.facts)]
-
-
-def _what_is_alike(rows: Sequence[Row]) -> str:
-    """Of one group of several."""
-    constant = split_identity(rows)[1]
-    told_apart = ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens")
-    return captions.listing({name: constant[name] for name in told_apart if name in constant})
-
-
-# All
+# What only one suite has
 _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "cost_of_temperature": cost_table,
     "out_of_range": degeneracy_table,
@@ -181,3 +148,16 @@ _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "floor": floor_table,
     virtual_scale.SUITE: virtual_scale.scale_table,
 }
+
+
+def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
+    make = _MAKERS.get(group[0].run.suite)
+    table = make(group) if make else None
+    if table is None or not table.body:
+        return []
+    if len(groups) == 1:
+        return [table]
+    constant = split_identity(group)[1]  # tells the tables of several groups apart
+    names = ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens")
+    apart = listing({name: constant[name] for name in names if name in constant})
+    return [replace(table, facts={"every cell": apart} | table.facts)]

@@ -1,11 +1,11 @@
-"""A finished table as plain text, and a page of tables and figures."""
+"""A finished table of plain text, and a page of tables and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-Facts = dict[str, str]  # what a caption says, by its first word
+Facts = dict[str, str]  # what a caption states, by its first word
 DERIVED = "Derived from raw records by `specheat tables`: do not edit."
 MISSING = "–"
 
@@ -19,7 +19,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Plain text; line breaks in headers are where narrow formats break them."""
+    """A table. Its entries are plain text; narrow formats break headers at their line breaks."""
 
     title: str
     headers: tuple[str, ...]
@@ -30,10 +30,21 @@ class Table:
     figures: tuple[str, ...] = ()  # names of the figures of its page that are shown with it
 
 
-def table_of(title: str, headers: Sequence[str], lines: Iterable[Sequence[str | Entry]], facts: Facts) -> Table:
-    """Return a table without footnotes and records; a text stands for a plain entry."""
+class Notes(dict[str, int]):
+    """The footnotes of a table while it is made: text -> number. A text that occurs again keeps its number."""
+
+    def number(self, text: str) -> int | None:
+        """Return the number of a footnote; None for an empty text. Error messages lose their line breaks."""
+        words = " ".join(text.split())
+        return self.setdefault(words, len(self) + 1) if words else None
+
+
+def table_of(
+    title: str, headers: Sequence[str], lines: Iterable[Sequence[str | Entry]], facts: Facts, notes: Iterable[str] = ()
+) -> Table:
+    """Return a table without records; a text stands for a plain entry."""
     body = (tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in line) for line in lines)
-    return Table(title, tuple(headers), tuple(body), (), facts, {})
+    return Table(title, tuple(headers), tuple(body), tuple(notes), facts, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,25 @@
-"""Tables of records: one row a cell, built once, of plain text, and then rendered (`bench.reporting.formats`).
+"""Tables of rows: one line for each cell.
 
-What is equal in every row goes to the caption. A gamma that is INVALID is nowhere, nor anything it could be computed from; its
-reason is a footnote.
+What is the same in every row goes to the caption. An INVALID row shows neither its gamma nor a number from which gamma could
+be computed; a footnote gives the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row, may_be_claimed, split_identity
-from bench.reporting.captions import FORMULA, crossings, listing, reasons_text, run_facts, title
-from bench.reporting.columns import AFTER_END, GAMMA, MAIN, MECHANISM, VERDICT, Column, identity_column
-from bench.reporting.table import MISSING, Entry, Facts, Table
-
-
-def valid_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Those whose seconds may be printed."""
-    return tuple(row for row in rows if row.verdict.valid)
-
+from bench.records.runs import CellRecord
+from bench.reporting.captions import FORMULA, crossings, listing, run_facts, title
+from bench.reporting.columns import AFTER_END, GAMMA, MAIN, MECHANISM, VERDICT, Column, identity_columns
+from bench.reporting.table import MISSING, Entry, Facts, Notes, Table
+from bench.statistics.intervals import Interval
 
 GAMMA_FACTS = {
     "formula": FORMULA,
-    "times": "decode seconds, after the first token; gamma_e2e with prefill; end_to_end where an engine cannot tell",
+    "times": "decode seconds, after the first token; gamma_e2e includes prefill; end_to_end: the engine does not report the "
+    "first token",
     "intervals": "95 % over prompts",
 }
 MECHANISM_FACTS = {
@@ -32,19 +29,71 @@ MECHANISM_FACTS = {
 }
 
 
+def rows_table(
+    title: str,
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    facts: Facts,
+    records: Facts | None = None,
+    *,
+    narrow: bool = False,
+    mark_best: bool = True,
+) -> Table:
+    """Return a table with one line for each row, the best gamma in bold.
+
+    Args:    narrow: for the terminal, without the columns that have no narrow header
+    """
+    if narrow:
+        columns = [column for column in columns if column.narrow is not None]
+    notes = Notes()
+    best = best_row(rows, metrics.gamma) if mark_best else None
+    body = []
+    for row in rows:
+        place = _place_of_note(row, columns)
+        entries = (
+            entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns
+        )
+        body.append(tuple(entries))
+    headers = tuple((narrow and column.narrow) or column.header for column in columns)
+    return Table(title, headers, tuple(body), tuple(notes), facts, records or {})
+
+
+def entry(row: Row, column: Column, notes: Notes, *, noted: bool = True, bold: bool = False) -> Entry:
+    """Return the entry of a row in a column: a dash where an INVALID row hides its number."""
+    hidden = column.speculative and not row.verdict.valid
+    note = notes.number("; ".join(row.verdict.reasons)) if noted else None
+    return Entry(MISSING if hidden else column.text(row), bold=bold, note=note)
+
+
+def _place_of_note(row: Row, columns: Sequence[Column]) -> Column | None:
+    """Return the column with the footnote of a row: for an INVALID row its first dash, otherwise the verdict."""
+    dashes = (GAMMA, *(column for column in columns if column.speculative))
+    places = (VERDICT, *dashes) if row.verdict.valid else (*dashes, VERDICT)
+    return next((column for column in places if column in columns), None)
+
+
+def best_row(rows: Sequence[Row], metric: Callable[[CellRecord], Interval | None], *, at_least: int = 1) -> Row | None:
+    """Return the row with the highest number among those that may be claimed; None if there are fewer than `at_least`."""
+    claims = [(found.estimate, row) for row in rows if may_be_claimed(row) and (found := metric(row.record))]
+    return max(claims, key=lambda claim: claim[0])[1] if len(claims) >= at_least else None
+
+
+def valid_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows whose seconds may be printed."""
+    return tuple(row for row in rows if row.verdict.valid)
+
+
 def cell_table(rows: Sequence[Row]) -> Table:
-    """The main table of a suite."""
-    varying, constant = split_identity(rows)
+    """Return the main table of a suite."""
     facts, records = run_facts(rows)
-    columns = [identity_column(name) for name in varying]
+    columns = identity_columns(rows)
     if len(records) > 1:
         columns.append(record_column(records))
     columns += MAIN
     if any(row.record.cell.end_token == "ignored" for row in rows):
         columns.append(AFTER_END)
-    body, notes = table_body(rows, columns)
-    caption = {**GAMMA_FACTS, **crossings(rows), "every cell": listing(constant), **facts}
-    return Table(title(rows[0].run), tuple(column.header for column in columns), body, notes, caption, records)
+    caption = {**GAMMA_FACTS, **crossings(rows), "every cell": listing(split_identity(rows)[1]), **facts}
+    return rows_table(title(rows[0].run), rows, columns, caption, records)
 
 
 def record_column(records: Facts) -> Column:
@@ -53,7 +102,7 @@ def record_column(records: Facts) -> Column:
 
 
 def mechanism_table(rows: Sequence[Row]) -> Table:
-    """Why gamma is what it is: cost ratio, other predictions, and where the seconds of the replay went."""
+    """Return the table that explains gamma: cost ratio, other predictions, and where the seconds of the replay went."""
     return row_table(rows, "mechanism", MECHANISM, MECHANISM_FACTS)
 
 
@@ -64,41 +113,5 @@ def row_table(
 
     Args:    what: follows suite and machine in the title; shown: the rows that are printed, if not all
     """
-    columns = [*map(identity_column, split_identity(rows)[0]), *columns]
-    body, notes = table_body(rows if shown is None else shown, columns)
-    return Table(f"{title(rows[0].run)}: {what}", tuple(column.header for column in columns), body, notes, facts, {})
-
-
-def table_body(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[tuple[tuple[Entry, ...], ...], tuple[str, ...]]:
-    """Entries and footnotes."""
-    notes: dict[str, int] = {}
-    best = _best(rows)
-    body = []
-    for row in rows:
-        noted = _noted(row, columns)
-        reasons = reasons_text(row)
-        entries = []
-        for column in columns:
-            hidden = column.speculative and not row.verdict.valid
-            note = notes.setdefault(reasons, len(notes) + 1) if column is noted and reasons else None
-            text = MISSING if hidden else column.text(row)
-            entries.append(Entry(text, bold=column is GAMMA and row is best, note=note))
-        body.append(tuple(entries))
-    return tuple(body), tuple(notes)
-
-
-def _noted(row: Row, columns: Sequence[Column]) -> Column | None:
-    """Where the reasons of a row stand: those of an INVALID gamma at its dash, others at the verdict."""
-    dashes = (GAMMA, *(column for column in columns if column.speculative))
-    wanted = (VERDICT, *dashes) if row.verdict.valid else (*dashes, VERDICT)
-    return next((column for column in wanted if column in columns), None)
-
-
-def _best(rows: Sequence[Row]) -> Row | None:
-    """The row of the highest gamma that may be claimed."""
-    claims = [
-        (ratio.estimate, row)
-        for row in rows
-        if may_be_claimed(row) and (ratio := metrics.gamma(row.record)) is not None
-    ]
-    return max(claims, key=lambda claim: claim[0])[1] if claims else None
+    columns = [*identity_columns(rows), *columns]
+    return rows_table(f"{title(rows[0].run)}: {what}", rows if shown is None else shown, columns, facts)

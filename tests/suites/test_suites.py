@@ -18,7 +18,6 @@ from bench.analysis.rows import newest_rows
 from bench.measurement import stopping
 from bench.records import files, journal
 from bench.reporting import repeat
-from bench.reporting.suite_page import further_tables
 from bench.reporting.suites import virtual_scale
 from tests.support import ROOT
 from tests.support.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_llama
@@ -83,7 +82,7 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
         *("draft_temperature", "dynamic_temperature", "out_of_domain", "out_of_range", "temperature_grid"),
         *("floor", "virtual_scale"),
     }
-    of_others = {path.parent.name for path in measured.results.rglob("*.jsonl")}
+    of_others = {path.parents[1].name for path in measured.results.rglob("*.jsonl")}
     assert of_others == {"composed", "paradigm", "token_length"}
     grid = runs["temperature_grid"]
     assert [record.cell.temperature for record in grid.cells] == [0.0, 1.0]
@@ -262,7 +261,7 @@ def test_an_inflated_target_has_a_separate_record_and_the_same_acceptance(
     # In float32 the same random numbers choose the same tokens.
     texts = [[pair.sd.token_ids for pair in record.cells[0].pairs] for record in (small, large)]
     assert texts[0] == texts[1]
-    (table,) = further_tables(newest_rows({str(i): record for i, record in enumerate((small, large))}))
+    table = virtual_scale.scale_table(newest_rows({str(i): record for i, record in enumerate((small, large))}))
     assert [row[0].text for row in table.body[-1:]] == [virtual_scale.PAPER_PAIR]
     assert {record.model_pair.name for record in (small, large)} == {row[0].text for row in table.body[:-1]}
     again = repeat.cell_command(newest_rows({"large": large})[0], ())

@@ -9,12 +9,11 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.errors import BackendUnavailable
-from bench.reporting import table
+from bench.reporting.table import DERIVED
 from bench.statistics.intervals import Interval
 
 FORMATS = ("svg", "png")
@@ -35,9 +34,9 @@ _STYLE = {
     "savefig.dpi": 150,
 }
 _METADATA = {
-    "svg": {"Date": None, "Creator": None, "Description": table.DERIVED},
-    "png": {"Software": None, "Description": table.DERIVED},
-}
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}  # nothing that differs between two drawings
 _CAPTION_COLUMNS = 124
 _CAPTION_LINE = 0.14
 WIDTH = 7.2
@@ -45,17 +44,7 @@ LEFT = 0.08  # where axes begin, as a share of the width
 
 
 def drawn(draw: Callable[[], Any], file_format: str = "svg") -> bytes:
-    """Draw a figure in our style and return it as a file.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
-    with our_style():
-        return saved(draw(), file_format)
-
-
-@contextmanager
-def our_style() -> Iterator[None]:
-    """Set our style for the figures drawn inside, whatever the user's settings.
+    """Draw a figure in our style, whatever the user's settings, and return it as a file that is the same each time.
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
@@ -63,14 +52,9 @@ def our_style() -> Iterator[None]:
         from matplotlib import style
     except ImportError:
         raise BackendUnavailable("figures need matplotlib: pip install -e '.[figures]'") from None
-    with style.context(["default", _STYLE]):
-        yield
-
-
-def saved(figure: Any, file_format: str) -> bytes:
-    """Return a figure as a file that is the same each time it is drawn."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=file_format, metadata=_METADATA[file_format])
+    with style.context(["default", _STYLE]):
+        draw().savefig(stream, format=file_format, metadata=_METADATA[file_format] | {"Description": DERIVED})
     return stream.getvalue()
 
 
@@ -80,14 +64,12 @@ def frame(caption: str, *, body: float, below: float, above: float = 0.2, right:
     Args:    body: height of the axes; above: for titles; below: for labels and a legend, between the axes and the caption
              right: where axes end, as a share of the width; between: wspace and hspace of matplotlib
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
     below += _CAPTION_LINE * len(lines)
     height = above + body + below
     figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
     figure.text(0.02, 0.08 / height, "\n".join(lines), fontsize=7, va="bottom", linespacing=1.3)
     figure.subplots_adjust(LEFT, below / height, right, 1 - above / height, **between)
     return figure
@@ -104,12 +86,12 @@ def legend_beside(axes: Any) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
 
 
-def error_bars(intervals: Sequence[Interval]) -> tuple[list[float], list[float]]:
-    """Return how far intervals reach below and above their estimates; 0 where there is no end, as with one prompt."""
-    finite = [found if math.isfinite(found.high) else None for found in intervals]
+def bars(axes: Any, points: Sequence[tuple[float, Interval]], **looks: Any) -> None:
+    """Draw estimates with their intervals over x. An interval without an end, as with one prompt, is not drawn."""
+    finite = [found if math.isfinite(found.high) else None for _, found in points]
     low = [found.estimate - found.low if found else 0.0 for found in finite]
     high = [found.high - found.estimate if found else 0.0 for found in finite]
-    return low, high
+    axes.errorbar([x for x, _ in points], [found.estimate for _, found in points], yerr=(low, high), **looks)
 
 
 def look(number: int) -> dict[str, str]:

@@ -125,45 +125,25 @@ def _kind(row: Row) -> str:
 
 def _draw_predicted(points: Sequence[Point], device: str) -> Any:
     side = 4.4  # inches of the square
-    figure = canvas.frame(
-        _predicted_caption(points, device), body=side, above=0.15, below=0.6, right=canvas.LEFT + side / canvas.WIDTH
-    )
+    right = canvas.LEFT + side / canvas.WIDTH
+    figure = canvas.frame(_predicted_caption(points, device), body=side, above=0.15, below=0.6, right=right)
     axes = figure.subplots()
-    ends = _ends(points)
+    values = [value for point in points for value in (point.predicted, point.measured.estimate)]
+    margin = 0.15 * (max(values) - min(values)) + 0.02
+    ends = (min(values) - margin, max(values) + margin)  # of both axes; an interval may reach beyond
     axes.plot(ends, ends, color="0.3", lw=0.8)
     for place in (axes.axhline, axes.axvline):
         place(1, color="0.8", lw=0.8, zorder=0)
-    for number, (label, _) in enumerate(Counter(point.label for point in points).most_common()):  # rare ones on top
-        _scatter(axes, [point for point in points if point.label == label], number)
+    kinds = Counter(point.label for point in points).most_common()
+    for number, (label, count) in enumerate(kinds):  # rare ones on top
+        style = canvas.look(number) | {"linestyle": "none"}
+        style["mfc"] = "white" if number % 2 else style["color"]
+        of_kind = [(point.predicted, point.measured) for point in points if point.label == label]
+        looks = {"ms": 4.5, "mew": 0.9, "elinewidth": 0.6, "zorder": 3 + number, "label": f"{label} ({count})"}
+        canvas.bars(axes, of_kind, **style, **looks)
     axes.set(xlim=ends, ylim=ends, xlabel="gamma predicted from bare forwards", ylabel="gamma measured")
     canvas.legend_beside(axes)
     return figure
-
-
-def _scatter(axes: Any, points: Sequence[Point], number: int) -> None:
-    style = canvas.look(number)
-    measured = [point.measured for point in points]
-    axes.errorbar(
-        [point.predicted for point in points],
-        [found.estimate for found in measured],
-        yerr=canvas.error_bars(measured),
-        color=style["color"],
-        marker=style["marker"],
-        mfc="white" if number % 2 else style["color"],
-        ls="none",
-        ms=4.5,
-        mew=0.9,
-        elinewidth=0.6,
-        zorder=3 + number,
-        label=f"{points[0].label} ({len(points)})",
-    )
-
-
-def _ends(points: Sequence[Point]) -> tuple[float, float]:
-    """Return the ends of both axes: every point and a margin. An interval may reach beyond."""
-    values = [value for point in points for value in (point.predicted, point.measured.estimate)]
-    margin = 0.15 * (max(values) - min(values)) + 0.02
-    return min(values) - margin, max(values) + margin
 
 
 def _predicted_caption(points: Sequence[Point], device: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row, identity, scalar_text, split_identity
@@ -14,6 +14,7 @@ from bench.reporting import captions
 from bench.reporting.figures import canvas
 from bench.statistics.intervals import Interval
 
+T = TypeVar("T")
 _AXES = ("temperature", "draft_temperature", "num_draft_tokens", "concurrency")
 
 
@@ -24,6 +25,13 @@ class Series:
     label: str
     x: tuple[float, ...]
     rows: tuple[Row, ...]
+
+    def points(self, metric: Callable[[CellRecord], T | None]) -> tuple[list[float], list[T]]:
+        """Return x and the metric of the cells that have it."""
+        found = [
+            (x, value) for x, row in zip(self.x, self.rows, strict=True) if (value := metric(row.record)) is not None
+        ]
+        return [x for x, _ in found], [value for _, value in found]
 
 
 def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
@@ -65,10 +73,12 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     gamma_axes.axhline(1, color="0.3", lw=0.8)
     for number, line in enumerate(lines):
         style = canvas.look(number)
-        _measured(gamma_axes, line, metrics.gamma, **style, label=line.label)
-        _dashed(gamma_axes, line, metrics.predicted_gamma, **style)
+        _measured(gamma_axes, line, metrics.gamma, label=line.label, **style)
         _measured(alpha_axes, line, metrics.counted_alpha, **style)
-        _dashed(alpha_axes, line, _expected_alpha, **style)
+        # What was not timed or counted is dashed, with hollow markers.
+        hollow = style | {"linestyle": "--", "mfc": "white"}
+        gamma_axes.plot(*line.points(metrics.predicted_gamma), lw=1, ms=4, mew=0.8, **hollow)
+        alpha_axes.plot(*line.points(_expected_alpha), lw=1, ms=4, mew=0.8, **hollow)
     ticks = sorted({x for line in lines for x in line.x})
     for axes, title in ((gamma_axes, "gamma"), (alpha_axes, "alpha")):
         axes.set_title(title, loc="left", fontsize=9)
@@ -83,41 +93,16 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     return figure
 
 
-def _measured(
-    axes: Any,
-    line: Series,
-    metric: Callable[[CellRecord], Interval | None],
-    *,
-    color: str,
-    marker: str,
-    linestyle: str,
-    label: str | None = None,
-) -> None:
-    points = [(x, found) for x, row in zip(line.x, line.rows, strict=True) if (found := metric(row.record))]
-    x = [place for place, _ in points]
-    axes.plot(
-        x, [found.estimate for _, found in points], color=color, marker=marker, ls=linestyle, ms=4, lw=1.5, label=label
+def _measured(axes: Any, line: Series, metric: Callable[[CellRecord], Interval | None], **style: str) -> None:
+    x, found = line.points(metric)
+    axes.plot(x, [interval.estimate for interval in found], ms=4, lw=1.5, **style)
+    # With one prompt an interval reaches infinity: then there is nothing to draw.
+    low, high = (
+        [getattr(interval, end) if math.isfinite(interval.high) else math.nan for interval in found]
+        for end in ("low", "high")
     )
-    # With one prompt an interval reaches infinity; there is nothing to draw then.
-    low = [found.low if math.isfinite(found.high) else math.nan for _, found in points]
-    high = [found.high if math.isfinite(found.high) else math.nan for _, found in points]
-    axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-    axes.vlines(x, low, high, color=color, lw=0.8)
-
-
-def _dashed(
-    axes: Any,
-    line: Series,
-    metric: Callable[[CellRecord], float | None],
-    *,
-    color: str,
-    marker: str,
-    linestyle: str,
-) -> None:
-    """Draw what was not timed or counted: dashed in every style, with hollow markers."""
-    points = [(x, found) for x, row in zip(line.x, line.rows, strict=True) if (found := metric(row.record)) is not None]
-    x, y = [place for place, _ in points], [found for _, found in points]
-    axes.plot(x, y, color=color, marker=marker, ls="--", lw=1, ms=4, mfc="white", mew=0.8)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
+    axes.vlines(x, low, high, color=style["color"], lw=0.8)
 
 
 def _expected_alpha(record: CellRecord) -> float | None:

@@ -16,13 +16,13 @@ from bench.reporting.columns import (
     VERDICT,
     Column,
     first_token,
-    identity_column,
+    identity_columns,
     peak_memory,
     tokens_per_second,
 )
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Table
-from bench.reporting.tables import table_body
+from bench.reporting.tables import rows_table
 from bench.statistics.intervals import Interval
 
 _REFERENCE = "reference"  # the backend that others are held against
@@ -78,22 +78,16 @@ def _without_backend(cell: Cell) -> Cell:
 REFERENCE_FACTS = {
     "/ reference's": "of the same temperature, rule, draft length and prompts; 95 % over prompts. Backends ran one after "
     "the other, so a drift of the machine in between is in no interval",
-    "peak": "resident memory of the process and its children, the harness and the target that scores texts included",
+    "peak": "resident memory of the process and its children; the harness and the target that scores outputs are included",
 }
 
 
 def comparison_table(rows: Sequence[Row], *, narrow: bool = False) -> Table:
     """Return several backends on the same prompts, side by side; narrow: for the terminal."""
-    varying, constant = split_identity(rows)
     facts, records = run_facts(rows)
-    columns = (*map(identity_column, varying), *beside_reference(rows))
-    headers = tuple(column.header for column in columns)
-    if narrow:
-        columns = tuple(column for column in columns if column.narrow is not None)
-        headers = tuple(column.narrow or column.header for column in columns)
-    body, notes = table_body(rows, columns)
-    caption = {"formula": FORMULA, **REFERENCE_FACTS, "every cell": listing(constant), **facts}
-    return Table(f"{title(rows[0].run)}: side by side", headers, body, notes, caption, records)
+    columns = (*identity_columns(rows), *beside_reference(rows))
+    caption = {"formula": FORMULA, **REFERENCE_FACTS, "every cell": listing(split_identity(rows)[1]), **facts}
+    return rows_table(f"{title(rows[0].run)}: side by side", rows, columns, caption, records, narrow=narrow)
 
 
 def compares_backends(rows: Sequence[Row]) -> bool:

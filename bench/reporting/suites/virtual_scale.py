@@ -101,14 +101,7 @@ def _draw(rows: Sequence[Row], by_temperature: Mapping[float, Sequence[Row]]) ->
         style = canvas.look(number)
         look = {"color": style["color"], "marker": style["marker"], "ms": 4.5, "ls": "none"}
         measured = [(_cost(row), gamma) for row in at if (gamma := metrics.gamma(row.record)) is not None]
-        axes.errorbar(
-            [cost for cost, _ in measured],
-            [gamma.estimate for _, gamma in measured],
-            yerr=canvas.error_bars([gamma for _, gamma in measured]),
-            elinewidth=0.8,
-            label=f"T = {temperature:g}",
-            **look,
-        )
+        canvas.bars(axes, measured, elinewidth=0.8, label=f"T = {temperature:g}", **look)
         costs = [_cost(row) for row in at]
         along = np.geomspace(PAPER_COST, max(costs), 60)
         predicted = [metrics.predicted_gamma(at[-1].record, cost=cost) for cost in along]

@@ -58,7 +58,7 @@ def test_records_of_one_cell_are_one_history_oldest_first() -> None:
     "other",
     [
         run_on(21, [make_record(make_cell(seed=1))]),
-        run_on(21, [make_record(make_cell(options=(("concurrency", 4),)))]),
+        run_on(21, [make_record(make_cell(concurrency=4))]),
         run_on(21, model_hashes={"target": "aaaaaaaa11112222", "draft": "another draft"}),
         run_on(21, env={"cpu_model": "Another CPU"}),
         run_on(21, env={"ram_gib": 32}),
@@ -68,7 +68,7 @@ def test_records_of_one_cell_are_one_history_oldest_first() -> None:
 )
 def test_another_cell_model_or_machine_is_another_history(other: RunRecord) -> None:
     found = history.histories(runs_of(run_on(20), other, run_on(22)))
-    assert [len(one.rows) for one in found] == [2, 1]
+    assert [len(one) for one in found] == [2, 1]
 
 
 def test_drafts_that_a_cell_does_not_use_are_not_its_models() -> None:
@@ -76,13 +76,13 @@ def test_drafts_that_a_cell_does_not_use_are_not_its_models() -> None:
     found = history.histories(
         runs_of(run_on(20), run_on(21, model_hashes=own | {"draft drafts/other": "another draft"}))
     )
-    assert [len(one.rows) for one in found] == [2]
+    assert [len(one) for one in found] == [2]
 
 
 def test_cells_of_several_records_come_first() -> None:
     alone, twice = make_record(make_cell(temperature=0.0)), make_record(make_cell(temperature=1.0))
     found = history.histories(runs_of(run_on(20, [alone, twice]), run_on(21, [twice])))
-    assert [(one.cell.temperature, len(one.rows)) for one in found] == [(1.0, 2), (0.0, 1)]
+    assert [(one[0].record.cell.temperature, len(one)) for one in found] == [(1.0, 2), (0.0, 1)]
 
 
 def test_only_versions_and_settings_that_changed_are_named() -> None:
@@ -202,7 +202,7 @@ def test_a_suffix_asks_for_one_format(results: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--temperature", "0.3"), "expected a cell as asked for, found other tiny one_hot"),
+        (("--temperature", "0.3"), "expected a cell with these options, found other tiny one_hot"),
         (("--temperature", "0", "--figure", "f.svg"), "at least two records to draw"),
         (("--suite", "nothing"), "expected records of nothing"),
     ],

@@ -22,8 +22,8 @@ from bench.commands.tables import Tables
 from bench.records.runs import RunRecord
 from bench.reporting import captions, custom_tables, formats, suite_page, tables
 from bench.reporting.numbers import interval_text
-from bench.reporting.table import MISSING
-from bench.statistics.intervals import RatioInterval
+from bench.reporting.table import MISSING, Table
+from bench.statistics.intervals import Interval
 from tests.support.record_builder import failed_record, make_baseline, make_cell, make_record, make_run
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,12 +37,21 @@ def grid() -> RunRecord:
     return make_run([make_record(make_cell(temperature=t), gamma=1.4 - 0.4 * t) for t in TEMPERATURES])
 
 
+def tables_of(runs: Mapping[str, RunRecord]) -> tuple[Table, ...]:
+    return suite_page.suite_tables(runs, newest_rows(runs))
+
+
 def markdown_of(runs: Mapping[str, RunRecord]) -> str:
-    return suite_page.markdown_page("grid", suite_page.suite_tables(runs))
+    return formats.markdown_page("grid", tables_of(runs))
 
 
 def latex_of(runs: Mapping[str, RunRecord]) -> str:
-    return suite_page.latex_page(suite_page.suite_tables(runs))
+    return formats.latex_page(tables_of(runs))
+
+
+def terminal_of(run: RunRecord) -> str:
+    ((_, text),) = suite_page.terminal_tables({FILE: run})
+    return text
 
 
 def row_of(table: tables.Table, **wanted: str) -> dict[str, tables.Entry]:
@@ -74,7 +83,7 @@ def on_backends(*, alphas: tuple[float, float] = (0.6, 0.6), **settings: str) ->
 
 
 def test_backends_stand_side_by_side_against_the_reference():
-    (table, *_) = suite_page.suite_tables(on_backends())
+    (table, *_) = tables_of(on_backends())
     other = row_of(table, backend="other")
     assert other["SD tokens/s /\nreference's"].text.startswith("0.667 [")
     assert other["alpha against\nthe reference"].text == "same"
@@ -85,7 +94,7 @@ def test_backends_stand_side_by_side_against_the_reference():
 def test_another_alpha_is_said_with_the_reason_the_backend_declares():
     alphas = (0.8, 0.3)
     for settings, text in (({}, "differs"), ({"gap_acceptance": "drafts less"}, "differs: drafts less")):
-        (table, *_) = suite_page.suite_tables(on_backends(alphas=alphas, **settings))
+        (table, *_) = tables_of(on_backends(alphas=alphas, **settings))
         assert row_of(table, backend="other")["alpha against\nthe reference"].text == text
 
 
@@ -94,7 +103,7 @@ def test_of_several_references_the_one_as_it_comes_is_the_reference():
     compiled = make_record(make_cell(options=(("compile", "true"),)), gamma=1.5)
     other = make_record(make_cell(backend="other"), gamma=1.2)
     run = make_run([plain, compiled, other], suite="backends")
-    (table, *_) = suite_page.suite_tables({FILE: run})
+    (table, *_) = tables_of({FILE: run})
     header = "SD tokens/s /\nreference's"
     told = {(row[0].text, row_text(table, row, "compile")): row_text(table, row, header) for row in table.body}
     assert told["reference", "none"] == "1"
@@ -107,7 +116,7 @@ def row_text(table, row, header: str) -> str:
 
 
 def test_the_terminal_shows_backends_side_by_side():
-    text = suite_page.terminal_comparison(on_backends())
+    (_, text), *_ = suite_page.terminal_tables(on_backends())
     assert "other" in text
     assert max(map(len, text.splitlines())) <= 140
     assert "SD" in text
@@ -121,7 +130,7 @@ def under_load(gammas: dict[int, float]) -> RunRecord:
 
 def test_where_gamma_falls_through_1_under_load():
     found = main_table(under_load({1: 1.2, 4: 1.1, 16: 1 / 1.1})).facts["gamma falls through 1"]
-    assert found.endswith("between 4 and 16 texts at once, at about 8.0")
+    assert found.endswith("between 4 and 16 requests at once, at about 8.0")
     found = main_table(under_load({1: 0.9, 4: 0.8})).facts["gamma falls through 1"]
     assert found.endswith("nowhere between 1 (0.90) and 4 (0.80)")
     assert "gamma falls through 1" not in main_table(grid()).facts
@@ -141,7 +150,7 @@ def test_where_gamma_falls_through_1_under_load():
     ],
 )
 def test_digits_end_where_the_interval_makes_them_meaningless(numbers, text):
-    assert interval_text(RatioInterval(*numbers, num_clusters=12, confidence=0.95)) == text
+    assert interval_text(Interval(*numbers, num_clusters=12, confidence=0.95)) == text
 
 
 # What is shown
@@ -202,13 +211,12 @@ def test_captions_name_formula_machine_versions_commit_and_settings(render):
         "rule rejection",
         "dtype bfloat16",
         FILE,
-        "Derived from raw records",
     ):
         assert fact in text
 
 
 def test_the_terminal_table_fits_and_names_what_it_shows():
-    text = suite_page.terminal_table(grid())
+    text = terminal_of(grid())
     assert max(map(len, text.splitlines())) <= 140
     for word in (
         "gamma = autoregressive",
@@ -222,7 +230,7 @@ def test_the_terminal_table_fits_and_names_what_it_shows():
 
 def test_the_terminal_table_fits_where_rule_and_draft_length_vary_too():
     cells = [make_cell(rule=rule, num_draft_tokens=k) for rule in ("one_hot", "rejection") for k in (2, 4)]
-    assert max(map(len, suite_page.terminal_table(make_run(map(make_record, cells))).splitlines())) <= 140
+    assert max(map(len, terminal_of(make_run(map(make_record, cells))).splitlines())) <= 140
 
 
 # What is not shown
@@ -236,7 +244,7 @@ def test_an_invalid_gamma_is_a_dash_with_its_reason_and_so_is_all_it_could_be_co
     assert table.notes[row["gamma"].note - 1] == "warm-up never settled"
     gamma = interval_text(metrics.gamma(run.cells[0]))
     for text in (
-        suite_page.terminal_table(run),
+        terminal_of(run),
         markdown_of({FILE: run}),
         latex_of({FILE: run}),
     ):
@@ -255,7 +263,7 @@ def test_only_the_best_gamma_is_bold():
     assert bold_rows(main_table(grid())) == ["0"]
     assert markdown_of({FILE: grid()}).count("**1.") == 1
     assert latex_of({FILE: grid()}).count(r"\textbf") == 1
-    assert re.findall(r"\] \*|\* the best", suite_page.terminal_table(grid())) == ["] *", "* the best"]
+    assert re.findall(r"\] \*|\* the best", terminal_of(grid())) == ["] *", "* the best"]
 
 
 def test_an_invalid_gamma_is_not_the_best_one():
@@ -282,7 +290,7 @@ def test_a_gamma_of_too_few_prompts_is_inconclusive_with_a_reason_and_never_bold
 def test_a_run_without_a_baseline_says_so():
     row = row_of(main_table(make_run([make_record()], baseline=())), temperature="1")
     assert row["A/A\nfloor"].text == MISSING
-    assert "not measured against" in suite_page.terminal_table(make_run([make_record()], baseline=()))
+    assert "not measured against" in terminal_of(make_run([make_record()], baseline=()))
 
 
 def test_a_rule_judged_jointly_has_no_alpha():
@@ -327,7 +335,7 @@ def test_the_newest_record_of_each_cell_is_shown_whatever_the_order_of_files():
     later = make_run([make_record(gamma=2.0)], created="2026-11-21T10:00:00+00:00")
     later = replace(later, environment=later.environment | {"harness_commit": "fedcba3210"})
     for runs in ({FILE: grid(), LATEST: later}, {LATEST: later, FILE: grid()}):
-        table = suite_page.suite_tables(runs)[0]
+        table = tables_of(runs)[0]
         assert len(table.body) == len(TEMPERATURES)
         assert row_of(table, temperature="1")["record"].text == "R2"
         assert row_of(table, temperature="0")["record"].text == "R1"
@@ -340,30 +348,30 @@ def test_the_newest_record_of_each_cell_is_shown_whatever_the_order_of_files():
 
 def test_a_record_that_no_row_comes_from_is_not_named():
     later = replace(grid(), created="2026-11-21T10:00:00+00:00")
-    assert tuple(suite_page.suite_tables({FILE: grid(), LATEST: later})[0].records) == (LATEST,)
+    assert tuple(tables_of({FILE: grid(), LATEST: later})[0].records) == (LATEST,)
 
 
 # Baseline strength
 def test_a_run_without_cells_shows_its_baseline():
     run = make_run(suite="baseline_strength", baseline=make_baseline(strength=0.95))
-    (table,) = suite_page.suite_tables({BASELINE_FILE: run})
+    (table,) = tables_of({BASELINE_FILE: run})
     row = row_of(table, pair="tiny")
     ratio = float(row["AR tokens/s /\nengine's own tokens/s"].text.split()[0])
     assert ratio == pytest.approx(0.95, abs=0.01)  # noise of 1 % an arm, 12 prompts: standard error 0.35 %
     assert ratio == pytest.approx(float(row["engine's own\nms/token"].text) / float(row["AR\nms/token"].text), abs=0.02)
     assert (row["prompts"].text, row["backend"].text) == ("12", "reference")
     assert row["A/A\nfloor"].text == f"{metrics.aa_floor(run):.1%}"
-    assert "engine's own" in suite_page.terminal_table(run)
+    assert "engine's own" in terminal_of(run)
 
 
 def test_an_arm_that_is_the_engines_own_decode_has_no_ratio():
     run = make_run(suite="baseline_strength", baseline=make_baseline(native=False))
-    row = row_of(suite_page.suite_tables({BASELINE_FILE: run})[0], pair="tiny")
+    row = row_of(tables_of({BASELINE_FILE: run})[0], pair="tiny")
     assert row["engine's own\nms/token"].text == row["AR tokens/s /\nengine's own tokens/s"].text == MISSING
 
 
 def test_a_run_of_nothing_says_so():
-    assert suite_page.terminal_table(make_run(baseline=())) == "nothing was measured"
+    assert terminal_of(make_run(baseline=())) == "nothing was measured"
 
 
 # LaTeX and markdown
@@ -381,9 +389,7 @@ def test_latex_escapes_every_special_character():
 
 
 def test_every_latex_row_has_as_many_entries_as_there_are_columns():
-    for tabular in re.findall(
-        r"\\begin\{tabular\}.*?\\end\{tabular\}", latex_of({FILE: grid()}), re.DOTALL
-    ):
+    for tabular in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", latex_of({FILE: grid()}), re.DOTALL):
         num_columns = len(re.search(r"\{([lr]+)\}", tabular)[1])
         rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {num_columns}
@@ -412,9 +418,9 @@ def test_every_latex_table_says_machine_and_settings_or_which_table_does():
 def test_a_narrow_latex_table_needs_nothing_but_booktabs_and_a_wide_one_is_turned():
     rows = newest_rows({FILE: grid()})
     narrow, wide = custom_tables.chosen_table(rows, ["T", "gamma"]), tables.cell_table(rows)
-    assert formats.latex_packages([narrow]) == "% Needs \\usepackage{booktabs}.\n"
+    assert formats.latex_page([narrow]).startswith("% Needs \\usepackage{booktabs}.\n")
     assert "sidewaystable" not in formats.latex_float(narrow, label="a")
-    assert formats.latex_packages([narrow, wide]) == "% Needs \\usepackage{booktabs,graphicx,rotating}.\n"
+    assert formats.latex_page([narrow, wide]).startswith("% Needs \\usepackage{booktabs,graphicx,rotating}.\n")
     assert formats.latex_float(wide, label="a").startswith(r"\begin{sidewaystable}")
 
 
@@ -434,7 +440,7 @@ def compiled(folder: Path, latex: str) -> str:
 def test_latex_compiles_and_fits(tmp_path: Path, runs: dict[str, RunRecord]):
     rows = newest_rows(runs)
     printed = custom_tables.pivot_tables(rows, down="T", across="backend")
-    latex = suite_page.latex_page([*suite_page.suite_tables(runs), *printed])
+    latex = formats.latex_page([*suite_page.suite_tables(runs, rows), *printed])
     log = compiled(tmp_path, latex)
     assert not re.search(r"Overfull \\hbox|Float too large|multiply|undefined", log)
 
@@ -474,6 +480,7 @@ def test_the_command_writes_tables_figures_and_an_index_and_leaves_records_alone
         *(f"{grid}/figure-tiny-instructions{what}.svg" for what in ("", "-phases")),
     }
     assert all(after[file] == content for file, content in before.items())
+    assert all(b"Derived from raw records" in after[file] for file in after.keys() - before.keys())
 
 
 def test_links_are_relative_and_lead_to_files(results: Path):
@@ -521,9 +528,9 @@ def test_the_index_is_a_grid_of_suites_by_machines_with_studies_below(results: P
     study.write_text("{}")
     run_command(results)
     index = (results / "README.md").read_text()
-    assert "| [2026-11-20, 1 record](example-2c/temperature_grid/README.md) |" in index
-    assert "| [which hold](example-2c/claims/README.md) " in index
-    assert "| [files](studies/example-2c/readme) |" in index
+    assert "[2026-11-20, 1 record](example-2c/temperature_grid/README.md)" in index
+    assert "[which hold](example-2c/claims/README.md)" in index
+    assert "[files](studies/example-2c/readme)" in index
     assert not study.with_name("README.md").exists()
 
 
@@ -608,9 +615,8 @@ def test_what_cannot_be_printed_is_bad_input(results: Path, arguments: list[str]
         run_command(results, *arguments)
 
 
-def test_a_broken_record_ends_in_one_line_and_exit_status_2(results: Path, capsys, monkeypatch):
+def test_a_broken_record_ends_in_one_line_and_exit_status_2(results: Path, capsys):
     (results / LATEST).write_text('{"schema": 1, "suite": ')
-    monkeypatch.setattr(main, "commands", lambda: {"tables": Tables})
     assert main.main(["tables", str(results)]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1

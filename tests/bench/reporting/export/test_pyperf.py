@@ -24,7 +24,9 @@ from tests.support.record_builder import failed_record, make_cell, make_record, 
 
 ROOT = Path(__file__).parents[4]
 DOCUMENT = ROOT / "docs" / "results.md"
-RECORD = ROOT / "results/amd-epyc-2c/temperature_grid/records/20261123T004149Z-a5295b099d-reference.json"  # the document's
+RECORD = (
+    ROOT / "results/amd-epyc-2c/temperature_grid/records/20261123T004149Z-a5295b099d-reference.json"
+)  # the document's
 GRID = make_run([make_record(make_cell(temperature=t), gamma=1.25) for t in (0.0, 1.0)])
 
 

@@ -12,7 +12,7 @@ import pytest
 from bench.analysis.rows import newest_rows
 from bench.errors import BackendUnavailable
 from bench.records.runs import Cell, RunRecord
-from bench.reporting import suite_page, table
+from bench.reporting import formats, suite_page, table
 from bench.reporting.figures import canvas, overview
 from tests.support.record_builder import failed_record, make_cell, make_record, make_run
 
@@ -101,7 +101,7 @@ def test_every_group_of_rows_has_a_figure_that_is_named_by_what_it_shows():
     new, old = "tiny-instructions-8-prompts", "tiny-instructions-4-prompts"
     assert list(page.figures) == [new, f"{new}-phases", old]
     assert (page.figures[new], page.figures[old]) == (drawn(newer), drawn(older))
-    text = suite_page.markdown_page("grid", page.tables)
+    text = formats.markdown_page("grid", page.tables)
     assert text.count(f"](figure-{new}.svg)") == text.count(f"](figure-{old}.svg)") == 1
     assert text.index(f"](figure-{new}.svg)") < text.index(f"](figure-{old}.svg)")
 

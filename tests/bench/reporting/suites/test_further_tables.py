@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from bench.analysis import metrics
 from bench.analysis.metrics import round_costs
-from bench.analysis.rows import newest_rows
+from bench.analysis.rows import Row, newest_rows
 from bench.records.runs import CellRecord
-from bench.reporting.suite_page import further_tables
+from bench.reporting.suite_page import suite_tables
 from bench.reporting.suites.deployment import payback_tokens
 from bench.reporting.suites.out_of_range import repeated_share
 from bench.reporting.table import MISSING, Table
 from tests.support.record_builder import PAIR, make_cell, make_record, make_run
+
+
+def further_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    """Return the tables that only the suite of these rows has."""
+    own = (": mechanism", ": side by side")
+    return tuple(table for table in suite_tables({}, rows) if ": " in table.title and not table.title.endswith(own))
 
 
 def table_of(suite: str, *records: CellRecord, **changes: object) -> Table:
