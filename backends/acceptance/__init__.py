@@ -1,0 +1,1 @@
+"""From logits to probabilities, and the rules by which a target judges draft tokens."""

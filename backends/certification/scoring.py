@@ -24,7 +24,7 @@ from backends.acceptance.warping import SMALLEST_TEMPERATURE, warp
 from backends.forwards.cached_model import cached
 from backends.models.loading import load_model
 from bench.protocols import Backend
-from bench.records.decoding import ModelPair, Round, Schedule, derive_seed, schedule_text
+from bench.records.decoding import FIRST, ModelPair, Round, Schedule, derive_seed, emitted_positions, schedule_text
 from bench.records.runs import Cell, Evidence, TextEvidence, TimedPair
 
 ROWS_AT_A_TIME = 128
@@ -33,7 +33,6 @@ NEVER = -1e4  # log-probability of what cannot be: finite, so that 0 times it is
 NEAR_TIE_PROMPTS = 4
 NEAR_TIE_TOKENS = 16  # a prompt
 NEAR_TIE_QUANTILE = 0.999
-BONUS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +156,15 @@ class TargetScorer:
 
 
 def slots_of(rounds: Sequence[Round] | None, num_tokens: int) -> tuple[int, ...]:
-    """Slot of each token of a text, known before the token is drawn: 0 prefill, 1..k by place in its round, -1 bonus.
+    """Return the slot of each token, known before it is drawn: 0 prefill, 1..k by place in its round, -1 bonus.
 
-    Returns: zeros where the engine reports no rounds, or none ran
-    Raises:  ValueError: the rounds emitted another number of tokens
+    Returns: zeros if the engine reports no rounds, or none ran
+    Raises:  as `placed_rounds`
     """
-    if not rounds:
-        return (0,) * num_tokens
-    slots: list[int] = []
-    for round_ in rounds:
-        slots.extend(place if place <= round_.drafted else BONUS for place in range(1, round_.emitted + 1))
-    num_before = num_tokens - len(slots)  # 0 where the first round carries the prefill
-    if num_before not in (0, 1):
-        raise ValueError(f"expected rounds that emit {num_tokens - 1} or {num_tokens} tokens, got {len(slots)}")
-    return (0,) * num_before + tuple(slots)
+    slots = [FIRST] * num_tokens
+    for position in emitted_positions(rounds or (), num_tokens):
+        slots[position.place] = position.slot
+    return tuple(slots)
 
 
 @torch.inference_mode()

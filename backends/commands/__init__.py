@@ -1,0 +1,1 @@
+"""The subcommands certify, doctor and pairs."""

@@ -1,0 +1,1 @@
+"""The conformance kit that backends of third parties inherit."""

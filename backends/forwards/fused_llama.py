@@ -1,10 +1,11 @@
 """Llama-type models in fewer, larger operations than transformers' own forward, which gives the same logits to rounding.
 
-On a CPU much of transformers' time for one token of a small model goes into small operations, one behind the other; records of
-the suite `backends` have both forwards side by side, as AR arm and as the engine's own plain decode. Here the products that
-share an input are one, weights are laid out beforehand (`backends.forwards.products`), keys and values are written into a buffer that is
-there already, and no module is called. Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
-Shape letters: B batch (always 1), T tokens fed, N logit rows asked for, L tokens known, V vocabulary, D hidden size,
+On a CPU much of transformers' time for one token of a small model goes into many small operations. The suite `backends` records
+both forwards side by side: this one as AR arm, the other as the engine's own plain decode. Here products that share an input
+are merged, weights are laid out beforehand (`backends.forwards.products`), keys and values go into a buffer that exists
+already, and no module is called. Source of the equations: Touvron et al. 2023, arXiv 2302.13971.
+
+Shape letters: B batch (always 1), T tokens fed, N logit rows requested, L tokens known, V vocabulary, D hidden size,
 H query heads, K key heads, G query heads of one key head, R = G T rows of one key head, E width of a head.
 """
 
@@ -19,13 +20,13 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from backends.forwards.products import Layout, Product, can_pack, product
 
-FIRST_ROOM = 512  # tokens for which keys and values have room at first
+FIRST_ROOM = 512  # tokens that the buffers hold at first
 STATIC_ROPES = frozenset({"default", "linear", "llama3"})  # angles that depend on the position alone
 
 
 @dataclass(slots=True)
 class Layer:
-    """One decoder layer: products, and keys and values of the tokens so far."""
+    """One decoder layer: its products and norms, and the keys and values of the tokens so far."""
 
     qkv: Product
     out: Product
@@ -37,7 +38,7 @@ class Layer:
 
 
 def supports(model: PreTrainedModel) -> bool:
-    """Whether a model is of the kind that is computed here."""
+    """Return whether this module computes a model of this kind."""
     return (
         type(model) is LlamaForCausalLM
         and model.config.hidden_act == "silu"
@@ -45,14 +46,13 @@ def supports(model: PreTrainedModel) -> bool:
         and not model.config.mlp_bias
         and model.lm_head.bias is None
         and model.model.rotary_emb.rope_type in STATIC_ROPES
-        and all(
-            type(layer.self_attn.q_proj) is nn.Linear for layer in model.model.layers
-        )  # neither quantised nor adapted
+        # Another class of layer is quantised or has an adapter.
+        and all(type(layer.self_attn.q_proj) is nn.Linear for layer in model.model.layers)
     )
 
 
 class FusedLlama:
-    """A model that remembers what it has been fed, as `CachedModel`. `length` is the number of tokens in the cache."""
+    """The same interface as `CachedModel`: `length` is the number of tokens in the cache."""
 
     def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
         config = model.config
@@ -63,7 +63,7 @@ class FusedLlama:
         self.head_width = model.model.layers[0].self_attn.head_dim
         self.embedding = model.model.embed_tokens.weight
         self.layout: Layout = layout if can_pack(self.embedding) else "plain"
-        self.products: list[Product] = []  # of one forward, in their order
+        self.products: list[Product] = []  # in the order of one forward
         self.last_norm = model.model.norm.weight
         self.layers = [self._layer(layer) for layer in model.model.layers]
         self.head = self._product(model.lm_head.weight)
@@ -88,9 +88,9 @@ class FusedLlama:
         return self.products[-1]
 
     def _make_room(self, room: int) -> None:
-        """Buffers and angles for so many tokens; what is in the cache stays."""
+        """Make buffers and angles for so many tokens; the cache's content is kept."""
         for layer in self.layers:
-            # A masked place must not hold a NaN.
+            # Zeros, because a NaN in a masked place would spread: 0 times NaN is NaN.
             buffer_KLE = self.embedding.new_zeros((2 * self.num_key_heads, room, self.head_width))
             if self.length:
                 buffer_KLE[:, : self.length] = layer.cache_KLE[:, : self.length]
@@ -98,7 +98,7 @@ class FusedLlama:
         positions = torch.arange(room, device=self.device)[None]
         cos_BLE, sin_BLE = self.model.model.rotary_emb(self.embedding, positions)
         self.cos_L1E = cos_BLE[0, :, None].clone()
-        # (x1, x2) turns into (-x2, x1): the halves change places and the first changes its sign.
+        # Rotation: (x1, x2) cos + (-x2, x1) sin. The sign is stored in sin, so that a roll by half the width gives (x2, x1).
         half = self.head_width // 2
         self.sin_L1E = torch.cat((-sin_BLE[0, :, None, :half], sin_BLE[0, :, None, half:]), -1)
         self.room = room
@@ -108,11 +108,11 @@ class FusedLlama:
         self.length = 0
 
     def rewind(self, length: int) -> None:
-        """Drop everything behind the first `length` tokens. Nothing is copied: the next ones are written over it."""
+        """Drop everything after the first `length` tokens. Nothing is copied: the next tokens overwrite it."""
         self.length = min(self.length, length)
 
     def feed(self, tokens_BT: Tensor, *, num_logits: int) -> Tensor:
-        """Append tokens and return the logits behind the last `num_logits` of them, (N, V) in the model's dtype."""
+        """Append tokens and return the logits after the last `num_logits` of them, (N, V) in the model's dtype."""
         num_tokens = tokens_BT.shape[1]
         start, end = self.length, self.length + num_tokens
         if end > self.room:
@@ -138,14 +138,14 @@ class FusedLlama:
         start: int,
         end: int,
     ) -> Tensor:
-        """What the heads found (T, D), before it is projected out; keys and values go into the cache."""
+        """Return the heads' output before the output projection, (T, D). Keys and values go into the cache."""
         num_tokens, heads, key_heads = end - start, self.num_heads, self.num_key_heads
         qkv = layer.qkv(normed(stream_TD, layer.attention_norm, self.eps))
         qkv = qkv.view(num_tokens, heads + 2 * key_heads, self.head_width)
         qk = qkv[:, : heads + key_heads]
         torch.addcmul(qk * cos_T1E, qk.roll(self.head_width // 2, -1), sin_T1E, out=qk)
         layer.cache_KLE[:, start:end] = qkv[:, heads:].transpose(0, 1)
-        # Query heads of one key head are rows of one product, so that no key is read twice.
+        # The query heads of one key head become rows of one product, so that no key is read twice: (K, G, T, E).
         grouped = qkv[:, :heads].view(num_tokens, key_heads, -1, self.head_width).permute(1, 2, 0, 3)
         mixed = F.scaled_dot_product_attention(
             grouped.reshape(1, key_heads, -1, self.head_width),
@@ -158,7 +158,7 @@ class FusedLlama:
 
 
 def _fused(*linears: nn.Module) -> Tensor:
-    """One weight for products of the same input. The modules keep views of it, so that memory is not needed twice."""
+    """Return one weight for products of the same input. The modules keep views of it, so memory is not needed twice."""
     fused = torch.cat([linear.weight for linear in linears]).detach()
     for linear, part in zip(linears, fused.split([len(linear.weight) for linear in linears]), strict=True):
         linear.weight = nn.Parameter(part, requires_grad=False)
@@ -166,14 +166,17 @@ def _fused(*linears: nn.Module) -> Tensor:
 
 
 def normed(stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm, in float32 up to the weight, as transformers does it."""
+    """Return the root-mean-square norm, in float32 before the weight, as transformers computes it."""
     if stream_TD.dtype == torch.float32:
         return F.rms_norm(stream_TD, weight_D.shape, weight_D, eps)
     return F.rms_norm(stream_TD.float(), weight_D.shape, None, eps).to(stream_TD.dtype) * weight_D
 
 
 def causal_mask(start: int, num_tokens: int, num_groups: int, like: Tensor) -> Tensor | None:
-    """0 where a token may look, minus infinity behind it, for all tokens once a group; None where there is one token."""
+    """Return 0 where a token may look and minus infinity after it, repeated for each group; None for a single token.
+
+    Example: start = 2 and two tokens give the rows (0, 0, 0, -inf) and (0, 0, 0, 0).
+    """
     if num_tokens == 1:
         return None
     mask_TL = like.new_full((num_tokens, start + num_tokens), float("-inf"))

@@ -1,8 +1,8 @@
-"""Products with weights that stay: laid out once as oneDNN reads them, where that is possible, which is on CPUs.
+"""Matrix products with fixed weights. On CPUs the weights are laid out once in oneDNN's own format, if that is possible.
 
-A CPU's general product lays the weight out anew at each call, or reads it once for every row, so that a verification of four
-tokens can take twice as long as one token (docs/performance.md). Laid out beforehand, it is read once for all rows.
-Results differ by rounding, and the weights take their memory a second time.
+A CPU's general product converts the weight's layout in each call, or reads the weight once for every row. A verification of
+four tokens can then take twice as long as one token (docs/performance.md). Packed beforehand, the weight is read once for all
+rows. Results differ by rounding, and the weights take their memory a second time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Layout = Literal["packed", "plain"]
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Rows (T, D) times a weight (N, D): rows (T, N)."""
+    """Rows (T, D) times a weight (N, D), which gives rows (T, N)."""
 
     shape: tuple[int, int]  # N, D
     multiply: Callable[[Tensor], Tensor]
-    add: Callable[[Tensor, Tensor], Tensor]  # what it gives is added to the second, (T, N); neither is changed
+    add: Callable[[Tensor, Tensor], Tensor]  # product of the first + the second, (T, N); neither is changed
 
     def __call__(self, rows_TD: Tensor) -> Tensor:
         return self.multiply(rows_TD)
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN computes with such weights on this machine: float32, and bfloat16 if the processor has it."""
+    """Return whether oneDNN packs such weights on this machine: float32, and bfloat16 if the processor supports it."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return weight.dtype == torch.float32 or (
@@ -41,7 +41,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def product(weight_ND: Tensor, layout: Layout) -> Product:
-    """With a weight; plain where it cannot be packed."""
+    """Return the product with a weight; plain if it cannot be packed."""
     shape = (weight_ND.shape[0], weight_ND.shape[1])
     if layout == "plain" or not can_pack(weight_ND):
         multiply = partial(F.linear, weight=weight_ND)

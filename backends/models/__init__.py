@@ -1,0 +1,1 @@
+"""Model pairs: where their checkpoints come from, and how they are checked and loaded."""

@@ -1,38 +1,36 @@
-"""Inflated targets as plain checkpoints, which any engine loads: made once, in a cache folder that says what it holds."""
+"""Inflated targets as plain checkpoints that any engine loads. Each is made once; a card in its folder names its origin."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.models.cache import RECORD, cache_folder, made_once
+from backends.models.cache import cache_folder, copy_companions, key_of, made_once, sha256_of
 from bench.errors import BackendUnavailable
-from bench.records.environment import available_memory_bytes
+from bench.records.machine import available_memory_bytes
 
 if TYPE_CHECKING:
     from backends.models.inflation import Shape
 
-
 CARD = "inflated.json"
-_BYTES_MADE, _BYTES_STORED = 4, 2  # a parameter: float32 while it is made, bfloat16 on the disk
+BYTES_MADE, BYTES_STORED = 4, 2  # per parameter: float32 while it is made, bfloat16 on disk
 
 
 def card(folder: Path) -> dict[str, str]:
-    """Of an inflated target: the target it was made from, its sha256 and the shape; empty of any other model."""
+    """Return target, sha256 and shape that an inflated target was made from; for any other model an empty dict."""
     path = folder / CARD
     found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
 
 def check_inflatable(config: Any, text: str) -> Shape:
-    """The shape that `--inflate` names, for a target with this configuration.
+    """Return the shape that `--inflate` names, for a target with this configuration.
 
-    Raises:  BackendUnavailable: no target of this kind can be inflated; ValueError: no such shape, or the target does not fit
-             into it
+    Raises:  BackendUnavailable: no target of this kind can be inflated
+             ValueError: there is no such shape, or the target does not fit into it
     """
     from backends.models import inflation
 
@@ -44,17 +42,15 @@ def check_inflatable(config: Any, text: str) -> Shape:
 
 
 def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) -> tuple[Path, str]:
-    """The folder of a target inflated to a shape, and what the shape is called.
+    """Return the folder of a target inflated to a shape, and the shape's label.
 
-    Args:    text: as `--inflate` takes it; config: of the target; name, sha256: of the target, for the card
+    Args:    text: as `--inflate` takes it; config: the target's; name, sha256: the target's, for the card
     Raises:  as `check_inflatable`, and ValueError: memory or disk cannot hold it
     """
     from backends.models import inflation
 
     shape = check_inflatable(config, text)
     label = text.lower() if text.lower() in inflation.SHAPES else str(shape)
-    how = hashlib.sha256(Path(inflation.__file__).read_bytes()).hexdigest()
-    key = hashlib.sha256(" ".join((sha256, str(shape), how)).encode()).hexdigest()[:16]
 
     def make(folder: Path) -> None:
         _check_room(inflation.num_parameters(config, shape), label)
@@ -62,15 +58,17 @@ def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) 
         _write(target, folder, shape)
         (folder / CARD).write_text(json.dumps({"target": name, "sha256": sha256, "shape": label}, indent=1))
 
-    return made_once(f"inflated-{key}", make), label
+    # The code is part of the key: after a change to it, no model made by the old code is taken for one of the new.
+    code = sha256_of(Path(inflation.__file__))
+    return made_once(f"inflated-{key_of(sha256, str(shape), code)}", make), label
 
 
 def _check_room(num_parameters: int, label: str) -> None:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     for what, needed, free in (
-        ("memory", _BYTES_MADE * num_parameters, available_memory_bytes()),
-        (f"disk for {cache}", _BYTES_STORED * num_parameters, shutil.disk_usage(cache).free),
+        ("memory", BYTES_MADE * num_parameters, available_memory_bytes()),
+        (f"disk for {cache}", BYTES_STORED * num_parameters, shutil.disk_usage(cache).free),
     ):
         if free < needed:
             raise ValueError(
@@ -80,7 +78,7 @@ def _check_room(num_parameters: int, label: str) -> None:
 
 
 def _write(target: Path, folder: Path, shape: Shape) -> None:
-    """In bfloat16 what that does not round, such as all random weights; the rest, such as scaled norms, in float32."""
+    """Save the inflated target: in bfloat16 what that holds exactly, such as all random weights; the rest in float32."""
     import torch
     import transformers
 
@@ -91,10 +89,7 @@ def _write(target: Path, folder: Path, shape: Shape) -> None:
     weights = {name: _narrowed(weight) for name, weight in large.state_dict().items()}
     large.config.dtype = torch.bfloat16
     large.save_pretrained(folder, state_dict=weights)
-    for path in target.iterdir():
-        is_model = path.suffix in (".safetensors", ".bin") or path.name.endswith(".index.json")
-        if path.is_file() and not is_model and path.name not in ("config.json", RECORD):
-            shutil.copy(path, folder)  # tokenizer, chat template, generation config
+    copy_companions(target, folder)
 
 
 def _narrowed(weight: Any) -> Any:

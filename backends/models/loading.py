@@ -1,4 +1,4 @@
-"""Loads a model for measuring: on a device that is there, with its weights in memory of their own."""
+"""Loads a model for measuring: on a device that is present, with weights in memory instead of a mapped file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bench.records.environment import installed_version
 
 
 def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") -> PreTrainedModel:
-    """A language model from a checkpoint folder, causal or encoder-decoder, as its configuration says.
+    """Return a language model from a checkpoint folder, causal or encoder-decoder as its configuration requires.
 
-    Args:    dtype: "bfloat16" or "float32"; device: as torch writes it
-             device_map: how transformers spreads it over all devices of that kind; empty, or on a CPU: it lies on the one
-    Raises:  ValueError: the device is absent; BackendUnavailable: the model does not fit there, or a device map is given and
-             accelerate is not installed
+    Args:    dtype: "bfloat16" or "float32"; device: in torch's notation
+             device_map: how transformers spreads it over all devices of that kind; empty, or on a CPU: not at all
+    Raises:  ValueError: the device is absent
+             BackendUnavailable: the model does not fit there, or a device map needs accelerate
     """
     if device_map and installed_version("accelerate") is None:
         raise BackendUnavailable("a device_map needs accelerate; pip install -e '.[distill]'")
     place = checked_device(device)
-    of_two_parts = AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder
-    auto = AutoModelForSeq2SeqLM if of_two_parts else AutoModelForCausalLM
+    is_encoder_decoder = AutoConfig.from_pretrained(folder, local_files_only=True).is_encoder_decoder
+    auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     spread = {"device_map": device_map} if device_map and place.type != "cpu" else {}
     model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True, **spread).eval()
     if spread:
@@ -35,7 +35,7 @@ def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") ->
             return model.to(place)
         except torch.OutOfMemoryError as error:
             raise BackendUnavailable(f"{folder} does not fit on {device} in {dtype}") from error
-    # On CPU the weights are still the mapped file, whose pages the kernel may drop: a call would wait for the disk.
+    # On a CPU the weights are still the mapped file. The kernel may drop its pages, and a timed call would read the disk.
     with torch.no_grad():
         for weight in model.parameters():
             weight.data = weight.data.clone()
@@ -43,7 +43,10 @@ def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") ->
 
 
 def checked_device(device: str) -> torch.device:
-    """The device, or one clear line when this machine does not have it."""
+    """Return the device.
+
+    Raises:  ValueError: torch finds no such device on this machine
+    """
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -53,7 +56,7 @@ def checked_device(device: str) -> torch.device:
     present = torch.accelerator.current_accelerator(check_available=True)
     if present is None or present.type != place.type:
         found = "only a CPU" if present is None else f"a {present.type} device"
-        raise ValueError(f"device {device} was asked for, torch finds {found}; try --device cpu")
+        raise ValueError(f"device {device} was requested, torch finds {found}; try --device cpu")
     if (place.index or 0) >= (count := torch.accelerator.device_count()):
-        raise ValueError(f"device {device} was asked for, torch finds {count} of {place.type}, counted from 0")
+        raise ValueError(f"device {device} was requested, torch finds {count} of {place.type}, counted from 0")
     return place

@@ -1,7 +1,7 @@
 """Model pairs: rows of a TOML table, made loadable and checked before anything is timed.
 
-A model is named by a hub id, a folder, or `embedded:...`. `resolve` is the only place that makes an embedded model or
-asks a hub. The pair it returns names two folders, so nothing behind it can reach for a hub.
+A model is named by a hub id, a folder, or `embedded:...`. Only `resolve` makes an embedded model or contacts a hub. It returns
+a pair that names two folders, so nothing that works with a resolved pair needs a network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 from backends.models import inflated as inflated_models
 from backends.models.checkpoints import (
     check_compatible,
-    first_line,
     missing_parts,
     model_config,
     model_family,
@@ -34,17 +33,17 @@ from backends.models.embedded import (
     gguf_file,
     target_folder,
 )
-from backends.models.inflated import checkpoint
-from bench.errors import BackendUnavailable
+from bench.errors import BackendUnavailable, first_line
 from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.records.decoding import ModelPair, Scalar
 
 FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
 DEVICE_MAPS = ("", "auto", "balanced", "balanced_low_0", "sequential")
+OPTIONAL = {"licence", "note", "device_map", "tensor_parallel_size"}  # of a row
 EMBEDDED_PREFIX = "embedded:smollm2/"
 CARD = "card.json"
-MINI_T5 = Path(__file__).with_name("mini-t5")  # plain checkpoints, made by distill/mini_t5.py
+MINI_T5 = Path(__file__).with_name("mini-t5")  # plain checkpoints, made by `python -m distill.commands.mini_t5`
 EMBEDDED: dict[str, Callable[[], Path]] = {
     "embedded:smollm2/target": target_folder,
     "embedded:smollm2/draft": draft_folder,
@@ -55,9 +54,25 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_table(extra: Path | None = None) -> dict[str, ModelPair]:
-    """Our pairs by name; rows of `extra`, a file of the same form, are added or take the place of ours."""
+    """Return our pairs by name. Rows of `extra`, a file of the same form, are added or replace ours."""
     table = _read_rows(Path(__file__).with_name("pairs.toml"))
     return table if extra is None else table | _read_rows(extra)
+
+
+def named(table: dict[str, ModelPair], name: str | None, *, target: str | None, draft: str | None) -> ModelPair:
+    """Return the requested pair with its models as they are named: nothing is made or fetched.
+
+    Raises:  ValueError: no row of the table has this name, or a target is named without a draft
+    """
+    if target is None:
+        row = table.get(name or DEFAULT_PAIR)
+        if row is None:
+            raise ValueError(f"expected a pair of {', '.join(table)}; got {name}")
+        return row if draft is None else replace(row, draft=draft)
+    if name is not None or draft is None:
+        raise ValueError("expected --pair, or --target together with --draft")
+    # An empty family is read from the target's config, once that is on this machine.
+    return ModelPair(f"{Path(target).name}+{Path(draft).name}", target, draft, family="", dtype="bfloat16")
 
 
 def resolve(
@@ -68,10 +83,10 @@ def resolve(
     dtype: str | None = None,
     pairs_file: Path | None = None,
 ) -> ModelPair:
-    """A pair whose target and draft are folders on this machine: made, found in the hub's cache, or fetched.
+    """Return a pair whose target and draft are folders on this machine: made, found in the hub's cache, or fetched.
 
-    Args:    name, a row of the table (default: the embedded pair), where `draft` may take the place of the row's; or
-             `target` and `draft` of a pair that is in no table
+    Args:    name: a row of the table (default: the embedded pair), whose draft `draft` replaces;
+             or `target` and `draft` of a pair that is in no table
     Raises:  ValueError: unknown name, unreadable folder; BackendUnavailable: the hub did not give a model
     """
     row = named(load_table(pairs_file), name, target=target, draft=draft)
@@ -81,29 +96,12 @@ def resolve(
     return pair if pair.family else replace(pair, family=model_family(model_config(pair.target)))
 
 
-def check_inflatable(pair: ModelPair, shape: str) -> None:
-    """Raise BackendUnavailable unless the target of a resolved pair can be inflated, ValueError unless to this shape."""
-    inflated_models.check_inflatable(model_config(pair.target), shape)
-
-
-def inflated(pair: ModelPair, shape: str) -> ModelPair:
-    """A resolved pair with the target inflated to a shape (`backends.models.inflation`), a checkpoint that is made once.
-
-    Raises:  as `check_inflatable`, and ValueError where memory or disk cannot hold it
-    """
-    target = Path(pair.target)
-    folder, label = checkpoint(
-        target, shape, config=model_config(pair.target), name=_public_name(target), sha256=model_hash(target)
-    )
-    return replace(pair, name=f"{pair.name}{INFLATED}{label}", target=str(folder))
-
-
 def ready(
     name: str | None = None, *, target: str | None = None, draft: str | None = None, pairs_file: Path | None = None
 ) -> ModelPair:
-    """A resolved pair whose models fit each other; others find it through the registry.
+    """Return a resolved pair whose models fit each other.
 
-    Raises:  as `resolve` and `check_compatible` do
+    Raises:  as `resolve` and `check_compatible`
     """
     pair = resolve(name, target=target, draft=draft, pairs_file=pairs_file)
     check_compatible(pair)
@@ -111,7 +109,7 @@ def ready(
 
 
 def readiness(pair: ModelPair) -> tuple[bool, str]:
-    """Whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
+    """Return whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
     try:
         absent = [role for role, model in (("target", pair.target), ("draft", pair.draft)) if _needs_hub(model)]
     except (ValueError, BackendUnavailable) as error:
@@ -119,13 +117,48 @@ def readiness(pair: ModelPair) -> tuple[bool, str]:
     return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
 
 
+def check_inflatable(pair: ModelPair, shape: str) -> None:
+    """Check whether the target of a resolved pair can be inflated to a shape.
+
+    Raises:  BackendUnavailable: it cannot be inflated at all; ValueError: not to this shape
+    """
+    inflated_models.check_inflatable(model_config(pair.target), shape)
+
+
+def inflated(pair: ModelPair, shape: str) -> ModelPair:
+    """Return a resolved pair whose target is inflated to a shape (`backends.models.inflation`).
+
+    Raises:  as `check_inflatable`, and ValueError: memory or disk cannot hold it
+    """
+    target = Path(pair.target)
+    folder, label = inflated_models.checkpoint(
+        target, shape, config=model_config(pair.target), name=_public_name(target), sha256=model_hash(target)
+    )
+    return replace(pair, name=f"{pair.name}{INFLATED}{label}", target=str(folder), inflation=label)
+
+
 def recorded(pair: ModelPair) -> ModelPair:
-    """A resolved pair as a published record names it: without paths of this machine."""
+    """Return a resolved pair under the names that a published record gives: without paths of this machine."""
     return replace(pair, target=_public_name(Path(pair.target)), draft=_public_name(Path(pair.draft)))
 
 
+def _public_name(folder: Path) -> str:
+    if made_from := inflated_models.card(folder):
+        return f"{made_from['target']}{INFLATED}{made_from['shape']}"
+    embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
+    if embedded and f"{EMBEDDED_PREFIX}{embedded[1]}" in EMBEDDED:
+        return f"{EMBEDDED_PREFIX}{embedded[1]}"
+    if folder.parent == MINI_T5:
+        return f"embedded:mini-t5/{folder.name}"
+    if folder.parent.name == "snapshots":  # models--<owner>--<name>/snapshots/<commit>
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    if folder.name == "draft" and (folder.parent / CARD).is_file():
+        return folder.parent.name  # `specheat distill` leaves every draft as <name>/draft beside its card
+    return folder.name
+
+
 def draft_card(pair: ModelPair) -> dict[str, Scalar]:
-    """How the draft of a resolved pair was made, as the card says that `specheat distill` wrote; empty without one."""
+    """Return how the draft of a resolved pair was made, from the card that `specheat distill` wrote; empty without one."""
     name = recorded(pair).draft
     folders = [Path(pair.draft), Path(pair.draft).parent]
     if name.startswith(EMBEDDED_PREFIX):
@@ -154,26 +187,23 @@ def _read_rows(path: Path) -> dict[str, ModelPair]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
-    return {name: _row(path, name, table) for name, table in tables.items()}
+    return {name: _row(f"{path}, pair {name}", name, table) for name, table in tables.items()}
 
 
-def _row(path: Path, name: str, table: Any) -> ModelPair:
-    where = f"{path}, pair {name}"
-    allowed = {field.name for field in fields(ModelPair)} - {"name"}
-    optional = {"licence", "note", "device_map", "tensor_parallel_size"}
-    required = allowed - optional
+def _row(where: str, name: str, table: Any) -> ModelPair:
+    allowed = {field.name for field in fields(ModelPair)} - {"name", "inflation"}
+    required = allowed - OPTIONAL
     if not isinstance(table, Mapping) or not required <= set(table) <= allowed:
         got = ", ".join(sorted(table)) if isinstance(table, Mapping) else repr(table)
-        expected = f"{', '.join(sorted(required))} and maybe {', '.join(sorted(optional))}"
+        expected = f"{', '.join(sorted(required))} and maybe {', '.join(sorted(OPTIONAL))}"
         raise ValueError(f"{where}: expected {expected}; got {got}")
     if not all(isinstance(value, str) for key, value in table.items() if key != "tensor_parallel_size"):
         raise ValueError(f"{where}: expected strings, got {dict(table)}")
     size = table.get("tensor_parallel_size", 1)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    if type(size) is not int or size < 1:
         raise ValueError(f"{where}: expected a tensor_parallel_size of 1 or more, got {size!r}")
-    _one_of(f"{where}: device_map", table.get("device_map", ""), DEVICE_MAPS)
-    _one_of(f"{where}: family", table["family"], FAMILIES)
-    _one_of(f"{where}: dtype", table["dtype"], DTYPES)
+    for key, choices in (("device_map", DEVICE_MAPS), ("family", FAMILIES), ("dtype", DTYPES)):
+        _one_of(f"{where}: {key}", table.get(key, ""), choices)
     return ModelPair(name=name, **table)
 
 
@@ -183,78 +213,42 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def named(table: dict[str, ModelPair], name: str | None, *, target: str | None, draft: str | None) -> ModelPair:
-    """A pair as it was asked for: nothing is made or fetched for that. Raises ValueError where it is none of the table."""
-    if target is None:
-        row = table.get(name or DEFAULT_PAIR)
-        if row is None:
-            raise ValueError(f"expected a pair of {', '.join(table)}; got {name}")
-        return row if draft is None else replace(row, draft=draft)
-    if name is not None or draft is None:
-        raise ValueError("expected --pair, or --target together with --draft")
-    # An empty family is read from the target's config, once that is on this machine.
-    return ModelPair(f"{Path(target).name}+{Path(draft).name}", target, draft, family="", dtype="bfloat16")
+def _folder(pair: str, model: str) -> Path:
+    """Return the folder of a model, which is made or fetched if it is not there yet."""
+    if model in EMBEDDED:
+        return EMBEDDED[model]()
+    return _found(model) or _download(pair, model)
 
 
-def _names_folder(model: str) -> bool:
-    return model.startswith((".", "/", "~")) or Path(model).is_dir()
-
-
-def _snapshot(model: str) -> Path | None:
-    """Where the hub's cache keeps a model: models--<owner>--<name>/snapshots/<commit>."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(model, "config.json")
-    return Path(config).parent if isinstance(config, str) else None
-
-
-def _public_name(folder: Path) -> str:
-    if made_from := inflated_models.card(folder):
-        return f"{made_from['target']}{INFLATED}{made_from['shape']}"
-    embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
-    if embedded and f"embedded:smollm2/{embedded[1]}" in EMBEDDED:
-        return f"embedded:smollm2/{embedded[1]}"
-    if folder.parent == MINI_T5:
-        return f"embedded:mini-t5/{folder.name}"
-    if folder.parent.name == "snapshots":
-        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
-    if folder.name == "draft" and (folder.parent / CARD).is_file():
-        return folder.parent.name  # as `specheat distill` leaves every draft
-    return folder.name
+def _needs_hub(model: str) -> bool:
+    if model in EMBEDDED:
+        if model.startswith(EMBEDDED_PREFIX):
+            gguf_file()  # raises if the package is missing
+        return False
+    return _found(model) is None
 
 
 def _found(model: str) -> Path | None:
-    """The folder of a model that is on this machine; None for a hub id that has to be fetched first."""
-    if _names_folder(model):
+    """Return the folder of a model that is on this machine; None for a hub id that has to be fetched first."""
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():
         folder = Path(model).expanduser().absolute()
         if missing := missing_parts(folder):
             raise ValueError(f"expected a transformers checkpoint in {model}, found no {', no '.join(missing)}")
         return folder
     if not HUB_ID.fullmatch(model):
         raise ValueError(f"expected a folder, a hub id or one of {', '.join(EMBEDDED)}; got {model}")
-    snapshot = _snapshot(model)
-    return None if snapshot is None or missing_parts(snapshot) else snapshot
+    from huggingface_hub import try_to_load_from_cache
 
-
-def _needs_hub(model: str) -> bool:
-    if model in EMBEDDED:
-        if model.startswith(EMBEDDED_PREFIX):
-            gguf_file()  # raises where the package is missing
-        return False
-    return _found(model) is None
-
-
-def _folder(pair: str, model: str) -> Path:
-    """The folder of a model, which is made or fetched where it is not there yet."""
-    if model in EMBEDDED:
-        return EMBEDDED[model]()
-    return _found(model) or _download(pair, model)
+    config = try_to_load_from_cache(model, "config.json")
+    # Another value than a path: it is not cached, or it is known that the hub has no such file.
+    found = Path(config).parent if isinstance(config, str) else None
+    return None if found is None or missing_parts(found) else found
 
 
 def _download(pair: str, model: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
-    print(f"pair {pair}: asking the hub for {model}", file=sys.stderr, flush=True)
+    print(f"pair {pair}: requesting {model} from the hub", file=sys.stderr, flush=True)
     small = ["*.json", "*.jinja", "*.model", "*.txt"]
     try:
         folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
@@ -273,7 +267,7 @@ def _download(pair: str, model: str) -> Path:
             f"pair {pair}: {model} is no folder here, and the hub shows no such model to you; "
             "check the name, or run `hf auth login` if it is private"
         ) from error
-    except (OSError, errors.HTTPError) as error:  # HTTPError: of the client library that the hub's version uses
+    except (OSError, errors.HTTPError) as error:  # HTTPError: from the client library that this version of the hub uses
         raise BackendUnavailable(
             f"pair {pair}: the hub did not give {model} ({first_line(error)}); "
             "fetch it elsewhere and pass --target DIR --draft DIR"

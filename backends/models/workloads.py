@@ -53,12 +53,14 @@ def prepare(
     )
 
 
-def of_settings(settings: Settings) -> dict[Variant, Workload]:
-    """Return one workload for each target, draft and prompt set.
+def of_settings(settings: Settings) -> dict[Variant, Workload] | str:
+    """Return one workload for each target, draft and prompt set; or why models that only the suite chose are missing.
 
-    Raises: ValueError: as `prepare`, or two of them have the same name
-            BackendUnavailable: a model is missing
+    Raises: ValueError: as `prepare`; or two workloads have the same name
+            BackendUnavailable: a model that the user chose is missing
     """
+    if reason := _missing(settings):
+        return reason
     variants = itertools.starmap(Variant, itertools.product(settings.inflations, settings.drafts, settings.prompts))
     found = {variant: _workload(settings, variant) for variant in variants}
     names = {
@@ -70,23 +72,17 @@ def of_settings(settings: Settings) -> dict[Variant, Workload]:
     return found
 
 
-def missing(settings: Settings) -> str | None:
-    """Return why models that are a suite's default cannot be used; None if they can.
-
-    Raises: BackendUnavailable, ValueError: it is the user's choice that cannot be used
-    """
+def _missing(settings: Settings) -> str | None:
+    """Return why drafts or inflations of the suite's defaults cannot be used; raise where the user chose them."""
+    checked = "drafts"
     try:
         for draft in settings.drafts:
             pair = pairs.resolve(settings.pair, target=settings.target, draft=draft, pairs_file=settings.pairs_file)
-    except BackendUnavailable as reason:
-        if settings.drafts == (None,) or "drafts" in settings.given:
-            raise
-        return str(reason)
-    try:
+        checked = "inflations"
         for inflation in filter(None, settings.inflations):
             pairs.check_inflatable(pair, inflation)
     except (BackendUnavailable, ValueError) as reason:
-        if "inflations" in settings.given:
+        if checked in settings.given or getattr(settings, checked) == (None,):
             raise
         return str(reason)
     return None

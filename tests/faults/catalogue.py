@@ -313,7 +313,9 @@ FAULTS: tuple[Fault, ...] = (
         "books",
         d.reporting(d.retokenised),
     ),
-    accounting("limit seen between rounds", "an output may be longer than requested", "books", d.LimitSeenBetweenRounds),
+    accounting(
+        "limit seen between rounds", "an output may be longer than requested", "books", d.LimitSeenBetweenRounds
+    ),
     accounting("rounds of the last prompt", "the list of rounds is not emptied", "books", d.RoundsOfTheLastPrompt),
     accounting(
         "replay with another seed", "expected acceptance is that of another text", "replay", d.ReplaysAnotherSeed

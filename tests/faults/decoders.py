@@ -55,10 +55,10 @@ def judging(judge: Judge, *, drafting: str | None = None) -> Decoder:
     """The reference with another judge for whatever rule is asked."""
 
     class Judging(ReferenceBackend):
-        def _round(self, request: DecodeRequest, *rest: object) -> Round:
+        def round(self, request: DecodeRequest, *rest: object) -> Round:
             rule = RULES[request.rule]
             with patch.dict(RULES, {request.rule: replace(rule, judge=judge, drafting=drafting or rule.drafting)}):
-                return super()._round(request, *rest)
+                return super().round(request, *rest)
 
     return Judging
 
@@ -67,8 +67,8 @@ def drafting(change: Change) -> Decoder:
     """The draft works on another request."""
 
     class Drafting(ReferenceBackend):
-        def _draft_tokens(self, request: DecodeRequest, *rest: object) -> Drafts:
-            return super()._draft_tokens(change(request), *rest)
+        def draft_tokens(self, request: DecodeRequest, *rest: object) -> Drafts:
+            return super().draft_tokens(change(request), *rest)
 
     return Drafting
 
@@ -77,9 +77,9 @@ def verifying(change: Change) -> Decoder:
     """The target's probabilities of a round are those of another request; the first token's are right."""
 
     class Verifying(ReferenceBackend):
-        def _target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+        def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
             speculative = request.num_draft_tokens > 0 and self.target.length > len(request.prompt_ids)
-            return super()._target_probs(logits_NV, change(request) if speculative else request)
+            return super().target_probs(logits_NV, change(request) if speculative else request)
 
     return Verifying
 
@@ -99,8 +99,8 @@ def drawing(redraw: Callable[[Tensor, int, torch.Generator], None]) -> Decoder:
     """The uniform numbers of a round, S - 1 for drafting and S for judging, are tampered with in place."""
 
     class Drawing(ReferenceBackend):
-        def _uniforms(self, count: int, generator: torch.Generator) -> Tensor:
-            uniforms = super()._uniforms(count, generator)
+        def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
+            uniforms = super().uniforms(count, generator)
             redraw(uniforms, (count - 1) // 2, generator)
             return uniforms
 
@@ -290,26 +290,26 @@ class StaleTemperature(ReferenceBackend):
         self.last, self.current = self.current, request.temperature
         return super().generate(request)
 
-    def _target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
-        return super()._target_probs(logits_NV, replace(request, temperature=self.last))
+    def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+        return super().target_probs(logits_NV, replace(request, temperature=self.last))
 
 
 # Truncation
 class TopPAfterVerification(ReferenceBackend):
     """The tests see whole distributions; only the target's own token is truncated."""
 
-    def _round(self, request: DecodeRequest, *rest: object) -> Round:
+    def round(self, request: DecodeRequest, *rest: object) -> Round:
         def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
             behind = next_probs(draft_probs, target_probs)
             cut = torch.stack([truncate(probs, top_k=0, top_p=request.top_p) for probs in behind])
             return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), cut, uniforms[-1:])
 
         with patch.dict(RULES, {request.rule: replace(RULES[request.rule], judge=judge)}):
-            return super()._round(replace(request, top_p=1.0), *rest)
+            return super().round(replace(request, top_p=1.0), *rest)
 
 
 class TopPBeforeTemperature(ReferenceBackend):
-    def _target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+    def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
         kept = warp(logits_NV, temperature=1.0, top_p=request.top_p) > 0
         return warp(logits_NV.masked_fill(~kept, -torch.inf), temperature=request.temperature)
 
@@ -319,38 +319,38 @@ class RepetitionPenalty(ReferenceBackend):
 
     penalty = 1.2
 
-    def _round(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Round:
+    def round(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Round:
         self.seen = torch.tensor(sorted(set(tokens)))
-        return super()._round(request, tokens, *rest)
+        return super().round(request, tokens, *rest)
 
-    def _target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+    def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
         if self.target.length > len(request.prompt_ids):
             scores = logits_NV[:, self.seen]
             scores = torch.where(scores > 0, scores / self.penalty, scores * self.penalty)
             logits_NV = logits_NV.index_copy(1, self.seen, scores)
-        return super()._target_probs(logits_NV, request)
+        return super().target_probs(logits_NV, request)
 
 
 # The first token, the bonus and the end
 class GreedyFirstToken(ReferenceBackend):
     """Prefill has a code path of its own, and it takes the argmax."""
 
-    def _prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
-        return super()._prefill(replace(request, temperature=0.0), generator, speculative=speculative)
+    def prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
+        return super().prefill(replace(request, temperature=0.0), generator, speculative=speculative)
 
 
 class BonusFromTheDraft(ReferenceBackend):
     """After full acceptance the draft's next token is taken along."""
 
-    def _draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: Tensor, rule: object) -> Drafts:
-        drafts = super()._draft_tokens(request, tokens, uniforms_G, rule)
+    def draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: Tensor, rule: object) -> Drafts:
+        drafts = super().draft_tokens(request, tokens, uniforms_G, rule)
         self.bonus_probs = None
         if len(drafts.tokens_G):
             logits = self.draft.feed(drafts.tokens_G[-1:][None], num_logits=1)
             self.bonus_probs = warp(logits, temperature=request.temperature)
         return drafts
 
-    def _round(self, request: DecodeRequest, *rest: object) -> Round:
+    def round(self, request: DecodeRequest, *rest: object) -> Round:
         def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
             behind = next_probs(draft_probs, target_probs)
             if self.bonus_probs is not None:
@@ -358,14 +358,14 @@ class BonusFromTheDraft(ReferenceBackend):
             return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
 
         with patch.dict(RULES, {request.rule: replace(RULES[request.rule], judge=judge)}):
-            return super()._round(request, *rest)
+            return super().round(request, *rest)
 
 
 class BonusSkipped(ReferenceBackend):
     """After full acceptance the verified row behind the last draft token is thrown away."""
 
-    def _round(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Round:
-        result = super()._round(request, tokens, *rest)
+    def round(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Round:
+        result = super().round(request, tokens, *rest)
         if 0 < result.drafted == result.accepted < result.emitted and tokens[-1] not in request.eos_token_ids:
             tokens.pop()
             self.target.rewind(len(tokens) - 1)
@@ -377,17 +377,17 @@ class BonusSkipped(ReferenceBackend):
 class EndTokenSwallowed(ReferenceBackend):
     """Only the last token of a round is compared with the end token."""
 
-    def _round(self, request: DecodeRequest, *rest: object) -> Round:
-        return super()._round(replace(request, eos_token_ids=()), *rest)
+    def round(self, request: DecodeRequest, *rest: object) -> Round:
+        return super().round(replace(request, eos_token_ids=()), *rest)
 
 
 class EndTokenNeverInARound(ReferenceBackend):
     """`min_new_tokens` is left switched on: the end token gets no mass from the target's verify pass."""
 
-    def _target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+    def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
         logits_NV = logits_NV.clone()
         logits_NV[:, list(request.eos_token_ids)] = -torch.inf
-        return super()._target_probs(logits_NV, request)
+        return super().target_probs(logits_NV, request)
 
 
 class DraftStopsWhenUnsure(ReferenceBackend):
@@ -395,29 +395,29 @@ class DraftStopsWhenUnsure(ReferenceBackend):
 
     threshold = 0.4
 
-    def _round(self, request: DecodeRequest, tokens: list[int], num_drafts: int, *rest: object) -> Round:
+    def round(self, request: DecodeRequest, tokens: list[int], num_drafts: int, *rest: object) -> Round:
         seen = self.draft.length
         logits = self.draft.feed(torch.tensor([tokens[seen:]]), num_logits=1)
         self.draft.rewind(seen)
         unsure = warp(logits, temperature=1.0).max() < self.threshold
-        return super()._round(request, tokens, min(num_drafts, 1) if unsure else num_drafts, *rest)
+        return super().round(request, tokens, min(num_drafts, 1) if unsure else num_drafts, *rest)
 
 
 class GreedyTakesTheSecondBest(ReferenceBackend):
     """Greedy verification accepts whatever is among the target's two best: 'close enough'."""
 
-    def _target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
-        probs_NV = super()._target_probs(logits_NV, request)
+    def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
+        probs_NV = super().target_probs(logits_NV, request)
         self.second_N = logits_NV.topk(2).indices[:, 1]
         return probs_NV
 
-    def _round(self, request: DecodeRequest, *rest: object) -> Round:
+    def round(self, request: DecodeRequest, *rest: object) -> Round:
         def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
             passed = (target_probs.argmax(-1)[:-1] == tokens) | (self.second_N[:-1] == tokens)
             return outcome(passed, next_probs(draft_probs, target_probs), uniforms[-1:])
 
         with patch.dict(RULES, {request.rule: replace(RULES[request.rule], judge=judge)}):
-            return super()._round(request, *rest)
+            return super().round(request, *rest)
 
 
 # Caches
@@ -480,9 +480,9 @@ class SkipsThePrompt(CachedModel):
 class ForgetsTheLastDraft(ReferenceBackend):
     """After full acceptance the draft is not fed the last token it drafted."""
 
-    def _draft_tokens(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Drafts:
+    def draft_tokens(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Drafts:
         self.draft.length = len(tokens) - 1
-        return super()._draft_tokens(request, tokens, *rest)
+        return super().draft_tokens(request, tokens, *rest)
 
 
 # What is said about a right decoding

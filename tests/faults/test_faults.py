@@ -5,15 +5,14 @@ Seeds are fixed, so an outcome can only change with the code or with how a platf
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from backends.engines.reference import ReferenceBackend
 from tests.faults.catalogue import BELOW_RESOLUTION, FAULTS, Fault
 from tests.faults.checks import CHECKS, LOOKS, Changes, Relation, decoded, first_alarm, grown, models
+from tests.support import ROOT
 
-TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
+TABLE = ROOT / "docs" / "faults.md"
 HEALTHY_TOKENS = 2000
 
 # What the healthy decoder is asked, and the checks it then has to pass: all those that some fault fails there.

@@ -1,4 +1,4 @@
-"""How often `specheat across` detects a reference decoder that is slower by a known share, and how often it is wrong about it.
+"""How often `specheat across` detects a decoder that is slower by a known share, and how often it reports one that is not.
 
 `python -m tests.studies.injected_slowdown --share 0.05 --tries 10` clones the repository as it was committed, adds a branch
 with the slow-down and compares HEAD with it, each try with another seed; `--share 0` compares HEAD with itself. Suite options

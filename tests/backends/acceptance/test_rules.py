@@ -356,7 +356,7 @@ def test_simulated_decoding_follows_the_target(rule):
             for uniform in torch.rand(num_drafted, dtype=torch.float64, generator=generator).split(1):
                 row = draft[fed[-1:]]
                 fed.append(int(row.argmax() if rule.drafting == "argmax" else sample(row, uniform)))
-            uniforms = torch.rand(rule.num_uniforms(num_drafted), dtype=torch.float64, generator=generator)
+            uniforms = torch.rand(num_drafted + 1, dtype=torch.float64, generator=generator)
             arguments = torch.tensor(fed[1:]), draft[fed[:-1]], target[fed]
             judgement = rule.judge(*arguments, uniforms)
             num_accepted = int(judgement.num_accepted)
@@ -508,7 +508,7 @@ def test_no_rule_waits_for_the_device(rule):
         torch.empty(3, dtype=torch.long, device="meta"),
         torch.empty(3, 7, device="meta"),
         torch.empty(4, 7, device="meta"),
-        torch.empty(rule.num_uniforms(3), dtype=torch.float64, device="meta"),
+        torch.empty(4, dtype=torch.float64, device="meta"),
     )
     judgement = rule.judge(*arguments)
     assert judgement.num_accepted.device.type == judgement.next_token.device.type == "meta"

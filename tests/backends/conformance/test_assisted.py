@@ -1,4 +1,4 @@
-"""Transformers' own speculative decoding conforms, but for what it declares."""
+"""Transformers' own speculative decoding conforms, except for the gaps that it declares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from bench.records.decoding import ModelPair
 
 
 class TestAssistedFloat32(BackendConformance):
+    backend = assisted.Assisted
+
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
         return assisted.load(pair, device="cpu", options={})
@@ -19,12 +21,16 @@ class TestAssistedBfloat16(TestAssistedFloat32):
 
 
 class TestAssistedDefault(BackendConformance):
+    backend = assisted.AssistedDefault
+
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
         return assisted.load_default(pair, device="cpu", options={})
 
 
 class TestPromptLookup(BackendConformance):
+    backend = assisted.PromptLookup
+
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
         return assisted.load_prompt_lookup(pair, device="cpu", options={})

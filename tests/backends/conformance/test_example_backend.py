@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import sys
+import tempfile
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from backends.conformance.kit import BackendConformance
 from bench import registry
 from bench.protocols import Backend
 from bench.records.decoding import ModelPair
+from tests.support import ROOT
 
-PACKAGE = Path(__file__).parent / "example_backend"
+PACKAGE = ROOT / "tests" / "example_backend"
 GROUP = "specheat.backends"
 
+# The kit reads the class's capabilities when tests are collected, so the copy has to be importable by then.
+INSTALLED = Path(tempfile.mkdtemp(prefix="third-party-"))
+atexit.register(shutil.rmtree, INSTALLED, ignore_errors=True)
+shutil.copytree(PACKAGE, INSTALLED, dirs_exist_ok=True)
+sys.path.insert(0, str(INSTALLED))
 
-@pytest.fixture(scope="module", autouse=True)
-def _outside_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = shutil.copytree(PACKAGE, tmp_path_factory.mktemp("third_party") / "specheat-ngram")
-    sys.path.insert(0, str(folder))
-    yield
-    sys.path.remove(str(folder))
-    for module in [name for name in sys.modules if name.startswith("specheat_ngram")]:
-        del sys.modules[module]
+from specheat_ngram.backend import NgramBackend  # noqa: E402
 
 
 def declared() -> dict[str, str]:
-    """The example's entry points."""
-    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
-    return project["entry-points"][GROUP]
+    """Return the example's entry points."""
+    project: dict[str, Any] = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    entry_points: dict[str, str] = project["entry-points"][GROUP]
+    return entry_points
 
 
 class TestNgram(BackendConformance):
+    backend = NgramBackend
+
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:
         return registry.backend_factory(declared()["ngram"])(pair, device="cpu", options={})
 
     def test_it_comes_from_outside_the_tree(self, near: Backend) -> None:
         assert isinstance(near, Backend)
-        assert not Path(sys.modules[type(near).__module__].__file__ or "").is_relative_to(PACKAGE.parent)
+        assert not Path(sys.modules[type(near).__module__].__file__ or "").is_relative_to(ROOT)
 
 
 def test_the_example_has_fewer_than_80_lines() -> None:

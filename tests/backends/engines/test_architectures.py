@@ -106,16 +106,17 @@ def test_greedy_texts_are_those_of_generate(backend: ReferenceBackend, num_draft
     assert theirs.generate(request).token_ids == expected
 
 
-def test_sampled_texts_follow_the_target(backend: ReferenceBackend) -> None:
+def test_sampled_texts_follow_the_target_at_their_own_temperature_only(backend: ReferenceBackend) -> None:
+    """1,200 tokens; false alarms at most 1 in 100. The conformance kit certifies most of these architectures."""
     model = backend.target.model
-    prompts = [(3 + seed % 20, 9, 3 + seed % 7, 4)[: 2 + seed % 3] for seed in range(100)]
+    prompts = [(3 + seed % 20, 9, 3 + seed % 7, 4)[: 2 + seed % 3] for seed in range(30)]
     texts = []
     for seed, prompt in enumerate(prompts):
         found = backend.generate(replace(REQUEST, prompt_ids=prompt, seed=seed))
         texts.append(Text(prompt, found.token_ids, (0,) * len(found.token_ids), seed))
     near_tie = near_tie_tolerance(model, prompts, 3)
     verdicts = []
-    for temperature in (1.0, 2.0):  # that at which they were decoded, and another one
+    for temperature in (1.0, 2.0):
         scored = TargetScorer(model).score_texts(texts, temperature=temperature, near_tie=near_tie)
         sample = certificate.Sample(Evidence("float32", near_tie, scored), temperature)
         verdicts.append(certificate.certify([sample]))

@@ -135,7 +135,10 @@ def test_the_baseline_has_no_rounds_no_draft_and_no_hook(backend: GenerateBacken
     assert not any(model._forward_hooks or model._forward_pre_hooks for model in models)
 
 
-def test_both_arms_are_what_generate_gives_under_the_same_seed(backend: GenerateBackend) -> None:
+def test_both_arms_are_what_generate_gives_under_the_same_seed(
+    backend: GenerateBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend.target, "generation_config", GenerationConfig())  # the checkpoint has an end token
     generation = backend.generate(ask(backend, num_draft_tokens=0, temperature=0.7, seed=3))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -199,7 +202,7 @@ def test_what_a_checkpoint_says_about_sampling_is_not_mixed_in() -> None:
 def test_prompt_lookup_copies_from_the_text() -> None:
     backend = tiny(PromptLookup)
     watch = assisted.Watch()
-    backend._decode(ask(backend, prompt_ids=(7, 8, 9, 10, 7, 8), temperature=0.0), watch)
+    backend.decode(ask(backend, prompt_ids=(7, 8, 9, 10, 7, 8), temperature=0.0), watch)
     assert watch.drafted(0) == [9, 10, 7]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backends.conformance.tiny_pairs import tiny_models
-from backends.engines.reference import ReferenceBackend
+from backends.engines.reference import Forward, Options, ReferenceBackend
 from backends.forwards import floor
 from backends.forwards.fused_llama import FusedLlama
 from backends.models.loading import checked_device
@@ -169,9 +169,9 @@ def test_bare_forwards_are_timed_behind_the_context_asked_for(backend: Reference
 
 
 @pytest.mark.parametrize("forward", ["fused", "transformers"])
-def test_the_floor_is_every_linear_layer_once(forward: str) -> None:
+def test_the_floor_is_every_linear_layer_once(forward: Forward) -> None:
     target = tiny_llama(seed=1)
-    backend = ReferenceBackend(target, nearby(target, seed=2), forward=forward)  # type: ignore[arg-type]
+    backend = ReferenceBackend(target, nearby(target, seed=2), Options(forward=forward))
     (sample,) = backend.time_forwards(request(), context_length=20, samples=1)
     for floor_s, seconds in ((sample.ar_floor_s, sample.ar_s), (sample.verify_floor_s, sample.verify_s)):
         assert floor_s is not None
@@ -207,7 +207,7 @@ def test_an_unknown_rule_and_an_absent_device_are_said_in_one_line(backend: Refe
     with pytest.raises(ValueError, match="expected an acceptance rule of block"):
         backend.generate(request(rule="nonsense"))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device cuda was asked for, torch finds only a CPU"):
+        with pytest.raises(ValueError, match="device cuda was requested, torch finds only a CPU"):
             checked_device("cuda")
 
 
@@ -215,7 +215,7 @@ def test_a_device_whose_number_is_too_high_is_said_in_one_line(monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert checked_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ValueError, match="device cuda:2 was asked for, torch finds 2 of cuda, counted from 0"):
+    with pytest.raises(ValueError, match="device cuda:2 was requested, torch finds 2 of cuda, counted from 0"):
         checked_device("cuda:2")
 
 

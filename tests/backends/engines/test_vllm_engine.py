@@ -137,8 +137,8 @@ def test_rules_depend_on_version_device_and_method() -> None:
             "got speed",
         ),
         ({"method": "eagle"}, "expected draft_model or ngram for method, got 'eagle'"),
-        ({"context": "many"}, "expected a number for context, got 'many'"),
-        ({"engines": "0"}, "expected more than 0 for engines, got '0'"),
+        ({"context": "many"}, "expected a number above 0 for context, got 'many'"),
+        ({"engines": "0"}, "expected a number above 0 for engines, got '0'"),
     ],
 )
 def test_bad_options_are_one_clear_line(options: dict[str, str], message: str) -> None:
@@ -172,7 +172,7 @@ def test_a_vllm_for_another_device_or_without_our_plugin_is_one_clear_line() -> 
     unpatched = replace(FACTS, settings={"vllm_cpu_fix": "not loaded"})
     check_facts(FACTS, device="cpu", cpu_fix="on")
     check_facts(unpatched, device="cpu", cpu_fix="off")
-    with pytest.raises(ValueError, match="device cuda was asked for, this vLLM is built for cpu; try --device cpu"):
+    with pytest.raises(ValueError, match="device cuda was requested, this vLLM is built for cpu; try --device cpu"):
         check_facts(FACTS, device="cuda", cpu_fix="on")
     with pytest.raises(BackendUnavailable, match="install specheat again, unset VLLM_PLUGINS, or pass"):
         check_facts(unpatched, device="cpu", cpu_fix="on")

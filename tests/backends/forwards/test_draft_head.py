@@ -11,7 +11,7 @@ import torch
 
 from backends.certification.scoring import TargetScorer, Text, near_tie_tolerance
 from backends.engines import reference
-from backends.engines.reference import ReferenceBackend
+from backends.engines.reference import Options, ReferenceBackend
 from backends.forwards.draft_head import FREQUENT, frequent_tokens, restrict, spread
 from bench.analysis import certificate
 from bench.protocols import Backend
@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest) -> ReferenceBackend:
     target = tiny_llama(seed=1)
     draft = nearby(target, seed=2)
     restrict(draft, KEPT)
-    return ReferenceBackend(target, draft, forward=request.param, draft_token_ids=KEPT)
+    return ReferenceBackend(target, draft, Options(forward=request.param), draft_token_ids=KEPT)
 
 
 def test_the_head_gives_the_logits_of_its_tokens_and_the_embedding_stays_whole() -> None:
@@ -106,8 +106,8 @@ def test_the_option_takes_the_most_frequent_tokens_and_the_end_token(pair: Model
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ("many", "expected a number of tokens for draft_vocabulary, got 'many'"),
-        ("0", "expected a draft vocabulary of 1 to 7 tokens, got 0"),
+        ("many", "expected a number above 0 for draft_vocabulary, got 'many'"),
+        ("0", "expected a number above 0 for draft_vocabulary, got '0'"),
         ("8", "expected a draft vocabulary of 1 to 7 tokens, got 8"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from backends.engines.reference import load, remembering
+from backends.engines.reference import Options, load, remembering
 from backends.forwards import fused_llama
 from backends.forwards.cached_model import CachedModel
 from backends.forwards.fused_llama import FusedLlama, supports
@@ -127,11 +127,11 @@ def test_packed_products_are_the_plain_ones(dtype: torch.dtype, num_rows: int) -
 )
 def test_other_models_go_through_transformers(model: Any) -> None:
     assert not supports(model)
-    assert isinstance(remembering(model, "fused"), CachedModel)
+    assert isinstance(remembering(model, Options()), CachedModel)
 
 
 def test_transformers_forward_is_used_where_it_is_asked_for() -> None:
-    assert isinstance(remembering(tiny_llama(seed=1), "transformers"), CachedModel)
+    assert isinstance(remembering(tiny_llama(seed=1), Options(forward="transformers")), CachedModel)
     pair = ModelPair("some", "target", "draft", "causal", "float32")
     for options, message in (
         ({"forward": "fast"}, "expected fused or transformers"),

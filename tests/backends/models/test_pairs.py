@@ -267,7 +267,7 @@ def test_a_hub_that_cannot_be_reached_is_announced_and_then_reported_in_one_line
     with pytest.raises(BackendUnavailable, match=r"the hub did not give google-t5/t5-3b .* --target DIR") as caught:
         pairs.resolve("t5-xl")
     assert "\n" not in str(caught.value)
-    assert capsys.readouterr().err == "pair t5-xl: asking the hub for google-t5/t5-3b\n"
+    assert capsys.readouterr().err == "pair t5-xl: requesting google-t5/t5-3b from the hub\n"
     assert pairs.readiness(pairs.load_table()["t5-xl"]) == (False, "not downloaded: target, draft")
 
 

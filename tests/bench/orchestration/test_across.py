@@ -37,8 +37,8 @@ def _slow(step):
     return slowed
 
 
-ReferenceBackend._step = _slow(ReferenceBackend._step)
-ReferenceBackend._round = _slow(ReferenceBackend._round)
+ReferenceBackend.step = _slow(ReferenceBackend.step)
+ReferenceBackend.round = _slow(ReferenceBackend.round)
 # Else the baseline would be weaker than the engine's own decode, and the record INVALID.
 ReferenceBackend.generate_natively = ReferenceBackend.generate
 ReferenceBackend.settings = lambda self: {"planted": "in the branch"}
