@@ -93,10 +93,7 @@ class Run:
         return {str(file): load_run(file) for file in sorted(self.results(index, launch).rglob("*.json"))}
 
     def sides(self) -> list[Side]:
-        """Return what was measured, for the comparison.
-
-        Raises: IncomparableResults: bench or suites were edited or committed during the run
-        """
+        """Return what was measured. Raise IncomparableResults if bench or suites changed during the run."""
         found = {place: self.records(*place) for place in self.launches()}
         first, *others = [run.environment for runs in found.values() for run in runs.values()]
         for other in others:
@@ -137,7 +134,7 @@ def _state(plan: Plan) -> str:
 def measure(run: Run, *, resume: bool, meter: Meter) -> None:
     """Run the suites on every side, one round in turn, as often as there are launches.
 
-    Raises:  ValueError: a side failed or measured nothing; the others are ended, and what was measured is kept
+    If a side fails or measures nothing, end the others, keep what was measured and raise ValueError.
     """
     with checkouts(run.plan.sources) as folders:
         packages = [package_folder(source.package, meter.note) for source in run.plan.sources]

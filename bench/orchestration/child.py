@@ -28,10 +28,7 @@ def main() -> int:
 
 
 def import_backends(folder: Path) -> None:
-    """Import the package `backends` in `folder`; later imports in this process get the same one.
-
-    Raises: ValueError: it came from another folder
-    """
+    """Import the package `backends` in `folder`, or raise ValueError. Later imports in this process get the same one."""
     sys.path.insert(0, str(folder))
     found = Path(str(import_module("backends").__file__)).resolve().parent
     if found != folder.resolve() / "backends":
@@ -39,10 +36,7 @@ def import_backends(folder: Path) -> None:
 
 
 def check_installed(package: str) -> None:
-    """Check that this process imports the version in "name==version".
-
-    Raises: ValueError: it would import another version
-    """
+    """Raise ValueError unless this process would import the version in "name==version"."""
     name, _, version = package.partition("==")
     found = installed_version(name)
     if found != version:
@@ -51,7 +45,6 @@ def check_installed(package: str) -> None:
 
 if __name__ == "__main__":
     try:
-        status = main()
+        sys.exit(main())
     except ValueError as error:
         sys.exit(str(error))
-    sys.exit(status)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +35,6 @@ def sources(revisions: Sequence[str], packages: Sequence[str]) -> tuple[Source, 
 
     Args:    revisions: commits as git names them, or `.` or WORKTREE for the caller's files, which is also the default
              packages: "name==version" each
-    Raises:  ValueError: fewer than two sides, sides of both kinds, or one that does not exist
     """
     for package in packages:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*==[A-Za-z0-9_.!+-]+", package):
@@ -45,22 +45,14 @@ def sources(revisions: Sequence[str], packages: Sequence[str]) -> tuple[Source, 
         raise ValueError("expected several revisions or several --with versions, got both; fix one of them")
     if max(len(revisions), len(packages)) < 2:
         raise ValueError("expected at least two revisions, or two versions of a package with --with")
-    _check_repository()
+    if (root := _answer("rev-parse", "--show-toplevel")) is None or Path(root).resolve() != checkout.REPOSITORY:
+        raise ValueError(
+            f"expected to run from a checkout of specheat's repository, found none at {checkout.REPOSITORY}"
+        )
     found = [_revision(revision) for revision in revisions or WORKTREE[:1]]
     if len(packages) > 1:
         return _numbered([Source(package, found[0].commit, package) for package in packages])
     return _numbered([Source(each.label, each.commit, *packages) for each in found])
-
-
-def _check_repository() -> None:
-    try:
-        root = Path(git(checkout.REPOSITORY, "rev-parse", "--show-toplevel")).resolve()
-    except (OSError, subprocess.SubprocessError):
-        root = None
-    if root != checkout.REPOSITORY:
-        raise ValueError(
-            f"expected specheat to run from a checkout of its repository, found none at {checkout.REPOSITORY}"
-        )
 
 
 def _revision(name: str) -> Source:
@@ -81,22 +73,22 @@ def _revision(name: str) -> Source:
 
 
 def _answer(*arguments: str) -> str | None:
-    """Return what git prints; None where it fails."""
+    """Return what git prints; None where it fails or is missing."""
     try:
         return git(checkout.REPOSITORY, *arguments)
-    except subprocess.CalledProcessError:
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _numbered(found: Sequence[Source]) -> tuple[Source, ...]:
     """Number the sides that share a label, as when a commit is compared with itself."""
-    labels = [source.label for source in found]
-    return tuple(
-        source
-        if labels.count(source.label) == 1
-        else replace(source, label=f"{source.label} #{labels[: index + 1].count(source.label)}")
-        for index, source in enumerate(found)
-    )
+    total, seen = Counter(source.label for source in found), Counter[str]()
+    numbered = []
+    for source in found:
+        seen[source.label] += 1
+        number = f" #{seen[source.label]}" if total[source.label] > 1 else ""
+        numbered.append(replace(source, label=source.label + number))
+    return tuple(numbered)
 
 
 @contextmanager
@@ -130,10 +122,7 @@ def _remove_worktree(folder: Path) -> None:
 
 
 def package_folder(package: str | None, note: Callable[[str], None]) -> Path | None:
-    """Return a folder with only this version of a package, installed once and kept. Its dependencies are those installed here.
-
-    Raises:  ValueError: pip cannot install it
-    """
+    """Return a folder with only this version of a package, installed once and kept. Dependencies are those installed here."""
     if package is None:
         return None
     cache = Path(os.environ.get("SPECHEAT_CACHE") or Path.home() / ".cache" / "specheat")

@@ -75,10 +75,7 @@ class Done:
 
 
 def plan(suites: Sequence[str], options: Sequence[str], *, workers: int, results: Path) -> Plan:
-    """Split every suite's cells into as many contiguous shards as there are workers.
-
-    Raises:  ValueError: pytest cannot collect the cells; the message ends with its last line
-    """
+    """Split every suite's cells into as many contiguous shards as there are workers."""
     command = [sys.executable, *PYTEST, "--collect-only", "-q", *suites, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     ids = [line for line in done.stdout.splitlines() if "::" in line]
@@ -131,8 +128,6 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
 
     Args:    address: of a Ray cluster, or "local"; gpus: per shard, 0: it owns CPUs
              on_shard: receives how many more are finished
-    Raises:  BackendUnavailable: Ray is missing, or no cluster answers
-             ValueError: this machine has fewer GPUs, or a shard failed
     """
     left = [index for index in range(len(plan.shards)) if not plan.marker(index).is_file()]
     threads = os.environ.get(THREADS)  # before Ray sets it
@@ -184,10 +179,7 @@ def _cpus_of_a_worker(ray: Any, address: str, workers: int) -> int:
 
 
 def keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
-    """Store the files of a shard. The same command runs a failed shard again; until then its files can be inspected.
-
-    Raises:  ValueError: the shard failed
-    """
+    """Store the files of a shard, also of a failed one: the same command runs it again."""
     folder = plan.shard(index)
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -198,10 +190,7 @@ def keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
 
 
 def put_together(plan: Plan, dones: Sequence[Done]) -> list[Path]:
-    """Write the records of all shards as those of one run, and remove the shards.
-
-    Raises:  IncomparableResults: the machines of the shards differ; then the shards are kept
-    """
+    """Write the records of all shards as those of one run, and remove the shards, unless `merged` refuses them."""
     by_run: dict[tuple[str, str, str], list[RunRecord]] = {}
     others: list[tuple[Path, Path]] = []
     for index, done in enumerate(dones):
@@ -238,10 +227,7 @@ def shared_by(dones: Sequence[Done]) -> int:
 
 
 def merged(runs: Sequence[RunRecord], *, command: tuple[str, ...], shared_by: int) -> RunRecord:
-    """Return one record with all cells in the order of the runs, and the baseline of the first run that has one.
-
-    Raises:  IncomparableResults: they were measured under different conditions
-    """
+    """Return one record with all cells in the order of the runs, and the baseline of the first run that has one."""
     first, *others = runs
     for other in others:
         environment.check_comparable(first.environment, other.environment)

@@ -21,29 +21,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 BUILT_IN = ("instructions", "word_problems")
 SPLITS = ("train", "held_out")
-
-# The key that gives a line its shape -> the other keys of that shape. The first key present decides, because Alpaca
-# rows have a "text" too.
-_SHAPES = {
-    "messages": (),
-    "prompt": (),
-    "instruction": ("input", "text"),
-    "question": (),
-    "text": (),
-}
-_IGNORED = ("id", "split", "answer", "output")
+SHAPES = ("messages", "prompt", "instruction", "question", "text")  # a line has one of these keys
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One turn of a conversation."""
 
     role: str
     content: str
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True):
+    """A line of a .jsonl file."""
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    instruction: str | None = None
+    question: str | None = None
+    text: str | None = None
+    input: str | None = None  # of an instruction
+    split: Literal["train", "held_out"] | None = None
+    id: Any = None  # this and what follows is not sent to the model
+    answer: Any = None
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,49 +133,35 @@ def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
 
 
 def _parse_text(index: int, line: str) -> tuple[Prompt, None]:
+    if not line.strip():
+        raise ValueError("empty 'prompt'")
     return _user_prompt(index, line), None
 
 
 def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
-    row = json.loads(line) if line.strip() else None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {line[:40].strip() or 'an empty line'}")
-    shape = next((key for key in _SHAPES if key in row), None)
-    if shape is None:
-        raise ValueError(f"expected one of the keys {', '.join(_SHAPES)}, got {', '.join(row) or 'none'}")
-    unknown = row.keys() - {shape, *_SHAPES[shape], *_IGNORED}
-    if unknown:
-        raise ValueError(f"unknown keys beside {shape!r}: {', '.join(sorted(unknown))}")
-    split = row.get("split")
-    if split not in (None, *SPLITS):
-        raise ValueError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
-    if shape == "messages":
-        return Prompt(index=index, messages=_messages(row["messages"]), text=None), split
+    if not line.strip():
+        raise ValueError("expected an object, got an empty line")
+    row = msgspec.json.decode(line, type=Line)
+    # Alpaca's rows have a "text" too, which repeats the instruction.
+    shapes = [name for name in SHAPES if getattr(row, name) is not None and (name != "text" or row.instruction is None)]
+    if len(shapes) != 1:
+        raise ValueError(f"expected one of the keys {', '.join(SHAPES)}, got {', '.join(shapes) or 'none'}")
+    (shape,) = shapes
+    content = getattr(row, shape)
+    turns = content if shape == "messages" else (Message("user", content),)
+    texts = [text for message in turns for text in (message.role, message.content)]
+    if not texts or not all(map(str.strip, texts)):
+        raise ValueError(f"empty {shape!r}")
+    if row.input and shape != "instruction":
+        raise ValueError(f"expected 'input' beside 'instruction', got it beside {shape!r}")
+    if row.input and not row.input.strip():
+        raise ValueError("empty 'input'")
     if shape == "text":
-        return Prompt(index=index, messages=(), text=_checked(row["text"], "text")), split
-    content = _checked(row[shape], shape)
-    if shape == "instruction" and row.get("input"):
-        content += f"\n\n{_checked(row['input'], 'input')}"
-    return _user_prompt(index, content), split
+        return Prompt(index, (), content), row.split
+    if row.input:
+        return _user_prompt(index, f"{content}\n\n{row.input}"), row.split
+    return Prompt(index, turns, None), row.split
 
 
 def _user_prompt(index: int, content: str) -> Prompt:
-    return Prompt(index=index, messages=(Message("user", _checked(content, "prompt")),), text=None)
-
-
-def _messages(rows: Any) -> tuple[Message, ...]:
-    if not isinstance(rows, list) or not rows:
-        raise ValueError("expected messages to be a list of at least one")
-    for row in rows:
-        if not isinstance(row, dict) or row.keys() != {"role", "content"}:
-            raise ValueError(f"expected messages of role and content, got {json.dumps(row)[:60]}")
-    return tuple(Message(_checked(row["role"], "role"), _checked(row["content"], "content")) for row in rows)
-
-
-def _checked(value: Any, key: str) -> str:
-    """Return the value of a key, which must be a string that is not blank."""
-    if not isinstance(value, str):
-        raise ValueError(f"expected {key!r} to be a string, got {json.dumps(value)[:40]}")
-    if not value.strip():
-        raise ValueError(f"empty {key!r}")
-    return value
+    return Prompt(index, (Message("user", content),), None)

@@ -163,12 +163,11 @@ def record_text(run: RunRecord) -> str:
 def _pretty(value: Any, indent: int = 0) -> str:
     """Return JSON with one field per line. What fits on a line, and lists of only numbers, stay on one."""
     flat = json.dumps(value, ensure_ascii=False)
-    is_dict = isinstance(value, dict)
-    fits = len(flat) + indent <= _LINE_WIDTH or (not is_dict and _is_numeric(value))
+    fits = len(flat) + indent <= _LINE_WIDTH or (not isinstance(value, dict) and _is_numeric(value))
     if not value or fits or not isinstance(value, (dict, list, tuple)):
         return flat
     pad = " " * (indent + 1)
-    if is_dict:
+    if isinstance(value, dict):
         items = [f"{json.dumps(key)}: {_pretty(item, indent + 1)}" for key, item in value.items()]
     else:
         items = [_pretty(item, indent + 1) for item in value]
