@@ -1,11 +1,13 @@
-"""What a claim is: a question to records, the rule that decides it, and its line in the ledger."""
+"""Claims: a question to records, the rule that decides it, and its line in the ledger."""
 
 from __future__ import annotations
 
+import math
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row
@@ -15,7 +17,7 @@ Ruling = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED"]
 
 @dataclass(frozen=True, slots=True)
 class LineRecord:
-    """A record of JSON lines, in a form of its own."""
+    """A record of JSON lines, which has another form than the records of suites."""
 
     path: Path
     file: str  # below the folder of results
@@ -28,6 +30,9 @@ class Records:
 
     rows: Mapping[str, tuple[Row, ...]]  # the newest of each cell that is VALID
     lines: Mapping[str, tuple[LineRecord, ...]]  # oldest first
+
+
+Find = Callable[[Records], Finding | None]  # None: no record has what the claim needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Claim:
     measured: str
     rule: Rule
     command: str  # that measures it
-    find: Callable[[Records], Finding | None]  # None: no record has what it needs
+    find: Find
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +68,17 @@ class LedgerRow:
     p: float | None  # None: not tested
     p_holm: float | None
     verdict: Ruling
+
+
+def load_claims(find: Mapping[str, Find]) -> tuple[Claim, ...]:
+    """Return the claims of claims.toml, in the order of the ledger, each with its function."""
+    entries = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
+    return tuple(_claim(name, entry, find[name]) for name, entry in entries.items())
+
+
+def _claim(name: str, entry: dict[str, Any], find: Find) -> Claim:
+    unit, side, number = entry["supported_if"].rsplit(maxsplit=2)  # "ratio > 1.12"
+    value = float(number)
+    threshold = math.log(value) if unit == "ratio" else value / 100 if unit == "points" else value
+    rule = Rule(unit, side, threshold)
+    return Claim(name, entry["statement"], entry["source"], entry["measured"], rule, entry["command"], find)

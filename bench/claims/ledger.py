@@ -1,4 +1,4 @@
-"""TODO: purpose."""
+"""The ledger: the claims that the records of a pair on a machine support or refute."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row, newest_rows
-from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Ruling
+from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Ruling, load_claims
 from bench.records.command_line import shell_text
 from bench.records.files import line_header, load_run, pair_name, records_by_suite
 from bench.statistics.effects import LEVEL, holm
@@ -15,19 +15,18 @@ from bench.statistics.effects import LEVEL, holm
 
 # Verdicts
 def judge(claims: Sequence[Claim], findings: Sequence[Finding | None]) -> tuple[LedgerRow, ...]:
-    """The ledger of these findings, one a claim."""
+    """Return the ledger of these findings, one for each claim."""
+    pairs = list(zip(claims, findings, strict=True))
     p_values = {
         claim.name: finding.effect.p_value(claim.rule.threshold)
-        for claim, finding in zip(claims, findings, strict=True)
+        for claim, finding in pairs
         if finding is not None and finding.effect.testable
     }
-    corrected = dict(zip(p_values, holm(tuple(p_values.values())), strict=True))
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    numbers = ((p_values.get(claim.name), corrected.get(claim.name)) for claim, _ in pairs)
     return tuple(
-        LedgerRow(
-            *(claim, finding, p_values.get(claim.name), corrected.get(claim.name)),
-            _ruling(claim, finding, corrected.get(claim.name)),
-        )
-        for claim, finding in zip(claims, findings, strict=True)
+        LedgerRow(claim, finding, p, p_holm, _ruling(claim, finding, p_holm))
+        for (claim, finding), (p, p_holm) in zip(pairs, numbers, strict=True)
     )
 
 
@@ -39,6 +38,13 @@ def _ruling(claim: Claim, finding: Finding | None, p_holm: float | None) -> Ruli
     return "SUPPORTED" if claim.rule.holds(finding.effect.estimate) else "REFUTED"
 
 
+def claims() -> tuple[Claim, ...]:
+    """Return all claims, in the order of the ledger."""
+    from bench.claims import decoding, distillation
+
+    return load_claims(decoding.FIND | distillation.FIND)
+
+
 # Records
 def ledgers(
     results: Path, machine: str, *, pair: str | None = None, rows: Mapping[str, Sequence[Row]] | None = None
@@ -48,18 +54,16 @@ def ledgers(
     Args:    rows: the newest rows of each suite on the machine; read from the records if None
     Raises:  ValueError: no such folder or machine, or a broken record
     """
-    from bench.claims import decoding, distillation
-
-    claims = (*decoding.claims(), *distillation.claims())
+    found = claims()
     return {
-        name: judge(claims, [claim.find(records) for claim in claims])
+        name: judge(found, [claim.find(records) for claim in found])
         for name, records in sorted(load(results, machine, rows=rows).items())
         if pair in (None, name)
     }
 
 
 def machines(results: Path) -> tuple[str, ...]:
-    """Those with records, by the names of their folders.
+    """Return the machines with records, which are the names of their folders.
 
     Raises:  ValueError: no such folder, or no records
     """

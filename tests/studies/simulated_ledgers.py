@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.analysis.quantities import ALPHA, LOG_ACCEPT_COST, LOG_GAMMA, LOG_ROUND_COST, Finding, Quantity
-from bench.claims import decoding, distillation
+from bench.claims import decoding
 from bench.claims.claim import Claim
-from bench.claims.ledger import judge
+from bench.claims.ledger import claims, judge
 from bench.statistics.effects import (
     Effect,
     PromptSums,
@@ -167,10 +167,6 @@ SIMULATIONS: dict[str, Simulation] = {
 }
 
 
-def all_claims() -> tuple[Claim, ...]:
-    return (*decoding.claims(), *distillation.claims())
-
-
 def simulate(
     num_ledgers: int,
     *,
@@ -185,15 +181,15 @@ def simulate(
     On the threshold every verdict is false, and no truth is harder to judge. Of a true claim REFUTED is false.
     """
     rng = np.random.default_rng(seed)
-    claims = all_claims()
+    all_claims = claims()
     num_false, seen, kd_seen = 0, [], []
     for _ in range(num_ledgers):
-        true = set(rng.choice(len(claims), num_true, replace=False).tolist())
+        true = set(rng.choice(len(all_claims), num_true, replace=False).tolist())
         effects = [
             _effect(rng, claim, place in true, num_seeds, num_prompts=num_prompts, num_kd_prompts=num_kd_prompts)
-            for place, claim in enumerate(claims)
+            for place, claim in enumerate(all_claims)
         ]
-        rows = judge(claims, [Finding(effect, "", (), ()) for effect in effects])
+        rows = judge(all_claims, [Finding(effect, "", (), ()) for effect in effects])
         false = ["REFUTED" if place in true else "SUPPORTED or REFUTED" for place in range(len(rows))]
         num_false += any(row.verdict in wrong for row, wrong in zip(rows, false, strict=True))
         for place in true:
@@ -220,7 +216,7 @@ def _share(seen: Sequence[bool]) -> float:
 def main(num_ledgers: int) -> None:
     print("prompts  seeds  true claims  any false verdict  power  power, KD")
     for num_prompts, num_seeds in ((6, 2), (8, 3), (16, 3), (32, 5)):
-        for num_true in (0, len(all_claims()) // 2):
+        for num_true in (0, len(claims()) // 2):
             rates = simulate(num_ledgers, num_prompts=num_prompts, num_seeds=num_seeds, num_true=num_true)
             power = f"{rates.power:5.1%}  {rates.kd_power:9.1%}" if num_true else ""
             print(f"{num_prompts:7}  {num_seeds:5}  {num_true:11}  {rates.false_verdict:17.2%}  {power}", flush=True)

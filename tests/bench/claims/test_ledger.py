@@ -19,9 +19,9 @@ from scipy.stats import binom
 from bench.analysis.quantities import Finding
 from bench.claims import decoding, distillation
 from bench.claims.claim import Claim, LedgerRow, Rule
-from bench.claims.ledger import judge, ledgers
+from bench.claims.ledger import claims, judge, ledgers
 from bench.commands import main
-from bench.commands.main import commands
+from bench.commands.main import COMMANDS
 from bench.records import kd_matrix
 from bench.records.decoding import Round, parse_schedule
 from bench.records.runs import CellRecord
@@ -29,7 +29,7 @@ from bench.reporting.ledger import page as ledger_page
 from bench.reporting.ledger import table as ledger_table
 from bench.statistics import effects
 from bench.statistics.effects import Effect
-from tests.studies.simulated_ledgers import all_claims, simulate
+from tests.studies.simulated_ledgers import simulate
 from tests.support.record_builder import PREFILL_S, make_cell, make_record, make_run
 
 ROOT = Path(__file__).parents[3]
@@ -103,16 +103,14 @@ def test_true_claims_are_seen_beside_others_that_are_not() -> None:
 
 # Claims
 def test_claims_have_names_of_their_own_thresholds_that_stay_and_commands_that_exist() -> None:
-    found = all_claims()
-    installed = [claim.name for claim in (*decoding.claims(), *distillation.claims())]
-    assert [claim.name for claim in found] == installed
-    assert len({claim.name for claim in found}) == len(found)
+    found = claims()
+    assert sorted(claim.name for claim in found) == sorted([*decoding.FIND, *distillation.FIND])
     assert {claim.name: claim.rule.threshold for claim in found if claim.rule.threshold} == THRESHOLDS
     for claim in found:
         for command in claim.command.split(", and "):
             program, *words = command.split()
             assert program in ("pytest", "specheat")
-            assert words[0] in commands() if program == "specheat" else (ROOT / words[-1]).is_file()
+            assert words[0] in COMMANDS if program == "specheat" else (ROOT / words[-1]).is_file()
 
 
 # A made-up folder of results
@@ -364,7 +362,7 @@ def test_the_page_is_the_same_every_time(results: Path) -> None:
     assert page.startswith("## pair tiny\n")
     first = f"{MACHINE}/temperature_grid/records/1-a-reference.json"
     assert f"R1: [{first}]({results.as_posix()}/{first})" in page
-    for claim in all_claims():
+    for claim in claims():
         assert f"{claim.name}: " in page
     assert re.search(r"ratio &gt; 1\.12 +\| +1\.299 \[1\.289, 1\.308\]", page)  # 1.3 in truth
 
