@@ -6,7 +6,7 @@ The fixtures of a suite (`measure`, `suite_run`, `settings`, ...) are in `bench.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,27 +15,17 @@ from backends.certification.cell_scorer import cell_scorer
 from backends.models import workloads
 from backends.models.cache import cache_folder
 from bench.measurement.recording import Workload
-from bench.measurement.session import Variant
-from bench.measurement.suite_run import Score
 from bench.options.settings import Settings
-from bench.plugin import SESSION, suite_name
-from bench.protocols import Backend
+from bench.plugin import ENGINES, SESSION, Engines, suite_name
 from bench.records.environment import installed_version
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ENGINES] = Engines(workloads.of_settings, cell_scorer)
     # Ctrl-C may leave a file open wherever it strikes, which must not end with a traceback.
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
     # That line holds until the session ends; what is found later meets the filters from before it.
     warnings.filterwarnings("ignore", category=pytest.PytestUnraisableExceptionWarning)
-
-
-def pytest_specheat_workloads(settings: Settings) -> Mapping[Variant, Workload] | str:
-    return workloads.missing(settings) or workloads.of_settings(settings)
-
-
-def pytest_specheat_scorer(backend: Backend, workload: Workload, settings: Settings) -> Score:
-    return cell_scorer(backend, workload, settings)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.records.storage import write_atomically
@@ -18,25 +18,21 @@ FILE = ".unfinished"
 class SessionLog:
     """The finished tests of one command; `finished` holds their node ids."""
 
-    def __init__(self, folder: Path, command: Sequence[str], finished: Collection[str]) -> None:
+    def __init__(self, folder: Path, command: Sequence[str], *, resume: bool = False) -> None:
         self.command = [word for word in command if word != "--resume"]
         digest = hashlib.sha256(json.dumps(self.command).encode()).hexdigest()[:8]
         self.path = folder / f"{FILE}-{digest}"
-        self.finished = set(finished)
+        self.finished: set[str] = set(self._stored()) if resume else set()
 
-    @classmethod
-    def resume(cls, folder: Path, command: Sequence[str]) -> SessionLog:
-        """Return the log of the interrupted run of the same command, or an empty log."""
-        log = cls(folder, command, ())
+    def _stored(self) -> list[str]:
+        """Return what an interrupted run of the same command had finished."""
         try:
-            found = json.loads(log.path.read_text())
-            if found["command"] == log.command:
-                log.finished = set(found["finished"])
+            found = json.loads(self.path.read_text())
+            return list(found["finished"]) if found["command"] == self.command else []
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # no interrupted run, or a damaged log
-        return log
+            return []  # no interrupted run, or a damaged log
 
-    def add(self, tests: Collection[str]) -> None:
+    def add(self, tests: Iterable[str]) -> None:
         """Note that these tests need not run again."""
         self.finished.update(tests)
         self.path.parent.mkdir(parents=True, exist_ok=True)
