@@ -1,22 +1,19 @@
-"""KD throughput against TRL's GKDTrainer: the same steps, with the target run in each of ours, and on its stored hidden states.
+"""KD throughput against TRL's GKDTrainer: the same steps, with the target run in each of them, or on its stored hidden states.
 
 It runs only where it is named, `pytest --benchmark-only suites/test_distill_speed.py`: it needs TRL, 8 GB of memory and up to
-8 minutes. `--preset`, `--pair`, `--prompts`, `--seed` and `--results` are heard; the rest is about decoding.
+8 minutes. It uses `--preset`, `--pair`, `--prompts`, `--seed` and `--results`; the other options are about decoding.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.measurement.recording import Workload
+from bench.measurement.recording import Workload, shared_header
 from bench.options.settings import Settings
-from bench.records import environment
-from bench.records.command_line import own_words
 from bench.records.environment import installed_version
 from bench.reporting.formats import terminal
 from bench.reporting.suites import distill_speed
@@ -26,7 +23,7 @@ from distill.text.table import TextPlan, prompts_hash
 
 LIBRARIES = ("trl", "accelerate", "datasets")
 
-DEFAULTS = {"smoke": {"num_prompts": 6}}  # of fewer, texts are too few for all arms to take the same steps
+DEFAULTS = {"smoke": {"num_prompts": 6}}  # with fewer, not all arms take the same steps
 
 
 def test_distill_speed(
@@ -42,7 +39,7 @@ def test_distill_speed(
     if installed_version("trl") is None:
         pytest.skip("TRL is missing; `pip install trl`")
     if settings.device != "cpu" or not STATUS.exists():
-        pytest.skip("measures peak memory by Linux's account of processes, thus on a CPU")
+        pytest.skip("measures peak memory as Linux accounts for processes, so on a CPU only")
 
     size, pair, folder = trl_comparison.SIZES[settings.preset], workload.model_pair, tmp_path / "text"
     plan = TextPlan(
@@ -76,16 +73,11 @@ def test_distill_speed(
         benchmark.extra_info[f"{name}_peak_bytes"] = max(run.peak_bytes for run in runs)
 
     versions = {name: installed_version(name) for name in LIBRARIES}
-    recorded = workload.recorded_pair
+    shared, recorded = shared_header("distill_speed", settings, workload), workload.recorded_pair
     header = {
         "schema": trl_comparison.SCHEMA,
-        "suite": "distill_speed",
-        "preset": settings.preset,
-        "command": own_words(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {**environment.capture(settings.device), **versions},
-        "model_pair": recorded,
-        "model_hashes": dict(workload.model_hashes),
+        **shared,
+        "environment": {**shared["environment"], **versions},
         "prompt_set": workload.prompt_set,
         "prompts_hash": workload.prompts_hash,
         "loss": str(LOSS),

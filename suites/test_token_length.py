@@ -16,12 +16,11 @@ from backends.models import checkpoints
 from bench.analysis.metrics import JOINT_RULES
 from bench.analysis.token_length import positions
 from bench.measurement.cells import first_cell, request_of, unsupported
-from bench.measurement.recording import Workload, utc_now
+from bench.measurement.recording import Workload, shared_header
 from bench.options.settings import Settings
 from bench.progress import Meter
 from bench.protocols import Backend, Replayable
-from bench.records import environment, token_length
-from bench.records.command_line import own_words
+from bench.records import token_length
 from bench.records.decoding import derive_seed
 from bench.records.runs import Cell
 from bench.records.token_length import SUITE, Header, JudgedText
@@ -33,6 +32,8 @@ DEFAULTS = {
     "quick": {"temperatures": (0.0, 0.5, 1.0), "num_prompts": 16, "max_new_tokens": 48, "num_draft_tokens": (2,)},
     "paper": {"temperatures": (0.0, 0.25, 0.5, 0.75, 1.0), "num_prompts": 48, "max_new_tokens": 128},
 }
+# Settings that the header repeats.
+SETTINGS = ("temperatures", "top_k", "top_p", "max_new_tokens", "end_token", "seed")
 
 
 def test_token_length(
@@ -95,26 +96,15 @@ def not_judgeable(cell: Cell, backend: Backend) -> str | None:
 def header_of(backend: Backend, settings: Settings, workload: Workload) -> Header:
     return Header(
         schema=token_length.SCHEMA,
-        suite=SUITE,
-        preset=settings.preset,
-        command=own_words(),
-        created=utc_now(),
-        environment=environment.capture(settings.device),
+        **shared_header(SUITE, settings, workload),
         backend=backend.name,
         backend_settings=dict(backend.settings()),
-        model_pair=workload.recorded_pair,
-        model_hashes=dict(workload.model_hashes),
         prompt_set=workload.prompt_set,
         prompts_hash=workload.prompts_hash,
         prompt_format=dict(workload.prompt_format),
         num_prompts=len(workload.prompt_ids),
         num_draft_tokens=settings.num_draft_tokens[0],
         rule=settings.rules[0],
-        temperatures=settings.temperatures,
         draft_temperature=settings.draft_temperatures[0],
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
-        end_token=settings.end_token,
-        seed=settings.seed,
+        **{name: getattr(settings, name) for name in SETTINGS},
     )

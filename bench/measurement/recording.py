@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench.measurement import turns
 from bench.options.settings import Settings
@@ -61,13 +62,7 @@ class Recording:
         first = self.workloads[0]
         header = RunRecord(
             schema=SCHEMA,
-            suite=self.suite,
-            preset=self.settings.preset,
-            command=own_words(),
-            created=utc_now(),
-            environment=environment.capture(self.settings.device),
-            model_pair=first.recorded_pair,
-            model_hashes=_all_hashes(self.workloads),
+            **shared_header(self.suite, self.settings, first) | {"model_hashes": _all_hashes(self.workloads)},
             prompt_format={**first.prompt_format, "end_token_ids": ",".join(map(str, first.end_token_ids))},
             backend_settings=_backend_settings(backend),
             baseline=(),
@@ -116,6 +111,19 @@ class Recording:
             reason = "its test ended before the cell was measured"
             self._journal.finish_cell(CellRecord(cell, utc_now(), (), False, (), error=reason))
         return self._journal.finish(self._backend_settings)
+
+
+def shared_header(suite: str, settings: Settings, workload: Workload) -> dict[str, Any]:
+    """Return what the header of every record begins with."""
+    return {
+        "suite": suite,
+        "preset": settings.preset,
+        "command": own_words(),
+        "created": utc_now(),
+        "environment": environment.capture(settings.device),
+        "model_pair": workload.recorded_pair,
+        "model_hashes": dict(workload.model_hashes),
+    }
 
 
 def _all_hashes(workloads: Sequence[Workload]) -> dict[str, str]:
