@@ -99,14 +99,16 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None,
     experiments, others = load_experiments(results), find_others(results)
     made: dict[str, list[Suite]] = {}
     for key in track(chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)):
-        found = _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, *others[key], results)
+        found = _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, others[key], results)
         made.setdefault(key[0], []).append(found)
     machines = []
     for name, suites in made.items():
         whole = suite is None
         predicted = mechanism.render_predicted([row for each in suites for row in each.rows]) if whole else None
         rows = {each.name: each.rows for each in suites}
-        machines.append(Machine(name, tuple(suites), ledger.ledgers(results, name, rows=rows) if whole else {}, predicted))
+        machines.append(
+            Machine(name, tuple(suites), ledger.ledgers(results, name, rows=rows) if whole else {}, predicted)
+        )
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -132,14 +134,14 @@ def _of_cells(key: Key, runs: Runs) -> Suite:
     return Suite(key[1], cells_page(runs, rows), tuple(sources), rows)
 
 
-def _of_lines(key: Key, make: Callable[[Sequence[Path]], Page], paths: Sequence[Path], results: Path) -> Suite:
+def _of_lines(key: Key, paths: Sequence[Path], results: Path) -> Suite:
     """Return a suite whose records are JSON lines."""
     sources = []
     for path in reversed(paths):
         header = line_header(path, "environment", "created")
         about = (header["created"], header["environment"], header.get("preset", MISSING), MISSING, header["command"])
         sources.append(Source(path.relative_to(results).as_posix(), *about))
-    return Suite(key[1], lines_page(key, make, paths, results), tuple(sources), ())
+    return Suite(key[1], lines_page(key, paths, results), tuple(sources), ())
 
 
 # What the template calls
@@ -182,10 +184,11 @@ def cell_commands(rows: Sequence[Row]) -> list[Table]:
     return tables
 
 
-def image(svg: bytes) -> str:
-    """Return a figure as the address of an image, with coordinates cut to hundredths of a point."""
+def image(svg: bytes) -> Markup:
+    """Return a figure as the address of an image, for an attribute in double quotes."""
+    # Coordinates are cut to hundredths of a point, which nobody sees.
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(?<=\.\d\d)\d+", "", path[0]), svg.decode())
-    return "data:image/svg+xml," + quote(" ".join(text.replace('"', "'").split()), safe=" ='/:;,()+!?*$@")
+    return Markup("data:image/svg+xml," + quote(" ".join(text.replace('"', "'").split()), safe=" ='/:;,()+!?*$@"))
 
 
 def _meanings() -> Markup:
