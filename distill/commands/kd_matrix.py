@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 from bench.options.settings import RUNS
 from bench.options.values import count_of, temperatures_of
-from bench.reporting.formats import terminal_page
-from bench.reporting.suites.kd_matrix import tables
 from distill.commands.distill import interruptible, job_of, job_options, texts_folder
 
 if TYPE_CHECKING:
@@ -56,6 +54,8 @@ def _run(args: Namespace) -> int:
     plan, pair = _plan(args)
     from backends.models.checkpoints import model_hashes
     from bench.records import kd_matrix
+    from bench.reporting.formats import terminal_page
+    from bench.reporting.suites.kd_matrix import tables
     from distill.runs import matrix
 
     found = matrix.run(
