@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from bench.records.decoding import ForwardSeconds, ModelPair, PhaseSeconds, Repl
 from bench.records.files import load_run, load_runs
 from bench.records.journal import Journal, find_resumable
 from bench.records.runs import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
-from bench.records.storage import StorageError, check_writable, write_atomically
+from bench.records.storage import StorageError
 
 HEADER = RunRecord(
     schema=SCHEMA,
@@ -112,25 +111,6 @@ def writer(results: Path, *extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the disk take so many bytes more, then half a write, then nothing."""
-
-    def fill(room: int) -> None:
-        write, left = os.write, [room]
-
-        def limited(file: int, content: bytes) -> int:
-            taken = min(left[0], len(content))
-            if taken == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            left[0] -= taken
-            return write(file, content[:taken])
-
-        monkeypatch.setattr(os, "write", limited)
-
-    return fill
-
-
 def test_a_finished_run_is_one_file_that_gives_back_the_very_record(tmp_path: Path) -> None:
     journal = start(tmp_path)
     journal.append_baseline(TRIPLE)
@@ -139,7 +119,9 @@ def test_a_finished_run_is_one_file_that_gives_back_the_very_record(tmp_path: Pa
         journal.append_pair(CELL, pair)
     journal.finish_cell(RECORD)
     path = journal.finish()
-    assert path.relative_to(tmp_path) == Path("amd-epyc-2c/temperature_grid/records/20261122T125400Z-0123456789-fake.json")
+    assert path.relative_to(tmp_path) == Path(
+        "amd-epyc-2c/temperature_grid/records/20261122T125400Z-0123456789-fake.json"
+    )
     assert list(path.parent.iterdir()) == [path]
     assert load_run(path) == replace(HEADER, baseline=(TRIPLE,), cells=(RECORD,))
     assert load_runs(tmp_path) == (load_run(path),)
@@ -400,21 +382,6 @@ def test_a_resumed_journal_is_held_against_other_processes_too(tmp_path: Path) -
     assert "another process is still writing it" in result.stderr
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a/b")
-    assert list((tmp_path / "a/b").iterdir()) == []
-
-
-def test_a_folder_that_takes_no_file_is_refused_in_one_line(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"^cannot write to .*file/results: Not a directory; nothing was measured$"):
-        check_writable(tmp_path / "file/results")
-    full_disk(10)
-    with pytest.raises(StorageError, match="No space left on device; nothing was measured"):
-        check_writable(tmp_path / "results")
-    assert list((tmp_path / "results").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -443,11 +410,3 @@ def test_records_come_oldest_first_whatever_their_folder(tmp_path: Path) -> None
     for suite, created in (("a", "2026-11-24T00:00:00+00:00"), ("b", "2026-11-23T00:00:00+00:00")):
         start(tmp_path, suite=suite, created=created).finish()
     assert [run.suite for run in load_runs(tmp_path)] == ["b", "a"]
-
-
-def test_writing_atomically_replaces_a_file_and_leaves_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "table.md"
-    write_atomically(path, "first")
-    write_atomically(path, "second")
-    assert path.read_text() == "second"
-    assert list(tmp_path.iterdir()) == [path]

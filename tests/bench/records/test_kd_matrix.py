@@ -1,50 +1,95 @@
-"""Records of a KD matrix: joined where they were made alike, and read as older versions wrote them."""
+"""The record of a KD matrix: what is written is read back, reading never writes, and the pair is stored."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from bench.records.kd_matrix import MatrixCell, MeasuredDraft, load, merged
+import pytest
 
-DRAFTS = tuple(
-    MeasuredDraft(
-        *(f"offline-t{at:g}-seed{seed}", "offline", at, 0.0, seed, {"trained": 300}, {"trained": 2.5}),
-        (MatrixCell("instructions", 1.0, (4, 4), (2.0, 3.0), (4.0, 4.0), (2.0, 3.0), (4, 4), (2.0, 2.0)),),
-    )
-    for seed in (0, 1)
-    for at in (0.0, 1.0)
+from bench.options.settings import DEFAULT_PAIR
+from bench.records import kd_matrix
+from bench.records.kd_matrix import MatrixCell, MeasuredDraft
+
+PLAN = {"domains": ["a", "b"], "decode_temperatures": [1.0], "job": {"recipe": "offline", "seed": 0}}
+HEADER: dict[str, Any] = {
+    "plan": PLAN,
+    "created": "2026-11-22T12:54:00+00:00",
+    "command": ["specheat", "kd-matrix"],
+    "environment": {
+        "cpu_model": "AMD EPYC",
+        "num_physical_cores": 2,
+        "device_type": "cpu",
+        "harness_commit": "0123456789",
+    },
+}
+CELLS = tuple(
+    MatrixCell(domain, 1.0, (3, 4), (2.5, 3.0), (3.0, 4.0), (2.0, 3.5), (4, 5), (2.0, 2.5)) for domain in "ab"
 )
-JOB = {"recipe": {}, "seed": 0, "text_tokens": 0, "plan": {"num_tokens": 300}}
-PLAN = {"domains": ["instructions"], "decode_temperatures": [1.0], "job": JOB}
+DRAFT = MeasuredDraft("offline-t1-seed0", "offline", 1.0, 0.0, 0, {"steps": 9}, {"train": 1.5}, CELLS)
 
 
-def write(path: Path, *lines: dict) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def written(folder: Path, *drafts: MeasuredDraft, **changes: Any) -> Path:
+    path = folder / kd_matrix.RECORD
+    kd_matrix.start(path, HEADER | changes)
+    for draft in drafts:
+        kd_matrix.add(path, draft)
     return path
 
 
-def names(drafts: tuple[MeasuredDraft, ...]) -> list[str]:
-    return [draft.draft for draft in drafts]
+def test_what_is_added_is_read_back(tmp_path: Path) -> None:
+    found = kd_matrix.load(written(tmp_path, DRAFT, model_pair="mine"))
+    assert (found.plan, found.measured, found.pair) == (PLAN, (DRAFT,), "mine")
+    assert found.domains == ("a", "b")
+    assert found.on("b").measured[0].cells == CELLS[1:]
 
 
-def test_records_that_differ_in_arms_and_seeds_stand_in_one_table(tmp_path: Path) -> None:
-    other_seed = {"plan": PLAN | {"job": JOB | {"seed": 1}}}
-    first = write(tmp_path / "a.jsonl", {"plan": PLAN}, *map(asdict, DRAFTS[:3]))
-    second = write(tmp_path / "b.jsonl", other_seed, *map(asdict, DRAFTS[2:]))
-    (together,) = merged([first, second])
-    assert names(together.measured) == names(DRAFTS)
-    longer = {"plan": PLAN | {"job": JOB | {"plan": {"num_tokens": 301}}}}
-    write(first, longer, *map(asdict, DRAFTS[:3]))
-    assert [names(group.measured) for group in merged([first, second])] == [names(DRAFTS[2:]), names(DRAFTS[:3])]
+def test_a_torn_last_line_is_left_out_and_reading_does_not_write(tmp_path: Path) -> None:
+    path = written(tmp_path, DRAFT)
+    torn = path.read_bytes() + b'{"draft": "onl'
+    path.write_bytes(torn)
+    assert kd_matrix.load(path).measured == (DRAFT,)
+    assert path.read_bytes() == torn
+    kd_matrix.add(path, DRAFT)
+    assert kd_matrix.load(path).measured == (DRAFT, DRAFT)
 
 
-def test_a_record_of_one_domain_is_read_as_it_was_written_before(tmp_path: Path) -> None:
-    lines = [asdict(draft) for draft in DRAFTS]
-    for line in lines:
-        for cell in line["cells"]:
-            del cell["domain"]
-    plan = {**PLAN, "domain": "instructions"}
-    del plan["domains"]
-    assert load(write(tmp_path / "old.jsonl", {"plan": plan}, *lines)).measured == DRAFTS
+@pytest.mark.parametrize(
+    ("changes", "pair"),
+    [
+        ({}, DEFAULT_PAIR),
+        ({"command": "specheat kd-matrix --pair mini-t5"}, "mini-t5"),
+        ({"model_pair": {"name": "mine"}}, "mine"),
+    ],
+)
+def test_older_records_have_a_pair_too(changes: dict[str, Any], pair: str, tmp_path: Path) -> None:
+    assert kd_matrix.load(written(tmp_path, **changes)).pair == pair
+
+
+def test_a_record_of_another_kind_is_refused_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / kd_matrix.RECORD
+    for content in (b"", b"{}\n", b"[1]\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{kd_matrix.RECORD} is not a record of a KD matrix"):
+            kd_matrix.load(path)
+
+
+def test_drafts_of_like_records_are_joined_and_the_newest_line_counts(tmp_path: Path) -> None:
+    again = MeasuredDraft(**{name: getattr(DRAFT, name) for name in DRAFT.__slots__} | {"seconds": {"train": 9.0}})
+    other_plan = PLAN | {"decode_temperatures": [0.5]}
+    records = [
+        written(tmp_path / "1", DRAFT),
+        written(tmp_path / "2", DRAFT, plan=other_plan),
+        written(tmp_path / "3", again),
+    ]
+    newest, oldest = kd_matrix.merged(records)
+    assert newest.measured == (again,)
+    assert oldest.plan == other_plan
+
+
+def test_a_stored_record_is_named_by_its_moment_and_commit(tmp_path: Path) -> None:
+    record = written(tmp_path / "out", DRAFT)
+    path = kd_matrix.store(tmp_path / "out", tmp_path / "results", suite="paradigm")
+    place = "amd-epyc-2c/paradigm/records/20261122T125400Z-0123456789.jsonl"
+    assert path.relative_to(tmp_path / "results") == Path(place)
+    assert path.read_bytes() == record.read_bytes()
