@@ -36,8 +36,10 @@ LAYERS = {
 }
 # What a package may import beside itself: a package, or one sub-package of it.
 ALLOWED = {"bench": (), "backends": ("bench",), "distill": ("bench", "backends.models")}
-# Named by string and imported on request: the registry finds backends, a child process finds the engines of a revision.
+# Only these look up packages by name: the registry finds backends, a child process finds the engines of a revision,
+# the others read versions, requirements and the place of a package.
 IMPORTLIB = {
+    "backends/doctor/installation.py",
     "bench/registry.py",
     "bench/orchestration/child.py",
     "bench/records/environment.py",
