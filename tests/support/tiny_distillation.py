@@ -1,4 +1,4 @@
-"""A target, a draft that half agrees with it, prompts and text: a distillation that takes seconds."""
+"""A tiny target, a draft that agrees with it half of the time, prompts and text: a distillation takes seconds."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ PROMPTS = tuple((3 + place % 7, 3 + place // 7, 3 + 3 * place % 7, 3 + 5 * place
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Threads of a tiny product cost more than they do, most of all where other programs run."""
+    """Use one thread: for tiny products more threads cost more than they save, most of all beside other programs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def tiny_target() -> LlamaForCausalLM:
-    target = tiny_llama(seed=1)
+def tiny_target(*, num_layers: int = 2) -> LlamaForCausalLM:
+    target = tiny_llama(seed=1, num_layers=num_layers)
     target.generation_config.eos_token_id = END
     return target
 
 
-def tiny_draft(**noise: float) -> LlamaForCausalLM:
-    return nearby(tiny_target(), seed=2, **({"noise": 0.08} | noise))
+def tiny_draft(*, num_layers: int = 2) -> LlamaForCausalLM:
+    """Return a draft that agrees with the target on about half of the tokens."""
+    return nearby(tiny_target(num_layers=num_layers), seed=2, noise=0.08)
 
 
 def tiny_text(
@@ -51,7 +52,7 @@ def tiny_text(
     max_new_tokens: int = 24,
     target: LlamaForCausalLM | None = None,
 ) -> tuple[TextRow, ...]:
-    """What the tiny target, or another, says at one T."""
+    """Return text of the tiny target, or of another, at one T."""
     plan = TextPlan(
         model="tiny",
         prompts=prompts_hash(PROMPTS),
@@ -65,11 +66,13 @@ def tiny_text(
     return extend(folder, plan, PROMPTS, sample, num_tokens=num_tokens).rows
 
 
-def tiny_windows(folder: Path, temperature: float, *, num_windows: int, max_new_tokens: int) -> tuple[TextRow, ...]:
-    """The rows of the first windows of batches, in each of which every prompt is asked equally often."""
+def tiny_windows(
+    folder: Path, temperature: float, *, num_windows: int, max_new_tokens: int, target: LlamaForCausalLM
+) -> tuple[TextRow, ...]:
+    """Return the rows of the first windows of batches. A window has every prompt equally often."""
     num_rows = num_windows * WINDOW_BATCHES * len(PROMPTS)
-    rows = tiny_text(folder, temperature, num_tokens=num_rows * max_new_tokens, max_new_tokens=max_new_tokens)
-    return rows[:num_rows]
+    limits = {"num_tokens": num_rows * max_new_tokens, "max_new_tokens": max_new_tokens}
+    return tiny_text(folder, temperature, target=target, **limits)[:num_rows]
 
 
 def in_training(model: LlamaForCausalLM | None = None, trained: str = "layers") -> Draft:
@@ -85,7 +88,7 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 
 
 def tiny_job(folder: Path, recipe: Recipe, **changed: object) -> Job:
-    """A job on checkpoints and prompts that are made in `folder` if they are not there."""
+    """Return a job on checkpoints and prompts, which are made in `folder` if they are not there."""
     prompts = folder / "prompts.jsonl"
     if not prompts.exists():
         lines = [
@@ -102,7 +105,7 @@ def tiny_job(folder: Path, recipe: Recipe, **changed: object) -> Job:
         "trained": "layers",
         "adapter_rank": 4,
         "recipe": recipe,
-        "plan": TrainPlan(num_tokens=2000, batch_tokens=256, learning_rate=5e-3),
+        "plan": TrainPlan(num_tokens=1000, batch_tokens=256, learning_rate=5e-3),
         "text_tokens": 0 if recipe.fresh else 500,
         "prompts": (f"{prompts}:train",),
         "self_written": 0,

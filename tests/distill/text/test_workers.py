@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from distill.text.workers import ALONE, Workers, launched
 from distill.training.loop import TextLabels, TrainPlan, fixed_text, train
 from distill.training.recipes import offline
 from tests.distill.commands.test_distill import arguments
+from tests.support import children
 from tests.support.tiny_distillation import in_training, tiny_job, tiny_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,6 +43,18 @@ def run_two(*options: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def share_one(*options: object) -> None:
+    """Run the command in two processes with the environment that a launcher gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    two = [children.start(run_one, *options, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
+    for process in two:
+        process.join()
+    assert [process.exitcode for process in two] == [0, 0]
 
 
 def run_one(*options: object) -> None:
@@ -79,7 +93,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
 def test_two_processes_share_what_the_draft_writes(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     options = ("--data-temperature", 1, "--on-policy", 0.5, "--accumulate", 2)
-    run_two("online", *options, *arguments(tmp_path), "--out", tmp_path / "two")
+    share_one("online", *options, *arguments(tmp_path), "--out", tmp_path / "two")
     tokens = card(tmp_path / "two")["tokens"]
     assert tokens["trained"] >= 1500
     assert tokens["text_by_draft"] > 0
