@@ -64,6 +64,7 @@ def checks(args: Namespace, requested: ModelPair) -> Iterator[Check]:
 
     from backends.doctor import installation, machine
     from bench.records import environment
+    from bench.records.machine import available_memory_bytes
 
     with Console(stderr=True).status("watching other programs") as status:
         activity = machine.gather_activity()
@@ -72,7 +73,7 @@ def checks(args: Namespace, requested: ModelPair) -> Iterator[Check]:
         env = environment.capture(args.device if gpu.requested else "cuda")
         status.update("importing backends")
         engines = tuple(installation.backends())
-    free_bytes = gpu.free_bytes if gpu.requested and gpu.usable else environment.available_memory_bytes()
+    free_bytes = gpu.free_bytes if gpu.requested and gpu.usable else available_memory_bytes()
     yield from machine.cores(env, activity)
     yield machine.memory(free_bytes, installation.needed_bytes(requested), requested.name)
     yield machine.precision(dtype=requested.dtype, device=args.device, has_bfloat16=_has_bfloat16())

@@ -15,7 +15,7 @@ from backends.doctor.check import Check, State
 from bench.errors import BackendUnavailable
 from bench.measurement import session_log
 from bench.protocols import Capabilities
-from bench.records import files
+from bench.records import files, storage
 from bench.records.decoding import ModelPair, Scalar
 from bench.records.environment import installed_version
 
@@ -189,7 +189,7 @@ def results(folder: Path) -> Iterator[Check]:
         wrong = f"{folder} is not a folder"
     elif existing == folder.absolute():
         try:
-            files.check_writable(folder)
+            storage.check_writable(folder)
         except OSError as error:
             wrong = str(error)
     elif not os.access(existing, os.W_OK):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.doctor.check import Check, State
-from bench.records import environment
 from bench.records.decoding import Scalar
+from bench.records.machine import throttle_reasons
 
 Facts = Mapping[str, Scalar]  # as bench.records.environment.capture returns them
 OBSERVED_S = 1.0
@@ -91,7 +91,7 @@ def gather_gpu(device: str) -> Gpu:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{wrong}: {str(error).splitlines()[0]}") from None
     card = torch.cuda.get_device_name(name)
-    return Gpu(True, True, requested, card, free_bytes, total_bytes, environment.throttle_reasons(name))
+    return Gpu(True, True, requested, card, free_bytes, total_bytes, throttle_reasons(name))
 
 
 def cores(env: Facts, activity: Activity) -> Iterator[Check]:
