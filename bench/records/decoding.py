@@ -176,7 +176,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one call of a backend produced. `rounds` is empty for an autoregressive call, None where the engine does not report."""
+    """What one call of a backend produced. `rounds` is empty for an autoregressive call, None where it is unknown."""
 
     token_ids: tuple[int, ...]  # (N,) 1 <= N <= max_new_tokens
     finish_reason: FinishReason

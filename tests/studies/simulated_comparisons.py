@@ -1,10 +1,10 @@
-"""Simulated pairs of runs in which the truth is known: how often a comparison says something false, how often it sees a change.
+"""Simulate pairs of runs with a known truth: how often is a comparison wrong, and how often does it find a change?
 
-Both sides decode the same prompts, which differ in length, speed and acceptance, and draw texts of their own, or the same ones,
-as engines do that draw alike from the same seed. The machine drifts as in `tests.studies.simulated_runs`: each side by itself where the
-runs are separate, both through one series where they are measured in turns; and in turns each launch of a side may be faster or
-slower as a whole, by a share of its own. `python -m tests.studies.simulated_comparisons` prints the
-rates that docs/validation.md states.
+    python -m tests.studies.simulated_comparisons        # prints the rates of docs/validation.md
+
+Both sides decode the same prompts, which differ in length, speed and acceptance. They draw different outputs, or the same ones,
+as engines do that share a seed. The machine drifts as in `tests.studies.simulated_runs`. Separate runs drift independently; sides
+measured in turns share one drift. In turns, each launch of a side may also be faster or slower as a whole.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What stopping early does to the interval of gamma: coverage of its 95 %, and pairs saved, in simulated cells.
+"""Simulate cells that stop early: coverage of gamma's 95 % interval, and the share of pairs that is saved.
 
     python -m tests.studies.simulated_stopping
 
-Prompts differ in their gamma, calls in their speed; every call has its own number of tokens. Cells end as `bench.measurement.stopping`
-says, on up to MAX_PROMPTS prompts.
+Prompts differ in gamma, calls in speed and in the number of tokens. Cells end by the rule of `bench.measurement.stopping`,
+on up to MAX_PROMPTS prompts.
 """
 
 from __future__ import annotations
