@@ -38,7 +38,7 @@ class History:
         )
 
     def run(self, args: Namespace) -> int:
-        from bench.reporting import history
+        from bench.reporting import formats, history
 
         wanted = {
             name: parse(f"--{name.replace('_', '-')}", text)
@@ -53,9 +53,9 @@ class History:
         images = history.images(found, [path.suffix[1:] for path in files]) if files else ()
         if args.markdown:
             folder = args.results if args.results.is_dir() else args.results.parent
-            print(history.markdown_page(found, results=folder.as_posix()))
+            print(formats.markdown_sections(history.tables(found), folder.as_posix()))
         else:
-            print(history.terminal_text(found))
+            print(formats.terminal_page(history.tables(found, narrow=True)), end="")
         for path, image in zip(files, images, strict=True):
             path.write_bytes(image)
             print(path, file=sys.stderr)

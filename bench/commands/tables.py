@@ -1,16 +1,15 @@
-"""TODO: purpose."""
+"""`specheat tables`: write everything that is derived from records, or print chosen tables."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from bench.analysis.rows import newest_rows, row_groups
 from bench.options.arguments import declare
-from bench.reporting.derived import chosen_keys, load_experiments, regenerate
-from bench.reporting.table import Table
 
-PRINTED = ("markdown", "latex", "terminal")
+if TYPE_CHECKING:
+    from bench.reporting.table import Table
 
 
 class Tables:
@@ -18,14 +17,14 @@ class Tables:
 
     def configure(self, parser: ArgumentParser) -> None:
         declare(parser, "results", "--machine", "--suite")
-        parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
+        parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
         printing = parser.add_argument_group(
             "printing", "With one of these, tables go to standard output and no file is written (docs/results.md)."
         )
         printing.add_argument(
             "--columns",
             metavar="NAMES",
-            help="these columns in this order, such as T,k,gamma,alpha; a wrong name lists all",
+            help="these columns in this order, such as T,k,gamma,alpha; the error for a wrong name lists all",
         )
         printing.add_argument(
             "--pivot",
@@ -33,51 +32,38 @@ class Tables:
             metavar=("ROW", "x", "COLUMN"),
             help="gamma and alpha (or --columns) over two names of cell identity, such as: T x backend",
         )
-        printing.add_argument("--format", choices=PRINTED, help="how to print (default: markdown)")
+        printing.add_argument(
+            "--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)"
+        )
 
     def run(self, args: Namespace) -> int:
-        from rich.console import Console
+        from bench.reporting import derived, formats
 
-        status = Console(stderr=True).status("reading records")
-        if args.columns or args.pivot or args.format:
-            if args.check:
-                raise ValueError(
-                    "expected --check alone, got it with --columns, --pivot or --format, which write no file"
-                )
-            with status:
-                text = printed(args)
-            print(text, end="")
-            return 0
-        with status:
-            messages = regenerate(args.results, machine=args.machine, suite=args.suite, check=args.check)
-        for message in messages:
-            print(message)
-        return 1 if messages and args.check else 0
-
-
-def printed(args: Namespace) -> str:
-    """What `--columns`, `--pivot` and `--format` ask for."""
-    from bench.reporting import formats
-
-    found = tuple(_chosen_tables(args))
-    if args.format == "latex":
-        return formats.latex_page(found)
-    if args.format == "terminal":
-        return formats.terminal_page(found)
-    folder = args.results.as_posix()
-    return "\n".join(f"## {table.title}\n\n{formats.markdown(table, folder)}\n" for table in found)
+        if not (args.columns or args.pivot or args.format):
+            messages = derived.regenerate(args.results, machine=args.machine, suite=args.suite, check=args.check)
+            print("".join(f"{message}\n" for message in messages), end="")
+            return 1 if messages and args.check else 0
+        if args.check:
+            raise ValueError("expected --check alone, got it with --columns, --pivot or --format, which write no file")
+        tables = tuple(_chosen_tables(args))
+        if args.format == "latex":
+            print(formats.latex_page(tables), end="")
+        elif args.format == "terminal":
+            print(formats.terminal_page(tables), end="")
+        else:
+            print(formats.markdown_sections(tables, args.results.as_posix()))
+        return 0
 
 
 def _chosen_tables(args: Namespace) -> Iterator[Table]:
-    from bench.reporting import custom_tables, suite_page
+    from bench.analysis.rows import newest_rows, row_groups
+    from bench.reporting import custom_tables, derived, suite_page
 
-    experiments = {key: (runs, newest_rows(runs)) for key, runs in load_experiments(args.results).items()}
-    asked = chosen_keys(
-        [key for key, (_, rows) in experiments.items() if rows], args.results, machine=args.machine, suite=args.suite
-    )
+    experiments = derived.load_experiments(args.results)
+    with_cells = [key for key, runs in experiments.items() if any(run.cells for run in runs.values())]
     names = [name.strip() for name in args.columns.split(",")] if args.columns else []
-    for key in asked:
-        runs, rows = experiments[key]
+    for key in derived.chosen_keys(with_cells, args.results, machine=args.machine, suite=args.suite):
+        rows = newest_rows(experiments[key])
         if args.pivot:
             down, by, across = args.pivot
             if by != "x":
@@ -86,4 +72,4 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
         elif names:
             yield from (custom_tables.chosen_table(group, names) for group in row_groups(rows))
         else:
-            yield from suite_page.suite_tables(runs, rows)
+            yield from suite_page.suite_tables(experiments[key], rows)

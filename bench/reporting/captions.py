@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from bench.analysis import metrics
@@ -34,24 +34,22 @@ def crossings(rows: Sequence[Row]) -> Facts:
     lines: dict[str, list[tuple[int, float]]] = {}
     further = [name for name in split_identity(rows)[0] if name not in ("concurrency", *_IN_LABELS)]
     for row in rows:
-        ratio, cell, values = metrics.gamma(row.record), row.record.cell, identity(row)
-        if ratio is not None and "concurrency" in values and row.verdict.valid:
-            label = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens}"
-            if further:
-                label += f" {listing({name: values[name] for name in values if name in further})}"
-            lines.setdefault(label, []).append((cell.concurrency, ratio.estimate))
-    found = [text for label, points in lines.items() for text in _crossings(label, sorted(points))]
+        ratio, cell = metrics.gamma(row.record), row.record.cell
+        if ratio is not None and "concurrency" in identity(row) and row.verdict.valid:
+            named = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens} {label(row, further)}"
+            lines.setdefault(named.rstrip(), []).append((cell.concurrency, ratio.estimate))
+    found = [text for named, points in lines.items() for text in _crossings(named, sorted(points))]
     return {"gamma falls through 1": "; ".join(found)} if found else {}
 
 
-def _crossings(label: str, points: Sequence[tuple[int, float]]) -> Iterator[str]:
+def _crossings(named: str, points: Sequence[tuple[int, float]]) -> Iterator[str]:
     falls = [pair for pair in itertools.pairwise(points) if pair[0][1] > 1 >= pair[1][1]]
     for (fewer, above), (more, below) in falls:
         place = fewer * (more / fewer) ** (math.log(above) / math.log(above / below))
-        yield f"{label}: between {fewer} and {more} requests at once, at about {place:.1f}"
+        yield f"{named}: between {fewer} and {more} requests at once, at about {place:.1f}"
     if len(points) > 1 and not falls:
         (least, first), (most, last) = points[0], points[-1]
-        yield f"{label}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})"
+        yield f"{named}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})"
 
 
 def title(run: RunRecord) -> str:
@@ -107,12 +105,12 @@ def caption_facts(run: RunRecord) -> Facts:
         "date": run.created[:10],
         "A/A floor": percent_text(metrics.aa_floor(run)),
         "AR arm": _strength_text(run),
-        **stopped_text(run),
-        **wall_text(run),
+        **_stopped_text(run),
+        **_wall_text(run),
     }
 
 
-def stopped_text(run: RunRecord) -> Facts:
+def _stopped_text(run: RunRecord) -> Facts:
     """Return how many cells ended before their last pair, with the number of their pairs."""
     early = [record for record in run.cells if record.stopped]
     if not early:
@@ -123,7 +121,7 @@ def stopped_text(run: RunRecord) -> Facts:
     return {"ended early": f"{len(early)} of {len(run.cells)} cells, after {pairs} of {planned} pairs ({why})"}
 
 
-def wall_text(run: RunRecord) -> Facts:
+def _wall_text(run: RunRecord) -> Facts:
     """Return how the wall time of a run was spent, timed seconds first."""
     shares = metrics.wall_shares(run)
     return {"wall time": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())} if shares else {}
@@ -149,9 +147,25 @@ def short_prompts(prompt_set: str) -> str:
     return PurePath(prompt_set.partition(":")[0]).stem
 
 
+def words(values: Mapping[str, Scalar]) -> str:
+    """Return names and values."""
+    return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items())
+
+
 def listing(values: Mapping[str, Scalar]) -> str:
-    """Return names and values in words."""
-    return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items()) or "none"
+    return words(values) or "none"
+
+
+def label(row: Row, names: Iterable[str]) -> str:
+    """Return these names of a cell's identity with their values."""
+    values = identity(row)
+    return words({name: values.get(name) for name in names})
+
+
+def shared(rows: Sequence[Row], names: Iterable[str]) -> str:
+    """Return those of these names that have one value in all rows, with the value."""
+    constant = split_identity(rows)[1]
+    return words({name: constant[name] for name in names if name in constant})
 
 
 def _strength_text(run: RunRecord) -> str:

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from bench.analysis.comparison import ALPHA_MARGIN, FAILURES, POWER, WORSE, CellComparison, Comparison, Outcome, Side
 from bench.analysis.rows import Row, split_identity
-from bench.reporting import formats
 from bench.reporting.captions import FORMULA, VERSIONS, commit_text, listing, machine_text
 from bench.reporting.columns import identity_columns
-from bench.reporting.formats import markdown_text, terminal_page
+from bench.reporting.formats import markdown_sections, markdown_text, terminal_page
 from bench.reporting.numbers import decimals, exp, interval_text
 from bench.reporting.table import MISSING, Entry, Facts, Notes, Table, table_of
 from bench.statistics.effects import LEVEL
@@ -44,11 +43,9 @@ def terminal_text(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """Return the comparison for GitHub: the headline, then the tables with their facts."""
-    blocks = [f"### specheat: {markdown_text(comparison.base.label)} → {markdown_text(comparison.head.label)}"]
-    blocks.append(f"**{markdown_text(headline(comparison))}**")
-    for table in suite_tables(comparison):
-        blocks += [f"#### {markdown_text(table.title)}", formats.markdown(table)]
-    return "\n\n".join(blocks) + "\n"
+    title = f"### specheat: {markdown_text(comparison.base.label)} → {markdown_text(comparison.head.label)}"
+    tables = markdown_sections(suite_tables(comparison), heading="####")
+    return f"{title}\n\n**{markdown_text(headline(comparison))}**\n\n{tables}\n"
 
 
 def suite_tables(comparison: Comparison) -> tuple[Table, ...]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from bench.analysis import metrics
 from bench.analysis.rows import Row, identity, row_groups, scalar_text, sort_key, split_identity
 from bench.records.runs import CellRecord
-from bench.reporting.captions import FORMULA, listing, run_facts, title
+from bench.reporting.captions import FORMULA, label, listing, run_facts, title
 from bench.reporting.columns import AFTER_END, ALPHA, GAMMA, MAIN, MECHANISM, SHORT_NAMES, Column, identity_column
 from bench.reporting.suites.backends import REFERENCE_FACTS, beside_reference
 from bench.reporting.table import Entry, Notes, Table
@@ -98,8 +98,7 @@ def _parts(group: Sequence[Row], pivot: tuple[str, str]) -> list[tuple[list[Row]
     ]
     parts: dict[str, list[Row]] = {}
     for row in group:
-        values = identity(row)
-        parts.setdefault(", ".join(f"{name} {scalar_text(name, values.get(name))}" for name in others), []).append(row)
+        parts.setdefault(label(row, others), []).append(row)
     return [(rows, apart) for apart, rows in parts.items()]
 
 

@@ -15,12 +15,15 @@ from pathlib import Path
 
 from bench.analysis.rows import newest_rows
 from bench.claims.ledger import ledgers
+from bench.progress import with_bar
 from bench.records.command_line import shell_text
 from bench.records.files import Runs, line_header, load_run, records_by_suite
+from bench.records.runs import RunRecord
 from bench.reporting import ledger, suite_page
 from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
 from bench.reporting.figures import mechanism
 from bench.reporting.formats import latex_page, markdown_page, pipe_table
+from bench.reporting.suites import distill_speed, kd_matrix, token_length
 from bench.reporting.table import DERIVED, Page, table_of
 
 PAGE, TABLE, FIGURE = "README.md", "table.tex", "figure-{}.svg"
@@ -28,7 +31,13 @@ CLAIMS, PREDICTED = f"claims/{PAGE}", FIGURE.format("predicted")
 STUDIES = "studies"  # <machine>/<study>: what is not a suite
 Key = tuple[str, str]  # machine, suite
 Experiments = Mapping[Key, Runs]
-Others = Mapping[Key, tuple[Callable[[Sequence[Path]], Page], list[Path]]]  # what makes the page; records of JSON lines
+# Suites whose records are JSON lines -> what makes a page of them, the oldest first
+PAGES: dict[str, Callable[[Sequence[Path]], Page]] = {
+    **dict.fromkeys(("composed", "kd_matrix", "paradigm"), kd_matrix.derived),
+    "distill_speed": distill_speed.derived,
+    "token_length": token_length.derived,
+}
+Others = Mapping[Key, Sequence[Path]]  # records of JSON lines
 
 
 def regenerate(
@@ -66,8 +75,8 @@ def derived_files(
     experiments, others = load_experiments(results), find_others(results)
     keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
     rows = {key: newest_rows(experiments[key]) for key in keys if key in experiments}
-    for key in keys:
-        page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, *others[key], results)
+    for key in with_bar(keys, "tables and figures"):
+        page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
         text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
         yield folder / PAGE, text.encode()
@@ -121,33 +130,19 @@ def chosen_keys(known: Iterable[Key], results: Path, *, machine: str | None, sui
 
 def load_experiments(results: Path) -> Experiments:
     """Return every record of cells, by machine and suite."""
-    return {
-        key: {path.relative_to(results).as_posix(): load_run(path) for path in paths}
-        for key, paths in records_by_suite(results).items()
-    }
+    found: dict[Key, dict[str, RunRecord]] = {}
+    places = [(key, path) for key, paths in records_by_suite(results).items() for path in paths]
+    for key, path in with_bar(places, "reading records"):
+        found.setdefault(key, {})[path.relative_to(results).as_posix()] = load_run(path)
+    return found
 
 
 def find_others(results: Path) -> Others:
     """Return the records of JSON lines, by machine and suite; suites that have no page are left out."""
-    found = records_by_suite(results, ".jsonl")
-    return {key: (make, paths) for key, paths in found.items() if (make := page_maker(key[1])) is not None}
+    return {key: paths for key, paths in records_by_suite(results, ".jsonl").items() if key[1] in PAGES}
 
 
-def page_maker(suite: str) -> Callable[[Sequence[Path]], Page] | None:
-    """Return the function that makes a page from the JSON-lines records of a suite, oldest first; None for other suites."""
-    from bench.reporting.suites import distill_speed, kd_matrix, token_length
-
-    makers = {
-        "composed": kd_matrix.derived,
-        "distill_speed": distill_speed.derived,
-        "kd_matrix": kd_matrix.derived,
-        "paradigm": kd_matrix.derived,
-        "token_length": token_length.derived,
-    }
-    return makers.get(suite)
-
-
-def lines_page(key: Key, make: Callable[[Sequence[Path]], Page], records: Sequence[Path], results: Path) -> Page:
+def lines_page(key: Key, records: Sequence[Path], results: Path) -> Page:
     """Return the page of JSON-lines records. The caption of its first table holds what their headers state of the runs."""
     of_files = {}
     for path in reversed(records):
@@ -161,7 +156,7 @@ def lines_page(key: Key, make: Callable[[Sequence[Path]], Page], records: Sequen
             "command": shell_text(header["command"]),
         }
     facts, files = shared_facts(of_files)
-    page = make(records)
+    page = PAGES[key[1]](records)
     first, *others = (replace(table, title=f"{key[1]} on {key[0]}: {table.title}") for table in page.tables)
     return replace(page, tables=(replace(first, facts=first.facts | facts, records=files), *others))
 
@@ -169,7 +164,7 @@ def lines_page(key: Key, make: Callable[[Sequence[Path]], Page], records: Sequen
 def _index(results: Path, experiments: Experiments, others: Others, of_machines: Collection[Path]) -> str:
     """Return the index: a grid of suites by machines, then the files of a whole machine, then studies."""
     created = {key: [run.created for run in runs.values()] for key, runs in experiments.items()}
-    for key, (_, paths) in others.items():
+    for key, paths in others.items():
         created.setdefault(key, []).extend(line_header(path, "created")["created"] for path in paths)
     cells = {
         key: f"[{max(dates)[:10]}, {len(dates)} record{'s' if len(dates) > 1 else ''}]({'/'.join(key)}/{PAGE})"

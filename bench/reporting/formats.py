@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from bench.reporting.table import DERIVED, MISSING, Entry, Facts, Table
+from bench.reporting.table import DERIVED, MISSING, Entry, Table
 
 _TERMINAL_COLUMNS = 130
 # In points: a line of the article class, and in \scriptsize a character and the gap between columns.
@@ -40,17 +40,12 @@ def terminal(table: Table) -> str:
     notes = [f"* {table.facts.get('bold', 'the best')}"] if any_bold else []
     notes += [f"({number}) {note}" for number, note in enumerate(table.notes, start=1)]
     notes += [f"{name}: {text}" for name, text in table.facts.items() if text and name != "bold"]
-    return "\n".join([*lines, *map(wrapped, notes)])
+    return "\n".join([*lines, *(textwrap.fill(note, _TERMINAL_COLUMNS, subsequent_indent="  ") for note in notes)])
 
 
 def terminal_page(tables: Sequence[Table]) -> str:
     """Return several tables for the terminal, each under its title."""
     return "\n".join(f"{table.title}\n\n{terminal(table)}\n" for table in tables)
-
-
-def wrapped(text: str) -> str:
-    """Break a text into lines of the width of a terminal."""
-    return textwrap.fill(text, _TERMINAL_COLUMNS, subsequent_indent="  ")
 
 
 # GitHub
@@ -62,10 +57,6 @@ _MARKDOWN_SPECIAL = str.maketrans(
 def markdown_text(text: str) -> str:
     """Return a text with the characters escaped that mean something in markdown."""
     return text.translate(_MARKDOWN_SPECIAL)
-
-
-def markdown_facts(facts: Facts) -> str:
-    return "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in facts.items() if text)
 
 
 def pipe_table(table: Table) -> str:
@@ -93,11 +84,16 @@ def markdown(table: Table, results: str = "", *, figures: str = "figure-{}.svg")
     blocks = (
         pipe_table(table),
         "\n".join(f"{number}. {markdown_text(note)}" for number, note in enumerate(table.notes, start=1)),
-        markdown_facts(table.facts),
+        "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in table.facts.items() if text),
         *(f"![{table.title}]({figures.format(name)})" for name in table.figures),
         "\n".join(records),
     )
     return "\n\n".join(filter(None, blocks))
+
+
+def markdown_sections(tables: Sequence[Table], results: str = "", *, heading: str = "##") -> str:
+    """Return several tables for GitHub, each under its title."""
+    return "\n\n".join(f"{heading} {markdown_text(table.title)}\n\n{markdown(table, results)}" for table in tables)
 
 
 def markdown_page(title: str, tables: Sequence[Table], *, results: str = "..", figures: str = "figure-{}.svg") -> str:
@@ -185,7 +181,7 @@ def latex_float(table: Table, *, label: str, same_rows: str = "") -> str:
     lines = [
         rf"\begin{{{environment}}}",
         r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-        rf"\caption[{_latex(table.title)}]{{\scriptsize {_latex(facts)}.{rest}}}",
+        rf"\caption[{{{_latex(table.title)}}}]{{\scriptsize {_latex(facts)}.{rest}}}",
         rf"\label{{{label}}}",
         *([_SHRUNK_TO_THE_LINE] if wide else []),
         rf"\begin{{tabular}}{{{''.join(alignment[0] for alignment in alignments(table))}}}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.analysis import metrics
@@ -23,7 +24,6 @@ from bench.reporting import captions
 from bench.reporting.captions import commit_text, listing
 from bench.reporting.columns import ALPHA, AR_MS, GAMMA, SD_MS, VERDICT, Column
 from bench.reporting.figures import canvas
-from bench.reporting.formats import markdown, markdown_facts, markdown_text, terminal_page, wrapped
 from bench.reporting.table import MISSING, Facts, Table
 from bench.reporting.tables import rows_table, valid_rows
 
@@ -70,8 +70,13 @@ def _order(history: History) -> tuple[str | float, ...]:
 
 
 # Tables
-def table(history: History, *, narrow: bool = False) -> Table:
-    """Return a table with one line for each record of a cell; narrow: for the terminal."""
+def tables(found: Sequence[History], *, narrow: bool = False) -> tuple[Table, ...]:
+    """Return one table for each cell; narrow: for the terminal. The last one has the facts that all share."""
+    *made, last = (_table(history, narrow=narrow) for history in found)
+    return (*made, replace(last, facts=last.facts | LEGEND))
+
+
+def _table(history: History, *, narrow: bool) -> Table:
     first = history[0]
     changed = {row.file: changes(before.run, row.run) for before, row in itertools.pairwise(history)}
 
@@ -107,22 +112,6 @@ def _value(name: str, values: Mapping[str, Scalar]) -> str:
 
 def _models_text(row: Row) -> str:
     return listing({f"{role}_hash": value for role, value in model_hashes(row.record.cell, row.run).items()})
-
-
-def terminal_text(found: Sequence[History]) -> str:
-    """Return all tables for the terminal."""
-    legend = "\n".join(wrapped(f"{name}: {text}") for name, text in LEGEND.items())
-    return f"{terminal_page([table(history, narrow=True) for history in found])}\n{legend}"
-
-
-def markdown_page(found: Sequence[History], *, results: str) -> str:
-    """Return all tables for GitHub, with the raw records of each.
-
-    Args:    results: path to the folder of records from where the text will lie
-    """
-    tables = map(table, found)
-    blocks = [f"## {markdown_text(each.title)}\n\n{markdown(each, results)}" for each in tables]
-    return "\n\n".join([*blocks, markdown_facts(LEGEND)])
 
 
 # Figure
@@ -185,10 +174,9 @@ def _draw(part: Any, members: Sequence[History]) -> None:
 
 def _labels(rows: Sequence[Row]) -> tuple[str, list[str]]:
     """Return what the cells of one panel have in common, and a label for each."""
-    varying, constant = split_identity(rows)
-    shown = ("backend", "pair", "draft", "rule", "num_draft_tokens")
-    common = listing({name: constant[name] for name in shown if name in constant})
-    labels = [listing({name: identity(row).get(name) for name in varying}) for row in rows]
+    common = captions.shared(rows, ("backend", "pair", "draft", "rule", "num_draft_tokens"))
+    varying = split_identity(rows)[0]
+    labels = [captions.label(row, varying) for row in rows]
     if len(set(labels)) < len(labels):
         labels = [f"{label}, {_models_text(row)}" for label, row in zip(labels, rows, strict=True)]
     return common, labels

@@ -1,7 +1,7 @@
 """The command that measures one cell of a record again.
 
-Everything the cell's identity holds is said, so that neither presets nor a suite's own defaults matter. Where a suite says
-nothing of one value alone, it gets all that it had: then other cells are measured beside this one.
+It names every field of the cell's identity, so that neither presets nor the defaults of a suite matter. A suite that compares
+several values gets all of them; then it measures other cells too.
 """
 
 from __future__ import annotations
@@ -16,95 +16,74 @@ from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.prompts.sets import SPLITS
 from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
-from bench.records.runs import RunRecord
 
 COMPARED = {"backends": "backend", "kd_grid": "draft"}  # suite that needs several values -> field of its cells
 
 
 def cell_command(row: Row, rows: Sequence[Row]) -> str:
-    """What measures a cell again.
+    """Return the command that measures a cell again.
 
-    Args:    rows: of the same table, in which a suite that compares finds the others
+    Args:    rows: of the same table; a suite that compares finds the other values there
     """
-    cell, run = row.record.cell, row.run
-    given = _given(run)
-    words = ["python", "-m", "pytest", "--benchmark-only", f"suites/test_{cell.suite}.py"]
-    for name, value in (*_models(row, rows, given), *_decoding(row), *_amount(row, given)):
-        words += [f"--{name}"] if value is True else [f"--{name}", _text(value)]
+    # The options of the record's command; those of pytest itself are left out.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_options(parser)
+    given = parser.parse_known_args(row.run.command)[0]
+    words = ["python", "-m", "pytest", "--benchmark-only", f"suites/test_{row.record.cell.suite}.py"]
+    for name, value in (*_models(row, rows, given), *_decoding(row, given).items()):
+        if value is not None:
+            words += [f"--{name}"] if value is True else [f"--{name}", _text(value)]
     return shell_text(words)
 
 
-def _given(run: RunRecord) -> argparse.Namespace:
-    """Options as the record's command had them; those of pytest itself are left out."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_options(parser)
-    return parser.parse_known_args(run.command)[0]
-
-
 def _models(row: Row, rows: Sequence[Row], given: argparse.Namespace) -> Iterator[tuple[str, Scalar]]:
-    cell, run = row.record.cell, row.run
+    cell = row.record.cell
     for name in _values("backend", row, rows):
         yield "backend", _backend(name, given.backend or (name,))
     for option in given.backend_option or ():
         yield "backend-option", option
-    if given.pairs_file is not None:
-        yield "pairs-file", str(given.pairs_file)
+    yield "pairs-file", None if given.pairs_file is None else str(given.pairs_file)
     pair = cell.pair.removesuffix(f"{INFLATED}{cell.inflation}")
-    if given.target is not None:
-        yield "target", given.target
-    elif pair != DEFAULT_PAIR:
-        yield "pair", pair
-    if cell.inflation or cell.suite == "virtual_scale":
-        yield "inflate", cell.inflation or "none"
-    drafts = {record.cell.draft for record in run.cells}
-    if given.draft or len(drafts) > 1:
+    yield "target", given.target
+    yield "pair", None if given.target is not None or pair == DEFAULT_PAIR else pair
+    yield "inflate", cell.inflation or ("none" if cell.suite == "virtual_scale" else None)
+    if given.draft or len({record.cell.draft for record in row.run.cells}) > 1:
         for name in _values("draft", row, rows):
             yield "draft", _place(name, given.draft)
-    if given.dtype is not None:
-        yield "dtype", cell.dtype
-    if cell.device != "cpu":
-        yield "device", cell.device
+    yield "dtype", None if given.dtype is None else cell.dtype
+    yield "device", None if cell.device == "cpu" else cell.device
 
 
-def _decoding(row: Row) -> Iterator[tuple[str, Scalar]]:
-    cell = row.record.cell
+def _decoding(row: Row, given: argparse.Namespace) -> dict[str, Scalar]:
+    """Return the options of decoding and of its amount; None where the default is right."""
+    cell, prompt_format, cells = row.record.cell, row.run.prompt_format, [record.cell for record in row.run.cells]
     temperatures = {cell.temperature}
-    if cell.schedule:  # the suite makes its schedules of the hottest and the coldest
-        temperatures = {t for record in row.run.cells for _, t in record.cell.schedule}
-    yield "temperatures", ",".join(map(_text, sorted(temperatures)))
-    if not cell.schedule and any(one.cell.draft_temperature != one.cell.temperature for one in row.run.cells):
-        yield "draft-temperature", cell.draft_temperature
-    yield "num-draft-tokens", cell.num_draft_tokens
-    yield "rule", cell.rule
-    if cell.top_k:
-        yield "top-k", cell.top_k
-    if cell.top_p < 1:
-        yield "top-p", cell.top_p
-    if cell.suite in LOAD_SUITES:
-        yield "concurrency", cell.concurrency
-
-
-def _amount(row: Row, given: argparse.Namespace) -> Iterator[tuple[str, Scalar]]:
-    cell, prompt_format = row.record.cell, row.run.prompt_format
-    yield "prompts", _place(cell.prompt_set, given.prompts)
-    yield "num-prompts", cell.num_prompts
-    yield "repeats", cell.repeats
-    yield "max-new-tokens", cell.max_new_tokens
-    if cell.end_token == "ignored":
-        yield "ignore-end-token", True
-    for name in ("max_prompt_tokens", "system_prompt"):
-        if prompt_format.get(name) is not None:
-            yield name.replace("_", "-"), prompt_format[name]
-    if given.chat_template not in (None, "default"):
-        yield "chat-template", given.chat_template
-    if given.instrument_every is not None:
-        yield "instrument-every", given.instrument_every
-    if cell.seed:
-        yield "seed", cell.seed
+    if cell.schedule:  # the suite makes its schedules of the hottest and the coldest temperature
+        temperatures = {temperature for each in cells for _, temperature in each.schedule}
+    swept = not cell.schedule and any(each.draft_temperature != each.temperature for each in cells)
+    return {
+        "temperatures": ",".join(map(_text, sorted(temperatures))),
+        "draft-temperature": cell.draft_temperature if swept else None,
+        "num-draft-tokens": cell.num_draft_tokens,
+        "rule": cell.rule,
+        "top-k": cell.top_k or None,
+        "top-p": cell.top_p if cell.top_p < 1 else None,
+        "concurrency": cell.concurrency if cell.suite in LOAD_SUITES else None,
+        "prompts": _place(cell.prompt_set, given.prompts),
+        "num-prompts": cell.num_prompts,
+        "repeats": cell.repeats,
+        "max-new-tokens": cell.max_new_tokens,
+        "ignore-end-token": True if cell.end_token == "ignored" else None,
+        "max-prompt-tokens": prompt_format.get("max_prompt_tokens"),
+        "system-prompt": prompt_format.get("system_prompt"),
+        "chat-template": None if given.chat_template == "default" else given.chat_template,
+        "instrument-every": given.instrument_every,
+        "seed": cell.seed or None,
+    }
 
 
 def _values(field: str, row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
-    """The cell's own value; of a field that its suite compares also the others of the table, in the order of the rows."""
+    """Return the cell's value of a field, and also the others of the table if its suite compares them."""
     cell = row.record.cell
     if COMPARED.get(cell.suite) != field:
         return (getattr(cell, field),)
@@ -112,12 +91,12 @@ def _values(field: str, row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _backend(name: str, given: Sequence[str]) -> str:
-    """One that is not installed was given by its place, package.module:factory, and calls itself otherwise."""
+    """Return how the command named a backend: one that is not installed by its place, which is package.module:factory."""
     return name if name in given else next((place for place in given if ":" in place), name)
 
 
 def _place(recorded: str, given: Sequence[str] | None) -> str:
-    """Where the command found what a record calls by a name: records hold no folders of the machine."""
+    """Return where the command found what a record calls by a name. Records hold no folders of the machine."""
     base, _, split = recorded.rpartition(":")
     names = {recorded, base} if split in SPLITS else {recorded}
     found = [place for place in given or () if place == recorded or names & set(PurePath(place).parts)]

@@ -6,20 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text, split_identity
+from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text
 from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.runs import RunRecord
-from bench.reporting.captions import (
-    FORMULA,
-    caption_facts,
-    crossings,
-    listing,
-    short_prompts,
-    stopped_text,
-    title,
-    wall_text,
-)
+from bench.reporting.captions import FORMULA, caption_facts, crossings, shared, short_prompts, title
 from bench.reporting.columns import MAIN, certificate_text, identity_columns
 from bench.reporting.figures import overview
 from bench.reporting.figures.mechanism import render_phases
@@ -110,7 +101,7 @@ def terminal_tables(runs: Runs) -> Iterator[tuple[str, str]]:
 def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
     if not rows:
         return terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
-    constant, own = split_identity(rows)[1], caption_facts(run)
+    own = caption_facts(run)
     certificates = Counter(certificate_text(row.verdict.certificate) for row in rows)
     shown = (
         "backend",
@@ -127,12 +118,9 @@ def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
         "T, k": "temperature, num_draft_tokens",
         "machine": own["machine"],
         "pair": f"{run.model_pair.name}: target {run.model_pair.target}, draft {run.model_pair.draft}",
-        "every cell": listing({name: constant[name] for name in shown if name in constant}),
-        "A/A floor": own["A/A floor"],
-        "AR arm": own["AR arm"],
+        "every cell": shared(rows, shown),
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
-        **stopped_text(run),
-        **wall_text(run),
+        **{name: own[name] for name in ("A/A floor", "AR arm", "ended early", "wall time") if name in own},
         **crossings(rows),
     }
     return terminal(rows_table(title(run), rows, [*identity_columns(rows), *MAIN], facts, narrow=True))
@@ -157,7 +145,6 @@ def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Tabl
         return []
     if len(groups) == 1:
         return [table]
-    constant = split_identity(group)[1]  # tells the tables of several groups apart
-    names = ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens")
-    apart = listing({name: constant[name] for name in names if name in constant})
+    # What tells the tables of several groups apart.
+    apart = shared(group, ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens"))
     return [replace(table, facts={"every cell": apart} | table.facts)]

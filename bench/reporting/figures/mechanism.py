@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from bench.analysis.rows import Row
 from bench.reporting import captions
 from bench.reporting.figures import canvas, overview
 from bench.reporting.figures.overview import Series
+from bench.reporting.tables import valid_rows
 from bench.statistics.intervals import Interval
 
 _PANELS_A_LINE = 3
@@ -37,7 +37,7 @@ def render_phases(rows: Sequence[Row]) -> bytes | None:
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    replayed = [row for row in rows if row.verdict.valid and round_costs(row.record) is not None]
+    replayed = [row for row in valid_rows(rows) if round_costs(row.record) is not None]
     return canvas.drawn(lambda: _draw_phases(replayed)) if replayed else None
 
 
@@ -90,24 +90,17 @@ def _phases_caption(rows: Sequence[Row]) -> str:
 
 
 # Predicted and measured
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Predicted and measured gamma of one cell."""
-
-    label: str  # backend and rule
-    predicted: float
-    measured: Interval
+Point = tuple[str, float, Interval]  # backend and rule of a cell, its predicted gamma, its measured gamma
 
 
-def predicted_points(rows: Sequence[Row]) -> tuple[Point, ...]:
+def predicted_points(rows: Sequence[Row]) -> list[Point]:
     """Return a point for each valid cell that has both gammas."""
-    return tuple(
-        Point(_kind(row), predicted, measured)
-        for row in rows
-        if row.verdict.valid
+    return [
+        (f"{row.record.cell.backend}, {row.record.cell.rule}{' LOSSY' if row.lossy else ''}", predicted, measured)
+        for row in valid_rows(rows)
         if (predicted := metrics.predicted_gamma(row.record)) is not None
         if (measured := metrics.gamma(row.record)) is not None
-    )
+    ]
 
 
 def render_predicted(rows: Sequence[Row]) -> bytes | None:
@@ -119,26 +112,22 @@ def render_predicted(rows: Sequence[Row]) -> bytes | None:
     return canvas.drawn(lambda: _draw_predicted(points, overview.device(rows[0]))) if points else None
 
 
-def _kind(row: Row) -> str:
-    return f"{row.record.cell.backend}, {row.record.cell.rule}{' LOSSY' if row.lossy else ''}"
-
-
 def _draw_predicted(points: Sequence[Point], device: str) -> Any:
     side = 4.4  # inches of the square
     right = canvas.LEFT + side / canvas.WIDTH
     figure = canvas.frame(_predicted_caption(points, device), body=side, above=0.15, below=0.6, right=right)
     axes = figure.subplots()
-    values = [value for point in points for value in (point.predicted, point.measured.estimate)]
+    values = [value for _, predicted, measured in points for value in (predicted, measured.estimate)]
     margin = 0.15 * (max(values) - min(values)) + 0.02
     ends = (min(values) - margin, max(values) + margin)  # of both axes; an interval may reach beyond
     axes.plot(ends, ends, color="0.3", lw=0.8)
     for place in (axes.axhline, axes.axvline):
         place(1, color="0.8", lw=0.8, zorder=0)
-    kinds = Counter(point.label for point in points).most_common()
+    kinds = Counter(label for label, _, _ in points).most_common()
     for number, (label, count) in enumerate(kinds):  # rare ones on top
         style = canvas.look(number) | {"linestyle": "none"}
         style["mfc"] = "white" if number % 2 else style["color"]
-        of_kind = [(point.predicted, point.measured) for point in points if point.label == label]
+        of_kind = [(predicted, measured) for name, predicted, measured in points if name == label]
         looks = {"ms": 4.5, "mew": 0.9, "elinewidth": 0.6, "zorder": 3 + number, "label": f"{label} ({count})"}
         canvas.bars(axes, of_kind, **style, **looks)
     axes.set(xlim=ends, ylim=ends, xlabel="gamma predicted from bare forwards", ylabel="gamma measured")
@@ -147,9 +136,9 @@ def _draw_predicted(points: Sequence[Point], device: str) -> Any:
 
 
 def _predicted_caption(points: Sequence[Point], device: str) -> str:
-    ratios = [point.measured.estimate / point.predicted for point in points]
+    ratios = [measured.estimate / predicted for _, predicted, measured in points]
     return (
-        f"All suites on {device}. {captions.FORMULA}. A point a cell, {len(points)} in all, with its 95 % interval over "
+        f"All suites on {device}. {captions.FORMULA}. One point for each of {len(points)} cells, with its 95 % interval over "
         "prompts. Predicted: block efficiency x AR forward / (k x draft forward + verify forward), of bare forwards timed in "
         "the same run. On the line a round costs nothing but its forwards; below it, what the loop adds. "
         f"Measured / predicted: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}."

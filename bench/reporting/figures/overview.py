@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bench.analysis import metrics
-from bench.analysis.rows import Row, identity, scalar_text, split_identity
+from bench.analysis.rows import Row, identity, split_identity
 from bench.records.runs import CellRecord
 from bench.reporting import captions
 from bench.reporting.figures import canvas
+from bench.reporting.tables import valid_rows
 from bench.statistics.intervals import Interval
 
 T = TypeVar("T")
@@ -40,10 +41,8 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
     axis = next((name for name in _AXES if name in several), "temperature")
     groups: dict[str, list[tuple[float, Row]]] = {}
     for row in rows:
-        values = identity(row)
-        label = ", ".join(f"{name} {scalar_text(name, values.get(name))}" for name in several if name != axis)
-        label += " LOSSY" if row.lossy else ""
-        groups.setdefault(label, []).append((float(str(values[axis])), row))
+        label = captions.label(row, (name for name in several if name != axis)) + (" LOSSY" if row.lossy else "")
+        groups.setdefault(label, []).append((float(str(identity(row)[axis])), row))
     lines = []
     for label, points in groups.items():
         x, members = zip(*sorted(points, key=lambda point: point[0]), strict=True)
@@ -56,7 +55,7 @@ def render(rows: Sequence[Row]) -> bytes | None:
 
     Raises:  BackendUnavailable: matplotlib is missing
     """
-    valid = [row for row in rows if row.verdict.valid]
+    valid = valid_rows(rows)
     return canvas.drawn(lambda: _draw(valid, num_invalid=len(rows) - len(valid))) if valid else None
 
 
@@ -127,6 +126,5 @@ def device(row: Row) -> str:
 
 def settings_sentence(rows: Sequence[Row]) -> str:
     """Return the settings that all rows share, as a sentence."""
-    _, constant = split_identity(rows)
     shown = ("backend", "pair", "rule", "num_draft_tokens", "dtype", "prompt_set", "num_prompts", "max_new_tokens")
-    return ", ".join(f"{name} {scalar_text(name, constant[name])}" for name in shown if name in constant) + "."
+    return captions.shared(rows, shown) + "."

@@ -40,7 +40,7 @@ def test_records_are_copied_and_their_machine_is_regenerated(
     suite = copy.parents[1]
     assert {"README.md", "table.tex"} < {path.name for path in suite.iterdir()}
     first, *others = capsys.readouterr().out.splitlines()
-    assert first == f"{record} -> {copy}"
+    assert first == f"{copy} is new"
     assert str(suite / "README.md") in others
     assert str(tmp_path / "results" / "README.md") in others
     assert main.main(["tables", str(tmp_path / "results"), "--check"]) == 0

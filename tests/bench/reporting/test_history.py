@@ -43,7 +43,7 @@ def texts(table: Table) -> dict[str, list[str]]:
 def test_records_of_one_cell_are_one_history_oldest_first() -> None:
     fast, slow = make_record(gamma=1.3), make_record(gamma=1.1)
     (found,) = history.histories(runs_of(run_on(22, [slow]), run_on(20, [fast])))
-    shown = texts(history.table(found))
+    shown = texts(history.tables([found])[0])
     assert shown["date, UTC"] == ["2026-11-20 10:00", "2026-11-22 10:00"]
     assert shown["commit"] == ["commit0020", "commit0022"]
     assert shown["gamma"] == [numbers.interval_text(metrics.gamma(record)) for record in (fast, slow)]
@@ -92,7 +92,7 @@ def test_only_versions_and_settings_that_changed_are_named() -> None:
         21, env={"torch": "2.14.0"}, backend_settings=settings | {"torch": "2.14.0", "threads": 4, "compiled": True}
     )
     (found,) = history.histories(runs_of(before, after))
-    changed = texts(history.table(found))["changed since the row before"]
+    changed = texts(history.tables([found])[0])["changed since the row before"]
     assert changed == ["", f"threads 2 → 4, torch 2.13.0 → 2.14.0, compiled {MISSING} → True"]
 
 
@@ -104,7 +104,7 @@ def test_uncommitted_changes_and_foreign_backends_are_marked() -> None:
 
 def test_an_invalid_record_shows_no_gamma_and_says_why() -> None:
     (found,) = history.histories(runs_of(run_on(20), run_on(21, [make_record(warmup_settled=False)])))
-    table = history.table(found)
+    table = history.tables([found])[0]
     shown = texts(table)
     assert shown["gamma"][1] == shown["SD ms/token"][1] == MISSING
     assert shown["gamma"][0] != MISSING
@@ -114,7 +114,7 @@ def test_an_invalid_record_shows_no_gamma_and_says_why() -> None:
 
 def test_a_rule_that_is_lossy_by_design_is_marked() -> None:
     (found,) = history.histories(runs_of(run_on(20, [make_record(make_cell(rule="typical"))])))
-    assert texts(history.table(found))["gamma"][0].endswith("] LOSSY")
+    assert texts(history.tables([found])[0])["gamma"][0].endswith("] LOSSY")
 
 
 # Figure

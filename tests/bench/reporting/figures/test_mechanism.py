@@ -64,12 +64,11 @@ def test_a_point_is_what_the_metrics_say_of_a_valid_cell():
     invalid = make_record(make_cell(temperature=0.0), warmup_settled=False)
     record = make_record()
     (point,) = predicted_points(rows_of(make_run([invalid, record, failed_record(make_cell(temperature=0.5))])))
-    assert point.label == "reference, rejection"
-    assert (point.predicted, point.measured) == (metrics.predicted_gamma(record), metrics.gamma(record))
+    assert point == ("reference, rejection", metrics.predicted_gamma(record), metrics.gamma(record))
 
 
 def test_a_lossy_rule_is_marked():
-    assert {point.label for point in predicted_points(rows_of(GRID))} == {
+    assert {label for label, _, _ in predicted_points(rows_of(GRID))} == {
         "reference, rejection",
         "reference, typical LOSSY",
     }

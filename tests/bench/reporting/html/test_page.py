@@ -26,7 +26,7 @@ from bench.options import settings
 from bench.options.arguments import add_options, from_options
 from bench.prompts import sets
 from bench.records.runs import RunRecord
-from bench.reporting import repeat, suite_page, tables
+from bench.reporting import derived, repeat, suite_page, tables
 from bench.reporting.derived import load_experiments
 from bench.reporting.html import page as html_page
 from bench.reporting.html.page import LOOKS, TEMPLATE
@@ -164,9 +164,7 @@ def test_pages_of_other_records_become_tables(tmp_path: Path, monkeypatch: pytes
     table = replace(
         table_of("of it", ("T", "alpha"), [("0", Entry("0.5", bold=True))], {"alpha": "<own>"}), figures=("a",)
     )
-    monkeypatch.setattr(
-        "bench.reporting.derived.page_maker", lambda suite: lambda paths: Page((table,), {"a": b"<svg/>"})
-    )
+    monkeypatch.setitem(derived.PAGES, "own", lambda paths: Page((table,), {"a": b"<svg/>"}))
     text = html_page.page(tmp_path, suite="own")
     assert "<dt>alpha</dt><dd>&lt;own&gt;</dd>" in text
     assert "<strong>0.5</strong></td>" in text
