@@ -1,8 +1,8 @@
 """A run of suites distributed with Ray: shards of cells, each a pytest run in a separate process, merged at the end.
 
-A shard owns its device: one or several GPUs that Ray assigns, or the CPU of a machine. Its files return as bytes, so the machines
-need the same installation but no common disk. The merged records are those that one pytest run would have written, with the
-baseline of the first shard. Where shards shared a machine's CPU, the records note it, and their times do not count.
+A shard owns its device: one or several GPUs that Ray assigns, or the CPU of a machine. Its files come back as bytes, so that
+machines need the same installation but no common disk. The merged records are those that one pytest run would have written,
+with the baseline of the first shard. Where shards shared a machine's CPU, the records note it, and their times do not count.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m tests.studies.simulated_comparisons        # prints the rates of docs/validation.md
 
 Both sides decode the same prompts, which differ in length, speed and acceptance. They draw different outputs, or the same ones,
-as engines do that share a seed. The machine drifts as in `tests.studies.simulated_runs`. Separate runs drift independently; sides
-measured in turns share one drift. In turns, each launch of a side may also be faster or slower as a whole.
+as engines do that share a seed. The machine drifts as in `tests.studies.simulated_runs`. Separate runs drift independently;
+sides measured in turns share one drift. In turns, each launch of a side may also be faster or slower as a whole.
 """
 
 from __future__ import annotations
