@@ -203,7 +203,7 @@ def _party(run: Run, index: int, launch: int, folder: Path, package: Path | None
     command = [sys.executable, "-m", CHILD, side, *options, *run.plan.words]
     log = run.log(index, launch)
     log.parent.mkdir(exist_ok=True)
-    return Party(source.label, command, cwd=checkout.REPOSITORY, env=env, log=log)
+    return Party(source.label, command, checkout.REPOSITORY, env, log)
 
 
 def _last_words(log: Path) -> str:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -29,19 +30,19 @@ END_GRACE_S = 60.0  # for closing an engine and leaving a journal
 _POLL_S = 0.2  # how often to check for the end of a process whose workers keep its descriptor open
 
 
+@dataclass(eq=False)
 class Party:
     """One of the processes, as the coordinator sees it. Its first turn starts it."""
 
-    def __init__(self, name: str, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> None:
-        self.name = name
-        self.command = command
-        self.cwd = cwd
-        self.env = env
-        self.log = log  # receives its output
-        self.pauses: list[tuple[float, float]] = []  # since the last answer
-        self.process: psutil.Popen | None = None
-        self._stopped: list[psutil.Process] = []  # those that we stopped, the process itself first
-        self._stopped_at = 0.0
+    name: str
+    command: Sequence[str]
+    cwd: Path
+    env: Mapping[str, str]
+    log: Path  # receives its output
+    process: psutil.Popen | None = None
+    pauses: list[tuple[float, float]] = field(default_factory=list)  # since the last answer
+    stopped: list[psutil.Process] = field(default_factory=list)  # by us, the process itself first
+    stopped_at: float = 0.0
 
     @property
     def status(self) -> int | None:
@@ -54,7 +55,7 @@ class Party:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """Start the process with one end of a pipe. It works until it sends its first message."""
+        """Start the process with one end of a pipe."""
         self._connection, theirs = Pipe()
         with self.log.open("ab") as log, theirs:
             self.process = psutil.Popen(
@@ -86,10 +87,7 @@ class Party:
         self.pauses = []
 
     def wait(self, at_most_s: float = math.inf) -> Message | None:
-        """Wait for the next message; None: the process has ended.
-
-        Raises:  TimeoutError: no message within the time
-        """
+        """Wait for the next message, at most so long, else raise TimeoutError; None: the process has ended."""
         assert self.process is not None
         deadline = time.perf_counter() + at_most_s
         while not self._connection.poll(min(_POLL_S, max(0.0, deadline - time.perf_counter()))):
@@ -106,31 +104,31 @@ class Party:
 
     def suspend(self) -> None:
         """Stop the process and all below it, and return when they stand still."""
-        if self._stopped or self.process is None or not self.is_running:
+        if self.stopped or self.process is None or not self.is_running:
             return
         with suppress(psutil.NoSuchProcess):
             self.process.suspend()  # before its children are listed, so that it starts no more of them
-            self._stopped = [self.process]
+            self.stopped = [self.process]
             for child in self.process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     if (
                         child.status() != psutil.STATUS_STOPPED
                     ):  # what the process stopped itself must stay stopped later
                         child.suspend()
-                        self._stopped.append(child)
-        for process in self._stopped:
+                        self.stopped.append(child)
+        for process in self.stopped:
             # A signal takes effect a moment later. A slice of another party must not begin before that.
             with suppress(psutil.NoSuchProcess):
                 while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
                     time.sleep(0)
-        self._stopped_at = time.perf_counter()
+        self.stopped_at = time.perf_counter()
 
     def resume(self) -> None:
         """Continue what `suspend` stopped, children first, and note the pause."""
-        if not self._stopped:
+        if not self.stopped:
             return
-        self.pauses.append((self._stopped_at, time.perf_counter()))
-        stopped, self._stopped = self._stopped, []
+        self.pauses.append((self.stopped_at, time.perf_counter()))
+        stopped, self.stopped = self.stopped, []
         for process in reversed(stopped):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -151,7 +149,7 @@ class Party:
     def _signal_all(self, number: signal.Signals) -> None:
         if self.process is None or not self.is_running:
             return
-        self._stopped = []
+        self.stopped = []
         with suppress(psutil.NoSuchProcess):
             for process in (self.process, *self.process.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 BASE_PROMPTS = "--prompts instructions:train@8 --prompts word_problems:train@3"
 SUITE = "pytest --benchmark-only"
 

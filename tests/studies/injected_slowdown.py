@@ -21,8 +21,8 @@ from bench.analysis import comparison
 from bench.records import files
 from bench.records.checkout import git
 from bench.records.environment import capture
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 CELL = (
     "suites/test_temperature_grid.py",
     *("--temperatures", "1", "--num-prompts", "12", "--max-new-tokens", "32"),

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.records import checkout
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROGRAMS = ("make", "pytest", "specheat")
 
 

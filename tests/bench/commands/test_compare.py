@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +20,10 @@ from bench.commands.compare import find_side, load_file
 from bench.measurement.suite_run import alone
 from bench.records import files
 from bench.records.runs import CellRecord, RunRecord
+from tests.support.children import run_suites
 from tests.support.record_builder import failed_record, make_cell, make_record, make_run
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
-ROOT = Path(__file__).parents[3]
 TEMPERATURES = (0.0, 0.5, 1.0)
 
 
@@ -237,15 +236,12 @@ def test_a_cell_that_is_invalid_is_so_in_the_file_of_pytest_benchmark(
 def test_a_suite_leaves_its_cells_in_the_file_of_pytest_benchmark(tmp_path: Path) -> None:
     target = tiny_llama(seed=1)
     checkpoints = [save_checkpoint(m, tmp_path / n) for n, m in (("t", target), ("d", nearby(target, seed=2)))]
-    command = [
-        *(sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider"),
+    done = run_suites(
         *("suites/test_temperature_grid.py", "--target", checkpoints[0], "--draft", checkpoints[1]),
         *("--preset", "smoke", "--temperatures", "0.5", "--num-prompts", "2", "--max-new-tokens", "8"),
         *("--chat-template", "none", "--results", str(tmp_path / "results")),
         f"--benchmark-json={tmp_path / 'benchmark.json'}",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "results").rglob("*.json")
     whole = files.load_run(path)

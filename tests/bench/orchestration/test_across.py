@@ -1,4 +1,4 @@
-"""`specheat across` as a user runs it: in a small repository of its own, on a tiny pair."""
+"""`specheat across` as a user runs it: in a small separate repository, on a tiny pair."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.commands import main as command_line
 from bench.records.files import load_runs
 from bench.records.journal import Journal
 from bench.records.runs import RunRecord
+from tests.support import ROOT
 from tests.support.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_llama
 
-ROOT = Path(__file__).parents[3]
 GRID = "suites/test_temperature_grid.py"
 SMALL = ("--temperatures", "1", "--num-prompts", "8", "--max-new-tokens", "16", "--chat-template", "none")
 LONG = (*SMALL, "--max-new-tokens", "60", "--ignore-end-token")
@@ -88,7 +88,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "checkout", "-b", "slow")
     with (folder / "backends" / "engines" / "reference.py").open("a") as file:
         file.write(SLOW_STEPS)
-    # The branch has a harness of its own, which must not be the one that measures.
+    # The harness of the branch must not be the one that measures.
     (folder / "bench" / "measurement" / "timing.py").write_text("raise RuntimeError('the harness of the branch')\n")
     commit(folder, "slow steps")
     git(folder, "rm", "-r", "--quiet", "backends/engines")
@@ -329,9 +329,9 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(
     repository: Path, pair: tuple[str, ...], tmp_path: Path
 ) -> None:
     before = state(repository)
-    asked = ["across", "main", "slow", "--launches", "2", "--out", str(tmp_path), "--", GRID, *pair, *LONG]
+    words = ["across", "main", "slow", "--launches", "2", "--out", str(tmp_path), "--", GRID, *pair, *LONG]
     process = subprocess.Popen(
-        [*HEED_CTRL_C, *SPECHEAT, *asked],
+        [*HEED_CTRL_C, *SPECHEAT, *words],
         cwd=repository,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -356,8 +356,8 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(
     pairs = [next(iter(journal.measured.pairs.values())) for journal in kept]
     assert abs(len(pairs[0]) - len(pairs[1])) <= 1
 
-    border = asked.index("--")
-    done = across(repository, *asked[1:border], "--resume", *asked[border:])
+    border = words.index("--")
+    done = across(repository, *words[1:border], "--resume", *words[border:])
     assert done.returncode in (0, 1), done.stdout + done.stderr
     measured = [run.cells[0].pairs for run in runs_of(tmp_path, launches=2).values()]
     assert [len(each) for each in measured] == [8, 8]

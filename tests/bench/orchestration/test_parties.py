@@ -1,4 +1,4 @@
-"""Turns: who goes when, that the others stand still, and that nobody is left behind. The processes are real, and small."""
+"""Turns: which process goes when, that the others stand still, and that none is left. The processes are real, and small."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import pytest
 from bench.measurement import turns
 from bench.measurement.turns import Pauses, Turn
 from bench.orchestration.parties import Party, ended_afterwards, order_of_round, take_turns
+from tests.support import ROOT
 from tests.support.tiny_models import HEED_CTRL_C
 
-ROOT = Path(__file__).parents[3]
 MEASURE = """
 import sys
 from bench.measurement.turns import Turn, pass_on, wait_for_others
@@ -124,7 +124,7 @@ def test_every_side_has_every_place_equally_often(num_parties: int) -> None:
     assert all(sorted(order) == list(range(num_parties)) for order in orders)
     for place in range(num_parties):
         assert set(Counter(order[place] for order in orders).values()) == {2}
-    # None goes always behind the same one.
+    # None always follows the same one.
     neighbours = Counter(pair for order in orders for pair in itertools.pairwise(order))
     assert neighbours[0, 1] == neighbours[1, 0] or num_parties == 4
 

@@ -17,10 +17,10 @@ from bench.orchestration.sweep import Done
 from bench.records import files
 from bench.records.environment import installed_version, machine_slug
 from bench.records.runs import SHARED_BY, RunRecord
+from tests.support import ROOT
+from tests.support.children import run_specheat
 from tests.support.record_builder import make_record, make_run
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
-
-ROOT = Path(__file__).parents[3]
 
 
 def done(started: float, ended: float, *, machine: str = "a", devices: str = "") -> Done:
@@ -74,7 +74,7 @@ def test_shards_of_different_conditions_are_not_put_together() -> None:
     ],
 )
 def test_bad_input_is_one_line(words: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
-    done = run_sweep("--results", str(tmp_path), *words)
+    done = run_specheat("sweep", "--results", str(tmp_path), *words)
     assert done.returncode == 2
     assert complaint in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -112,7 +112,7 @@ def test_more_gpus_than_this_machine_has_are_refused_at_once(options: list[str],
 def test_two_local_workers_decode_what_one_run_does_and_claim_no_times(options: list[str], tmp_path: Path) -> None:
     alone = [sys.executable, *sweep.PYTEST, "-q", SUITE, *options, "--results", str(tmp_path / "alone")]
     subprocess.run(alone, check=True, capture_output=True, cwd=ROOT)
-    # A sweep that was stopped behind its first shard.
+    # A sweep that was stopped after its first shard.
     plan = sweep.plan([SUITE], options, workers=2, results=tmp_path / "shared")
     assert len(plan.shards) == 2
     sweep.keep(

@@ -20,13 +20,13 @@ def written(tmp_path: Path, *lines: str, name: str = "set.jsonl") -> str:
     return str(path)
 
 
-def asked(source: str) -> list[str]:
+def contents(source: str) -> list[str]:
     return [prompt.messages[0].content for prompt in load(source).prompts]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_set_measures_its_held_out_half_and_never_repeats_a_prompt(name: str) -> None:
-    train, held_out = asked(f"{name}:train"), asked(f"{name}:held_out")
+    train, held_out = contents(f"{name}:train"), contents(f"{name}:held_out")
     assert (len(train), len(held_out)) == (96, 64)
     assert len({*train, *held_out}) == 160
     assert load(name) == load(f"{name}:held_out")
@@ -45,7 +45,7 @@ def test_every_word_problem_of_many_seeds_has_a_positive_whole_answer() -> None:
             assert row["answer"] > 0, row
 
 
-# The answers below were worked out by hand from the text, once per template: the code is not asked twice.
+# The answers below were worked out by hand from the text, once per template: the code is not used.
 @pytest.mark.parametrize(
     ("beginning", "answer"),
     [
@@ -96,7 +96,7 @@ def test_conversations_and_raw_text_are_kept_as_they_are(tmp_path: Path) -> None
 def test_a_text_file_holds_one_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "set.txt"
     path.write_bytes("\ufeffWhy? \u2028 Because.\r\nHow?".encode())
-    assert asked(str(path)) == ["Why? \u2028 Because.", "How?"]
+    assert contents(str(path)) == ["Why? \u2028 Because.", "How?"]
 
 
 def test_a_file_is_named_without_its_folder(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_a_file_is_named_without_its_folder(tmp_path: Path) -> None:
 def test_lines_marked_train_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     rows = ('{"prompt": "a", "split": "train"}', '{"prompt": "b"}', '{"prompt": "c", "split": "held_out"}')
     source = written(tmp_path, *rows)
-    assert asked(source) == ["b", "c"]
-    assert asked(f"{source}:train") == ["a"]
-    assert asked(f"{source}:held_out") == ["c"]
+    assert contents(source) == ["b", "c"]
+    assert contents(f"{source}:train") == ["a"]
+    assert contents(f"{source}:held_out") == ["c"]
     assert load(f"{source}:train").name == "set.jsonl:train"
 
 

@@ -82,7 +82,7 @@ TRIPLE = BaselineTriple(prompt_index=0, order=("ar", "ar_again", "native"), ar=A
 RECORD = CellRecord(CELL, "2026-11-22T12:55:00+00:00", (0.02, 0.01), True, (PAIR, replace(PAIR, prompt_index=1)))
 
 # Arguments: results folder, header, cell, pair, and the largest file allowed, if any.
-# Prints a line behind every pair that is safe.
+# Prints a line after every pair that is safe.
 WRITER = """
 import resource, sys
 from dataclasses import replace
