@@ -17,7 +17,7 @@ from bench.analysis.rows import newest_rows
 from bench.claims.ledger import ledgers
 from bench.progress import with_bar
 from bench.records.command_line import shell_text
-from bench.records.files import Runs, line_header, load_run, records_by_suite
+from bench.records.files import RECORDS, Runs, line_header, load_run, records_by_suite
 from bench.records.runs import RunRecord
 from bench.reporting import ledger, suite_page
 from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
@@ -79,7 +79,7 @@ def derived_files(
         page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
         text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
-        yield folder / PAGE, text.encode()
+        yield folder / PAGE, f"{text}\nAll raw records, superseded ones included: [{RECORDS}]({RECORDS}).\n".encode()
         yield folder / TABLE, f"% {DERIVED}\n{latex_page(page.tables)}".encode()
         for what, image in page.figures.items():
             yield folder / FIGURE.format(what), image

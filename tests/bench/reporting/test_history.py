@@ -102,7 +102,7 @@ def test_uncommitted_changes_and_foreign_backends_are_marked() -> None:
     assert captions.commit_text(run_on(20, env=foreign)) == "commit0020 (backends 1234567890)"
 
 
-def test_an_invalid_record_shows_no_gamma_and_says_why() -> None:
+def test_an_invalid_record_shows_no_gamma_but_its_reason() -> None:
     (found,) = history.histories(runs_of(run_on(20), run_on(21, [make_record(warmup_settled=False)])))
     table = history.tables([found])[0]
     shown = texts(table)
@@ -194,7 +194,7 @@ def test_markdown_links_to_the_raw_records_and_a_figure_is_written(
         assert f"({path.as_posix()})" in first
 
 
-def test_a_suffix_asks_for_one_format(results: Path) -> None:
+def test_an_ending_selects_one_format(results: Path) -> None:
     assert main.main(["history", str(results), "--figure", str(results.parent / "history.svg")]) == 0
     assert [path.name for path in results.parent.glob("history.*")] == ["history.svg"]
 

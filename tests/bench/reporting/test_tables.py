@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
-from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from bench.analysis import metrics
 from bench.analysis.rows import newest_rows
-from bench.commands import main
-from bench.commands.tables import Tables
 from bench.records.runs import RunRecord
 from bench.reporting import captions, custom_tables, formats, suite_page, tables
 from bench.reporting.numbers import interval_text
@@ -287,7 +281,7 @@ def test_a_gamma_of_too_few_prompts_is_inconclusive_with_a_reason_and_never_bold
     assert bold_rows(table) == []
 
 
-def test_a_run_without_a_baseline_says_so():
+def test_a_run_without_a_baseline_is_marked():
     row = row_of(main_table(make_run([make_record()], baseline=())), temperature="1")
     assert row["A/A\nfloor"].text == MISSING
     assert "not measured against" in terminal_of(make_run([make_record()], baseline=()))
@@ -299,7 +293,7 @@ def test_a_rule_judged_jointly_has_no_alpha():
 
 
 # Chosen columns
-def test_columns_stand_in_the_order_asked_for():
+def test_columns_are_in_the_requested_order():
     table = custom_tables.chosen_table(newest_rows({FILE: grid()}), ["gamma", "T", "alpha", "c"])
     assert table.headers == ("gamma", "temperature", "alpha\ncounted", "c")
     assert [body[1].text for body in table.body] == ["0", "0.25", "0.5", "0.75", "1"]
@@ -370,7 +364,7 @@ def test_an_arm_that_is_the_engines_own_decode_has_no_ratio():
     assert row["engine's own\nms/token"].text == row["AR tokens/s /\nengine's own tokens/s"].text == MISSING
 
 
-def test_a_run_of_nothing_says_so():
+def test_a_run_without_cells_and_baseline_prints_that_nothing_was_measured():
     assert terminal_of(make_run(baseline=())) == "nothing was measured"
 
 
@@ -406,7 +400,7 @@ def two_amounts() -> dict[str, RunRecord]:
     return {FILE: grid(), LATEST: longer}
 
 
-def test_every_latex_table_says_machine_and_settings_or_which_table_does():
+def test_every_latex_table_names_machine_and_settings_or_refers_to_the_table_that_does():
     floats = latex_of(two_amounts()).split(r"\end{sidewaystable}")[:-1]
     labels = [re.search(r"\\label\{(.*)\}", text)[1] for text in floats]
     assert len(set(labels)) == len(labels) == 4
@@ -445,186 +439,7 @@ def test_latex_compiles_and_fits(tmp_path: Path, runs: dict[str, RunRecord]):
     assert not re.search(r"Overfull \\hbox|Float too large|multiply|undefined", log)
 
 
-# specheat tables
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
-    baseline = make_run(suite="baseline_strength", created="2026-11-20T11:00:00+00:00")
-    for file, run in {FILE: grid(), BASELINE_FILE: baseline}.items():
-        (folder / file).parent.mkdir(parents=True)
-        (folder / file).write_bytes(msgspec.json.encode(run))
-    return folder
-
-
-def run_command(*arguments: str | Path) -> int:
-    parser = ArgumentParser()
-    Tables().configure(parser)
-    return Tables().run(parser.parse_args(list(map(str, arguments))))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_command_writes_tables_figures_and_an_index_and_leaves_records_alone(results: Path):
-    before = contents(results)
-    assert run_command(results) == 0
-    after = contents(results)
-    grid = "example-2c/temperature_grid"
-    assert after.keys() - before.keys() == {
-        "README.md",
-        "example-2c/claims/README.md",
-        "example-2c/figure-predicted.svg",
-        *(f"example-2c/baseline_strength/{name}" for name in ("README.md", "table.tex")),
-        *(f"{grid}/{name}" for name in ("README.md", "table.tex")),
-        *(f"{grid}/figure-tiny-instructions{what}.svg" for what in ("", "-phases")),
-    }
-    assert all(after[file] == content for file, content in before.items())
-    assert all(b"Derived from raw records" in after[file] for file in after.keys() - before.keys())
-
-
-def test_links_are_relative_and_lead_to_files(results: Path):
-    run_command(results)
-    for page in results.rglob("README.md"):
-        links = re.findall(r"\]\(([^)]+)\)", page.read_text())
-        assert links
-        assert all((page.parent / link).resolve().is_file() for link in links)
-
-
-def test_check_finds_what_regenerating_would_change_and_writes_nothing(results: Path, capsys):
-    before = contents(results)
-    assert run_command(results, "--check") == 1
-    assert contents(results) == before
-    run_command(results)
-    assert run_command(results, "--check") == 0
-    page = results / "example-2c" / "temperature_grid" / "README.md"
-    page.write_text(page.read_text().replace("FASTER", "SLOWER"))
-    capsys.readouterr()
-    assert run_command(results, "--check") == 1
-    assert "temperature_grid/README.md differs" in capsys.readouterr().out
-
-
-def test_files_that_no_record_gives_any_more_are_found_and_removed(results: Path, capsys):
-    run_command(results)
-    suite = results / "example-2c" / "temperature_grid"
-    left = suite / "figure-tiny-word-problems.svg"
-    shutil.copy(suite / "figure-tiny-instructions.svg", left)
-    own = suite / "figure-drawn-by-hand.svg"
-    own.write_text("<svg/>")
-    capsys.readouterr()
-    assert run_command(results, "--suite", "baseline_strength", "--check") == 0
-    assert run_command(results, "--check") == 1
-    assert capsys.readouterr().out == f"{left} is left over: no record gives it\n"
-    assert left.exists()
-    assert run_command(results) == 0
-    assert capsys.readouterr().out == f"removed {left}\n"
-    assert own.exists()
-    assert not left.exists()
-
-
-def test_the_index_is_a_grid_of_suites_by_machines_with_studies_below(results: Path):
-    study = results / "studies" / "example-2c" / "readme" / "20261120-commands.jsonl"
-    study.parent.mkdir(parents=True)
-    study.write_text("{}")
-    run_command(results)
-    index = (results / "README.md").read_text()
-    assert "[2026-11-20, 1 record](example-2c/temperature_grid/README.md)" in index
-    assert "[which hold](example-2c/claims/README.md)" in index
-    assert "[files](studies/example-2c/readme)" in index
-    assert not study.with_name("README.md").exists()
-
-
-def test_files_that_would_not_change_are_not_touched(results: Path):
-    run_command(results)
-    times = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
-    run_command(results)
-    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == times
-
-
-def test_two_processes_give_the_same_bytes(results: Path, tmp_path: Path):
-    copies = []
-    for hash_seed in ("1", "2"):
-        copy = tmp_path / hash_seed
-        shutil.copytree(results, copy)
-        program = (
-            "import sys; from tests.bench.reporting.test_tables import run_command; sys.exit(run_command(sys.argv[1]))"
-        )
-        subprocess.run(
-            [sys.executable, "-c", program, copy],
-            check=True,
-            timeout=120,
-            cwd=Path(__file__).parents[3],
-            env=os.environ | {"PYTHONHASHSEED": hash_seed},
-            stdout=subprocess.DEVNULL,
-        )
-        copies.append(contents(copy))
-    assert copies[0] == copies[1]
-    assert "example-2c/temperature_grid/figure-tiny-instructions-phases.svg" in copies[0]
-
-
-def test_one_machine_or_suite_can_be_asked_for_and_the_index_stays_whole(results: Path):
-    assert run_command(results, "--machine", "example-2c", "--suite", "baseline_strength") == 0
-    assert not list(results.rglob("*.svg"))
-    assert "temperature_grid" in (results / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--machine", "abacus"], "expected records of abacus/* in"),
-        (["--suite", "no_such"], "found example-2c/baseline_strength, example-2c/temperature_grid"),
-    ],
-)
-def test_what_is_not_there_is_bad_input(results: Path, arguments: list[str], message: str):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run_command(results, *arguments)
-
-
-def test_asked_for_columns_or_a_pivot_it_prints_tables_and_writes_nothing(results: Path, capsys):
-    before = contents(results)
-    assert run_command(results, "--columns", "T, gamma") == 0
-    page = capsys.readouterr().out
-    assert page.startswith("## temperature_grid on example-2c\n\n|   temperature |")
-    assert f"[{FILE}]({results.as_posix()}/{FILE})" in page
-    assert run_command(results, "--pivot", "T", "x", "backend", "--format", "terminal") == 0
-    page = capsys.readouterr().out
-    assert page.count("on example-2c: ") == page.count("temperature x backend") == 2
-    assert run_command(results, "--pivot", "T", "x", "k", "--columns", "gamma_e2e", "--format", "latex") == 0
-    page = capsys.readouterr().out
-    assert page.startswith("% Needs \\usepackage{booktabs}.")
-    assert page.count(r"\begin{table}") == 1
-    assert run_command(results, "--format", "latex", "--suite", "temperature_grid") == 0
-    assert "mechanism" in capsys.readouterr().out
-    assert contents(results) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--columns", "T,nope"], "expected a column among T, k, backend, rule,"),
-        (["--columns", "nope"], "gamma, gamma_e2e, gamma_predicted,"),
-        (["--pivot", "T", "x", "nope"], "expected a name of cell identity among T, k, backend,"),
-        (["--pivot", "T", "x", "temperature"], "expected two different names of cell identity, got temperature twice"),
-        (["--pivot", "T", "by", "k"], "expected --pivot ROW x COLUMN, got T by k"),
-        (["--columns", "T", "--check"], "expected --check alone"),
-        (["--columns", "T", "--suite", "baseline_strength"], "found example-2c/temperature_grid"),
-    ],
-)
-def test_what_cannot_be_printed_is_bad_input(results: Path, arguments: list[str], message: str):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run_command(results, *arguments)
-
-
-def test_a_broken_record_ends_in_one_line_and_exit_status_2(results: Path, capsys):
-    (results / LATEST).write_text('{"schema": 1, "suite": ')
-    assert main.main(["tables", str(results)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert LATEST in captured.err
-    assert not list(results.rglob("README.md"))
-
-
-def test_texts_of_fixed_length_say_what_was_decoded_behind_their_end():
+def test_outputs_of_fixed_length_show_what_was_decoded_after_their_end():
     cell = make_cell(end_token="ignored")
     record = make_record(cell)
     last = record.pairs[0].ar.token_ids[-1]
