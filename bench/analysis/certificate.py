@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Literal
@@ -223,14 +223,18 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
         p_values["surprisal", result.slot] = result.surprisal_p
     corrected = holm(list(p_values.values()))
     significant = [test for test, p_value in zip(p_values, corrected, strict=True) if p_value <= false_alarm]
-    needed = _tokens_needed(results[0], tokens, margin)
-    verdict: CertificateVerdict
+    # Noise on logits makes tokens look hotter, so LOSSLESS allows for it on that side.
+    whole, total = results[0], float(tokens.variance.sum())
+    hottest = TEMPERATURE_MARGIN + (float((tokens.noise * tokens.variance).sum()) / total if total > 0 else 0.0)
+    within = -TEMPERATURE_MARGIN < whole.temperature_low <= whole.temperature_high < hottest
+    needed = _tokens_needed(whole, hottest, margin)
+    verdict: CertificateVerdict = "INCONCLUSIVE"
+    words = tuple(_inconclusive_words(whole, needed, margin))
     if significant:
         verdict, words = "LOSSY", tuple(_lossy_words(significant, results, off_support))
-    elif _within_margins(results[0], tokens, margin):
-        verdict, words = "LOSSLESS", (_lossless_words(results[0]),)
-    else:
-        verdict, words = "INCONCLUSIVE", tuple(_inconclusive_words(results[0], needed, margin))
+    elif within and whole.distance_high < margin:
+        bounds = f"D is at most {whole.distance_high:.3f}, and {_temperature_interval(whole)}"
+        verdict, words = "LOSSLESS", (f"no test of {num_tokens} tokens finds a fault; {bounds}",)
     # A token that truncation forbids has a transform of 1.
     at_boundary = int((tokens.pit == 1).sum()) - off_support
     return Certificate(verdict, words, num_tokens, needed, tuple(results), off_support, at_boundary)
@@ -291,42 +295,20 @@ def _test(tokens: _Tokens, slot: Slot, allowance: float) -> SlotResult:
     )
 
 
-def _mean_noise(tokens: _Tokens) -> float:
-    total = float(tokens.variance.sum())
-    return float((tokens.noise * tokens.variance).sum()) / total if total > 0 else 0.0
-
-
-def _within_margins(whole: SlotResult, tokens: _Tokens, margin: float) -> bool:
-    hottest = TEMPERATURE_MARGIN + _mean_noise(tokens)
-    return (
-        whole.distance_high < margin
-        and whole.temperature_low > -TEMPERATURE_MARGIN
-        and whole.temperature_high < hottest
-    )
-
-
-def _tokens_needed(whole: SlotResult, tokens: _Tokens, margin: float) -> int | None:
+def _tokens_needed(whole: SlotResult, hottest: float, margin: float) -> int | None:
     """Return the tokens needed for LOSSLESS if the truth is what the bounds cannot explain by chance; None: no number."""
     for_distance = tokens_for_lossless(margin, distance=whole.distance_low)
     if not math.isfinite(whole.temperature_high) or for_distance is None:
         return None
     low, high = whole.temperature_low, whole.temperature_high
-    room = min(TEMPERATURE_MARGIN + min(0.0, high), TEMPERATURE_MARGIN + _mean_noise(tokens) - max(0.0, low))
+    room = min(TEMPERATURE_MARGIN + min(0.0, high), hottest - max(0.0, low))
     if room <= 0:
         return None
     # The interval shrinks as 1 / sqrt(n), and its centre may lie one half-width from the truth.
-    half_width = (high - low) / 2
-    return max(for_distance, math.ceil(whole.num_tokens * (2 * half_width / room) ** 2))
+    return max(for_distance, math.ceil(whole.num_tokens * ((high - low) / room) ** 2))
 
 
 # In words
-def _lossless_words(whole: SlotResult) -> str:
-    return (
-        f"no test of {whole.num_tokens} tokens finds a fault; D is at most {whole.distance_high:.3f}, and "
-        f"{_temperature_interval(whole)}"
-    )
-
-
 def _temperature_interval(whole: SlotResult) -> str:
     return f"the temperature is off by {whole.temperature_low:+.0%} to {whole.temperature_high:+.0%}"
 
@@ -336,14 +318,12 @@ def _inconclusive_words(whole: SlotResult, needed: int | None, margin: float) ->
         f"no fault is found, but {whole.num_tokens} tokens only show that D is at most {whole.distance_high:.3f} "
         f"(margin {margin:g}), and that {_temperature_interval(whole)}"
     )
-    if needed is not None:
-        yield f"about {needed} tokens are needed"
-    else:
-        yield "more tokens would not be enough: numerical noise, or a small fault, takes the output this far"
+    too_far = "more tokens would not be enough: numerical noise, or a small fault, takes the output this far"
+    yield too_far if needed is None else f"about {needed} tokens are needed"
 
 
 def _lossy_words(significant: Sequence[Test], results: Sequence[SlotResult], off_support: int) -> Iterator[str]:
-    whole = results[0]
+    whole, *of_slots = results
     if ("off support", ALL) in significant:
         yield f"{off_support} tokens lie outside what top-k and top-p leave: truncation was not applied, or not in the same way"
     if ("surprisal", ALL) in significant:
@@ -353,14 +333,10 @@ def _lossy_words(significant: Sequence[Test], results: Sequence[SlotResult], off
     # Slots are named only if the fault is not common to all: it shows more clearly in one slot than in all tokens together,
     # or a slot without it contradicts them.
     departing = {slot for _, slot in significant} - {ALL}
-    error = whole.temperature_error
-    contradicting = any(
-        not result.temperature_low <= error <= result.temperature_high
-        for result in results[1:]
-        if result.slot not in departing
-    )
-    if departing and (contradicting or min(map(_smaller_p, results[1:])) < _smaller_p(whole)):
-        yield _slot_words(departing, results[1:])
+    error, others = whole.temperature_error, [result for result in of_slots if result.slot not in departing]
+    contradicting = any(not each.temperature_low <= error <= each.temperature_high for each in others)
+    if departing and (contradicting or min(map(_smaller_p, of_slots)) < _smaller_p(whole)):
+        yield _slot_words(departing, of_slots)
 
 
 def _smaller_p(result: SlotResult) -> float:
@@ -378,8 +354,8 @@ def _temperature_words(whole: SlotResult) -> str:
 
 
 def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
-    names = _listed(result.name for result in results if result.slot in departing)
-    others = _listed(result.name for result in results if result.slot not in departing)
+    names = _listed([result.name for result in results if result.slot in departing])
+    others = _listed([result.name for result in results if result.slot not in departing])
     drafted = {result.slot for result in results} - {BONUS, FIRST}
     if not others:
         return "every slot departs: suspect what they share, such as the temperature, truncation or the target's pass"
@@ -396,6 +372,5 @@ def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
     return f"departing: {names}; not departing: {others}; suspect {where}"
 
 
-def _listed(names: Iterable[str]) -> str:
-    *most, last = (*names,) or ("",)
-    return f"{', '.join(most)} and {last}" if most else last
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -1,24 +1,23 @@
-"""Two sides of the same cells, BASE and HEAD: what got faster, what slower, and what cannot be told.
+"""Two sides of the same cells, BASE and HEAD: what got faster, what got slower, and what cannot be decided.
 
-Cells match by their full identity, prompts by their index: every effect is HEAD against BASE with a prompt left out of both at
-once. Effects are logarithms of ratios, alpha's is a difference. Holm's method corrects the tests for a difference over all
-numbers of all cells, and those for SAME, two one-sided ones within the margin, as a family of their own. What BASE has and HEAD
-lacks fails the comparison.
+Cells match by their full identity, prompts by their index. Every effect is HEAD against BASE, with a prompt left out of both at
+once. Effects are logarithms of ratios; alpha's is a difference. Holm's method corrects the tests for a difference over all
+numbers of all cells. It corrects those for SAME, two one-sided tests within the margin, as a separate family. If HEAD lacks
+what BASE has, the comparison fails.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from bench.analysis import metrics
-from bench.analysis.quantities import ALPHA, LOG_GAMMA, Columns, Quantity, compared
+from bench.analysis.quantities import ALPHA, LOG_GAMMA, Quantity, compared, log_quotient
 from bench.analysis.rows import Row, model_hashes, oldest_first, rows_of, scalar_text
 from bench.errors import IncomparableResults
 from bench.records.decoding import Scalar
@@ -26,27 +25,30 @@ from bench.records.environment import COMPARABLE_KEYS, check_comparable
 from bench.records.files import Runs
 from bench.records.runs import Cell, CellRecord
 from bench.statistics.effects import LEVEL, Effect, contrast, holm
-from bench.statistics.intervals import MIN_CLUSTERS, Array, Interval
+from bench.statistics.intervals import MIN_CLUSTERS, Interval, Part
 
-# BASE INVALID: of a cell that BASE itself could not measure nothing can be said, and nothing was lost
+# BASE INVALID: BASE itself could not measure the cell, so nothing can be concluded and nothing was lost
 Status = Literal["COMPARED", "MISSING", "INVALID", "BASE INVALID", "NEW"]
 Verdict = Literal["FASTER", "SLOWER", "HIGHER", "LOWER", "SAME", "INCONCLUSIVE"]
 
-ALPHA_MARGIN = 0.02  # within which alphas are SAME: 2 points
-POWER = 0.8  # of the smallest effect that is said to be seen
+ALPHA_MARGIN = 0.02  # alphas that differ by less are SAME: 2 points
+POWER = 0.8  # probability with which the smallest effect of the column "sees" is seen
 NO_REGRESSION, REGRESSION, UNDECIDED = 0, 1, 3  # exit statuses; bad input is 2, as everywhere
 WORSE = frozenset({"SLOWER", "LOWER"})
 FAILURES = frozenset({"MISSING", "INVALID"})
-_MAX_NAMED = 4  # fields in which a cell that is near differs
+_MAX_NAMED = 4  # a cell that differs in more fields is not called near
+_ONE_RUN = (
+    "one run of each side does not show how far separate runs drift apart; measure both in turns, by specheat across"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one of the two names stands for."""
+    """BASE or HEAD."""
 
     label: str
-    runs: Runs  # of each cell the newest record counts
-    relaunched: tuple[Runs, ...] = ()  # the same cells again, of further launches, each in turns with the other side's
+    runs: Runs  # the newest record of each cell counts
+    relaunched: tuple[Runs, ...] = ()  # the same cells of further launches, each in turns with the other side's
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +59,25 @@ class Number:
     unit: Literal["ms/token", "ratio", "points"]
     of_cell: Callable[[CellRecord], Interval | None]
     quantity: Quantity
-    verdicts: tuple[Verdict, Verdict]  # where HEAD's is less, and where it is more
-    drifts: bool  # with the machine, in runs of their own
+    verdicts: tuple[Verdict, Verdict]  # if HEAD's is less, and if it is more
+    drifts: bool  # with the machine, between separate runs
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One number of one cell. Where it was not tested `reason` says why, and there may be no `effect`."""
+    """One number of one cell. If it was not tested, `reason` says why, and there may be no `effect`."""
 
     number: Number
     effect: Effect | None
     verdict: Verdict
-    minimum: float | None = (
-        None  # effect that would have been seen with POWER, as the corrected test stands; like `effect`
-    )
+    minimum: float | None = None  # the effect, in the same unit, that the corrected test would have seen with POWER
     p_holm: float | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CellComparison:
-    """One cell. `reason` says why there are no outcomes."""
+    """One cell. If there are no outcomes, `reason` says why."""
 
     status: Status
     base: Row | None
@@ -87,8 +87,15 @@ class CellComparison:
     relaunched: tuple[tuple[Row, Row], ...] = ()  # of BASE and HEAD
 
     @property
+    def launches(self) -> tuple[tuple[Row, Row], ...]:
+        """The rows of BASE and HEAD of each launch. Only a compared cell has them."""
+        if self.base is None or self.head is None:
+            raise ValueError(f"expected a cell of both sides, got {self.status}")
+        return ((self.base, self.head), *self.relaunched)
+
+    @property
     def row(self) -> Row:
-        """Of BASE, where it has the cell."""
+        """The row of BASE, or of HEAD if BASE lacks the cell."""
         found = self.base or self.head
         assert found is not None
         return found
@@ -99,23 +106,25 @@ class Comparison:
     base: Side
     head: Side
     margin: float
-    interleaved: bool  # both sides were measured in turns: what the machine does cancels
+    interleaved: bool  # both sides were measured in turns, so that drifts of the machine cancel
     cells: tuple[CellComparison, ...]  # in the order of BASE; new ones last
 
     @property
     def num_tests(self) -> int:
-        """Numbers that could be tested: the size of each of the two families."""
+        """The size of each of the two families of tests: the numbers that could be tested."""
         return sum(outcome.p_holm is not None for cell in self.cells for outcome in cell.outcomes)
 
 
 def compare(
     base: Side, head: Side, *, margin: float = 0.02, interleaved: bool = False, suite: str | None = None
 ) -> Comparison:
-    """HEAD against BASE, cell by cell.
+    """Compare HEAD with BASE, cell by cell.
+
+    If sides were launched several times, intervals cover other launches: the same code on the same machine is a few percent
+    faster or slower from launch to launch.
 
     Args:    margin: ratios of 1 / (1 + margin) .. 1 + margin are SAME; interleaved: the sides were measured in turns;
-             suite: only its cells. Where sides were launched several times, intervals cover other launches: the same
-             code on the same machine is a few percent faster or slower from launch to launch
+             suite: only its cells
     Raises:  ValueError: no such suite, or no cells
              IncomparableResults: unlike machines, no common cell, or none that BASE could measure
     """
@@ -123,12 +132,13 @@ def compare(
         raise ValueError(f"expected a margin > 0, got {margin:g}")
     of_base, of_head = _newest(base, suite), _newest(head, suite)
     _check_machines(of_base, of_head)
-    cells = [_matched(key, row, of_head) for key, row in of_base.items()]
+    cells = [_matched(key, of_base, of_head) for key in of_base]
     for number, (base_runs, head_runs) in enumerate(zip(base.relaunched, head.relaunched, strict=True), start=2):
         again = _newest(Side(base.label, base_runs), suite), _newest(Side(head.label, head_runs), suite)
-        cells = [_matched_again(cell, key, *again, number) for cell, key in zip(cells, of_base, strict=True)]
+        cells = [_with_launch(cell, number, _matched(key, *again)) for cell, key in zip(cells, of_base, strict=True)]
     if not any(cell.status in ("COMPARED", "INVALID") for cell in cells):
-        raise IncomparableResults(_nothing_common(base, head, cells))
+        first = f"{cells[0].row.record.cell.label}: {cells[0].reason}"
+        raise IncomparableResults(f"no cell of {base.label} can be compared with one of {head.label}; {first}")
     judged = _judged([cell for cell in cells if cell.status == "COMPARED"], margin=margin, interleaved=interleaved)
     found = [next(judged) if cell.status == "COMPARED" else cell for cell in cells]
     found += [CellComparison("NEW", None, row) for key, row in of_head.items() if key not in of_base]
@@ -136,7 +146,7 @@ def compare(
 
 
 def exit_status(comparison: Comparison, *, strict: bool) -> int:
-    """0: no regression; 1: a number got worse, or HEAD lacks a cell; 3, if strict: neither, but something is undecided."""
+    """Return 0: no regression; 1: a number got worse, or HEAD lacks a cell; 3, if strict: neither, but one is undecided."""
     cells = comparison.cells
     verdicts = {outcome.verdict for cell in cells for outcome in cell.outcomes}
     statuses = {cell.status for cell in cells}
@@ -151,7 +161,7 @@ _Key = tuple[_Identity, tuple[Scalar, ...]]  # with the machine
 
 
 def _newest(side: Side, suite: str | None) -> dict[_Key, Row]:
-    """The newest record of each cell on each machine."""
+    """Return the newest row of each cell on each machine."""
     found: dict[_Key, Row] = {}
     for row in (row for one in oldest_first(side.runs) for row in rows_of(*one)):
         conditions = tuple(row.run.environment.get(key) for key in COMPARABLE_KEYS)
@@ -166,102 +176,78 @@ def _newest(side: Side, suite: str | None) -> dict[_Key, Row]:
 
 
 def _check_machines(of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row]) -> None:
-    """Raises: IncomparableResults: a cell of BASE was measured on HEAD's side, but under other conditions."""
+    """Check the machines of cells that both sides have.
+
+    Raises:  IncomparableResults: HEAD has a cell of BASE only under other conditions
+    """
     elsewhere = {identity: row for (identity, _), row in of_head.items()}
     for key, row in of_base.items():
         if key not in of_head and key[0] in elsewhere:
             check_comparable(row.run.environment, elsewhere[key[0]].run.environment)
 
 
-def _matched(key: _Key, base: Row, of_head: Mapping[_Key, Row]) -> CellComparison:
-    head = of_head.get(key)
+def _matched(key: _Key, of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row]) -> CellComparison:
+    base, head = of_base.get(key), of_head.get(key)
+    if base is None:
+        return CellComparison("BASE INVALID", None, head, "BASE has no such cell")
     if not base.verdict.valid:
-        return CellComparison("BASE INVALID", base, head, f"BASE: {_reasons(base)}")
+        return CellComparison("BASE INVALID", base, head, f"BASE: {'; '.join(base.verdict.reasons)}")
     if head is None:
         return CellComparison("MISSING", base, None, f"HEAD has no such cell{_nearest(base, of_head.values())}")
     if not head.verdict.valid:
-        return CellComparison("INVALID", base, head, f"HEAD: {_reasons(head)}")
+        return CellComparison("INVALID", base, head, f"HEAD: {'; '.join(head.verdict.reasons)}")
     return CellComparison("COMPARED", base, head)
 
 
-def _matched_again(
-    cell: CellComparison, key: _Key, of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row], number: int
-) -> CellComparison:
-    """With the rows of another launch, which must have the cell as well."""
+def _with_launch(cell: CellComparison, number: int, again: CellComparison) -> CellComparison:
+    """Return the cell with the rows of another launch, which must have the cell as well."""
     if cell.status != "COMPARED":
         return cell
-    if key not in of_base:
-        return replace(cell, status="BASE INVALID", reason=f"launch {number}: BASE has no such cell")
-    found = _matched(key, of_base[key], of_head)
-    if found.status != "COMPARED" or found.base is None or found.head is None:
-        return replace(found, reason=f"launch {number}: {found.reason}")
-    return replace(cell, relaunched=(*cell.relaunched, (found.base, found.head)))
-
-
-def _reasons(row: Row) -> str:
-    return "; ".join(row.verdict.reasons)
+    if again.status != "COMPARED":
+        return replace(cell, status=again.status, reason=f"launch {number}: {again.reason}")
+    return replace(cell, relaunched=(*cell.relaunched, *again.launches))
 
 
 def _nearest(base: Row, candidates: Iterable[Row]) -> str:
-    """In what the cell that is nearest differs, where it is near: what became of a cell that was renamed."""
+    """Return how the nearest cell differs, if it is near: it may be the same cell under another name."""
     differing = min((_differing(base, row) for row in candidates), key=len, default=())
     return f"; the nearest differs in {', '.join(differing)}" if 0 < len(differing) <= _MAX_NAMED else ""
 
 
 def _differing(base: Row, head: Row) -> tuple[str, ...]:
     one, other = _named(base), _named(head)
-    return tuple(
-        f"{name} ({scalar_text(name, one[name])} against {scalar_text(name, other[name])})"
-        for name in one
-        if one[name] != other[name]
-    )
+    texts = {name: [scalar_text(name, each[name]) for each in (one, other)] for name in one if one[name] != other[name]}
+    return tuple(f"{name} ({' against '.join(both)})" for name, both in texts.items())
 
 
 def _named(row: Row) -> dict[str, Any]:
-    """The identity of a cell by name."""
+    """Return the identity of a cell by name."""
     cell = row.record.cell
     hashes = {f"{role}_hash": value for role, value in model_hashes(cell, row.run).items()}
     return {each.name: getattr(cell, each.name) for each in fields(cell)} | hashes
 
 
-def _nothing_common(base: Side, head: Side, cells: Sequence[CellComparison]) -> str:
-    """Why there is nothing to compare, with the reason of the first cell."""
-    first = f"{cells[0].row.record.cell.label}: {cells[0].reason}"
-    return f"no cell of {base.label} can be compared with one of {head.label}; {first}"
-
-
 # Numbers
-def _of_arm(first: int) -> Columns:
-    """Seconds and tokens of one arm: the columns of gamma from `first` on."""
-
-    def columns(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
-        return ((prompt, sums[first : first + 2]) for prompt, sums in LOG_GAMMA.columns(record))
-
-    return columns
-
-
-def _log_quotient(sums: Array) -> Array:
-    found: Array = np.log(sums[..., 0] / sums[..., 1])
-    return found
+def _seconds_of(arm: metrics.ArmName, first: int) -> Number:
+    """Return seconds per token of one arm as a number; its columns of gamma begin at `first`."""
+    quantity = Quantity(
+        lambda record: ((prompt, sums[first : first + 2]) for prompt, sums in LOG_GAMMA.columns(record)), log_quotient
+    )
+    verdicts: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")
+    of_cell = functools.partial(metrics.seconds_per_token, arm=arm)
+    return Number(f"{arm.upper()} ms/token", "ms/token", of_cell, quantity, verdicts, True)
 
 
-SD = Number(
-    *("SD ms/token", "ms/token", lambda record: metrics.seconds_per_token(record, "sd")),
-    *(Quantity(_of_arm(2), _log_quotient), ("FASTER", "SLOWER"), True),
-)
-AR = Number(
-    *("AR ms/token", "ms/token", lambda record: metrics.seconds_per_token(record, "ar")),
-    *(Quantity(_of_arm(0), _log_quotient), ("FASTER", "SLOWER"), True),
-)
+AR, SD = _seconds_of("ar", 0), _seconds_of("sd", 2)
 GAMMA = Number("gamma", "ratio", metrics.gamma, LOG_GAMMA, ("SLOWER", "FASTER"), False)
 COUNTED_ALPHA = Number("alpha, counted", "points", metrics.counted_alpha, ALPHA, ("LOWER", "HIGHER"), False)
 NUMBERS = (SD, AR, GAMMA, COUNTED_ALPHA)
 
-_Measured = tuple[Number, Effect | Outcome]  # what is to be judged, or was without a test
+Testable = tuple[Number, Effect | Outcome]  # an effect to test, or an outcome that needs no test
 
 
 def _judged(cells: Sequence[CellComparison], *, margin: float, interleaved: bool) -> Iterator[CellComparison]:
-    """The same cells with their outcomes."""
+    """Yield the same cells with their outcomes."""
     measured = [_measured(cell) for cell in cells]
     if not interleaved:
         measured = _with_drift(cells, measured)
@@ -270,21 +256,21 @@ def _judged(cells: Sequence[CellComparison], *, margin: float, interleaved: bool
         yield replace(cell, outcomes=tuple(itertools.islice(outcomes, len(of_cell))))
 
 
-def _measured(cell: CellComparison) -> list[_Measured]:
-    """Each number that one of the sides has."""
-    base, head = _rows(cell)
-    found: list[_Measured] = []
+def _measured(cell: CellComparison) -> list[Testable]:
+    """Return each number that at least one of the sides has."""
+    found: list[Testable] = []
+    sides = list(zip(("BASE", "HEAD"), cell.launches[0], strict=True))
     for number in NUMBERS:
-        lacking = [side for side, row in (("BASE", base), ("HEAD", head)) if number.of_cell(row.record) is None]
+        lacking = [side for side, row in sides if number.of_cell(row.record) is None]
         if not lacking:
-            found.append((number, _effect(number, ((base, head), *cell.relaunched))))
+            found.append((number, _effect(number, cell.launches)))
         elif len(lacking) == 1:
             found.append((number, _undecided(number, f"{lacking[0]} has no {number.name}")))
     return found
 
 
 def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Outcome:
-    """Mean over launches, a prompt left out of all of them at once, and beside it how far launches are apart."""
+    """Return the mean over launches. Its error covers other prompts and, with several launches, other launches."""
     times = [metrics.times_measured(row.record) for row in launches[0]]
     if number is not COUNTED_ALPHA and times[0] != times[1]:
         return _undecided(number, f"BASE has {times[0]} seconds, HEAD {times[1]}")
@@ -302,10 +288,10 @@ def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Out
 
 
 def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effect:
-    """The mean over launches with an error that covers other prompts and other launches.
+    """Return the mean over launches with an error that covers other prompts and other launches.
 
-    What is left of a single text in a single launch is part of the spread over prompts and of that over launches. It is taken
-    out of the former alone: a few launches may lie close together by chance, and their t must cover just that.
+    The noise of a single output in a single launch is part of both spreads, over prompts and over launches. It is subtracted
+    from the spread over prompts: a few launches may lie close together by chance, and their t must cover just that.
 
     Source:  Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering
     """
@@ -318,7 +304,7 @@ def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effe
 
 
 def _difference(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | None:
-    """HEAD less BASE over prompts; None where they share none."""
+    """Return HEAD less BASE over prompts; None if they have no prompt in common."""
     columns, share = number.quantity.columns, 1 / len(launches)
     statistic = contrast(number.quantity.of, (-share, share) * len(launches))
     finding = compared(statistic, [(row, columns) for launch in launches for row in launch], "")
@@ -329,67 +315,57 @@ def _undecided(number: Number, reason: str) -> Outcome:
     return Outcome(number, None, "INCONCLUSIVE", reason=reason)
 
 
-@dataclass(slots=True)
-class _Drift:
-    """Of the machine between runs: how HEAD / BASE of the AR arm spreads over runs, and over the cells of one."""
+def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[Testable]]) -> list[list[Testable]]:
+    """Widen the effects on seconds by the drift of the machine, because separate runs do not share it.
 
-    log_shifts: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # by the files of both sides
-
-    def widened(self, effect: Effect) -> Effect | None:
-        """None: one run of a side does not show how far its runs are apart."""
-        num_runs = min(len(set(files)) for files in zip(*self.log_shifts, strict=True)) if self.log_shifts else 0
-        if num_runs < 2:
-            return None
-        runs = self.log_shifts.values()
-        squares = sum(sum((shift - statistics.mean(run)) ** 2 for shift in run) for run in runs)
-        within = math.sqrt(squares / max(1, sum(len(run) - 1 for run in runs)))
-        spread = math.hypot(statistics.stdev([statistics.mean(run) for run in runs]), within)
-        return replace(effect, parts=(*effect.parts, (spread, num_runs - 1.0)))
-
-
-def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[_Measured]]) -> list[list[_Measured]]:
-    """With seconds widened by the drift of the machine, which runs of their own do not share.
-
-    The AR arm does the same work in all cells of a backend and a target, so that its ratios would be equal on a steady machine.
+    The AR arm does the same work in all cells of a backend and a target. On a steady machine its ratios would be equal.
     """
-    drifts: dict[tuple[object, ...], _Drift] = {}
+    log_shifts: dict[
+        tuple[object, ...], dict[tuple[str, str], list[float]]
+    ] = {}  # by engine, then by files of both sides
     for cell, of_cell in zip(cells, measured, strict=True):
-        drift = drifts.setdefault(_engine(cell), _Drift())
+        base, head = cell.launches[0]
+        of_runs = log_shifts.setdefault(_engine(cell), {})
         for number, effect in of_cell:
             if number is AR and isinstance(effect, Effect):
-                base, head = _rows(cell)
-                drift.log_shifts.setdefault((base.file, head.file), []).append(effect.estimate)
+                of_runs.setdefault((base.file, head.file), []).append(effect.estimate)
+    drifts = {engine: _drift(of_runs) for engine, of_runs in log_shifts.items()}
     return [
         [(number, _widened(number, effect, drifts[_engine(cell)])) for number, effect in of_cell]
         for cell, of_cell in zip(cells, measured, strict=True)
     ]
 
 
+def _drift(log_shifts: Mapping[tuple[str, str], Sequence[float]]) -> Part | None:
+    """Return how HEAD / BASE of the AR arm spreads over runs and over the cells of one run.
+
+    None: one run of a side does not show how far its runs are apart.
+    """
+    num_runs = min(len(set(files)) for files in zip(*log_shifts, strict=True)) if log_shifts else 0
+    if num_runs < 2:
+        return None
+    runs = log_shifts.values()
+    squares = sum(sum((shift - statistics.mean(run)) ** 2 for shift in run) for run in runs)
+    within = math.sqrt(squares / max(1, sum(len(run) - 1 for run in runs)))
+    return math.hypot(statistics.stdev([statistics.mean(run) for run in runs]), within), num_runs - 1.0
+
+
 def _engine(cell: CellComparison) -> tuple[object, ...]:
-    base, _ = _rows(cell)
-    return base.record.cell.backend, base.record.cell.dtype, base.run.model_hashes.get("target")
+    of_base = cell.row.record.cell
+    return of_base.backend, of_base.dtype, cell.row.run.model_hashes.get("target")
 
 
-def _widened(number: Number, effect: Effect | Outcome, drift: _Drift) -> Effect | Outcome:
+def _widened(number: Number, effect: Effect | Outcome, drift: Part | None) -> Effect | Outcome:
     if isinstance(effect, Outcome) or not number.drifts:
         return effect
-    return drift.widened(effect) or replace(_undecided(number, _ONE_RUN), effect=effect)
-
-
-_ONE_RUN = (
-    "one run a side does not show how far runs of their own drift apart; measure both in turns, by specheat across"
-)
-
-
-def _rows(cell: CellComparison) -> tuple[Row, Row]:
-    if cell.base is None or cell.head is None:
-        raise ValueError(f"expected a cell of both sides, got {cell.status}")
-    return cell.base, cell.head
+    if drift is None:
+        return replace(_undecided(number, _ONE_RUN), effect=effect)
+    return replace(effect, parts=(*effect.parts, drift))
 
 
 # Verdicts
-def judge(measured: Sequence[_Measured], *, margin: float) -> Iterator[Outcome]:
-    """The verdict on each number, all being one family of tests for a difference, and another one of tests for SAME."""
+def judge(measured: Sequence[Testable], *, margin: float) -> Iterator[Outcome]:
+    """Yield the verdict on each number. All tests for a difference are one family, and all tests for SAME another."""
     tested = {
         place: (effect, ALPHA_MARGIN if number.unit == "points" else math.log1p(margin))
         for place, (number, effect) in enumerate(measured)
@@ -406,14 +382,14 @@ def judge(measured: Sequence[_Measured], *, margin: float) -> Iterator[Outcome]:
 
 
 def _verdict(number: Number, effect: Effect, p_differ: float, p_same: float) -> Verdict:
-    """SAME comes first: a difference within the margin is none that matters, however sure it is."""
+    """Return the verdict. SAME comes first: a difference within the margin does not matter, however sure it is."""
     if p_same <= LEVEL:
         return "SAME"
     return number.verdicts[effect.estimate > 0] if p_differ <= LEVEL else "INCONCLUSIVE"
 
 
 def _equivalence_p(effect: Effect, margin: float) -> float:
-    """Of the worse of two one-sided tests; 1 where the estimate is not within the margin.
+    """Return the p value of the worse of two one-sided tests; 1 if the estimate is not within the margin.
 
     Source:  Schuirmann 1987, two one-sided tests
     """
@@ -423,5 +399,5 @@ def _equivalence_p(effect: Effect, margin: float) -> float:
 
 
 def _minimum(effect: Effect, num_tests: int) -> float:
-    """The difference that is seen with POWER, were it the first of its family to be tested."""
+    """Return the difference that is seen with POWER if it is the first of its family to be tested."""
     return effect.half_width(LEVEL / num_tests) + effect.half_width(2 * (1 - POWER))

@@ -1,7 +1,7 @@
-"""Effects of cells: paired by prompt, from raw counts and seconds.
+"""Effects of cells, paired by prompt, from raw counts and seconds.
 
 Alpha is the counted one and gamma the ratio of totals, as in the tables. An effect is a weighted sum of such numbers over a few
-cells; its error is a jackknife that leaves a prompt out of all of them at once.
+cells. Its error is a jackknife that leaves a prompt out of all cells at once.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Finding:
     commands: tuple[str, ...]  # that made them
 
 
-Columns = Callable[[CellRecord], Iterator[tuple[int, Sequence[float]]]]  # prompt and summands of each pair of texts
+Summands = Callable[[CellRecord], Iterator[tuple[int, Sequence[float]]]]  # prompt and summands of each pair
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number of a cell: what is summed over each prompt, and what sums give."""
+    """A number of a cell: what is summed over each prompt, and the number that follows from the sums."""
 
-    columns: Columns
+    columns: Summands
     of: Number
 
 
-def compared(statistic: Statistic, cells: Sequence[tuple[Row, Columns]], detail: str) -> Finding | None:
-    """A statistic of cells, on the prompts that all cells of a prompt set have; None where one has no such numbers."""
+def compared(statistic: Statistic, cells: Sequence[tuple[Row, Summands]], detail: str) -> Finding | None:
+    """Return a statistic of cells, on the prompts that all cells of a prompt set have; None if one lacks such numbers."""
     sums = [_by_prompt(columns(row.record)) for row, columns in cells]
     sets = [row.record.cell.prompts_hash for row, _ in cells]
     shared: dict[str, set[int]] = {}
@@ -60,7 +60,7 @@ def compared(statistic: Statistic, cells: Sequence[tuple[Row, Columns]], detail:
 
 
 def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str) -> Finding | None:
-    """A weighted sum of the quantity of cells."""
+    """Return a weighted sum of the quantity of cells."""
     statistic = contrast(quantity.of, [weight for weight, _ in cells])
     return compared(statistic, [(row, quantity.columns) for _, row in cells], detail)
 
@@ -73,10 +73,6 @@ def _by_prompt(summands: Iterator[tuple[int, Sequence[float]]]) -> dict[int, Arr
 
 
 # Quantities
-def _counts(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
-    return ((prompt, (counts.accepted, counts.tested)) for prompt, counts in metrics.counts_of(record))
-
-
 def _arm_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
     columns = metrics.time_columns(record, metrics.times_measured(record))
     if columns is not None:
@@ -84,15 +80,13 @@ def _arm_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
 
 
 def _arm_seconds_of_rounds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
-    """Seconds and tokens of the autoregressive arm, seconds and rounds of the speculative one."""
+    """Yield seconds and tokens of the autoregressive arm, seconds and rounds of the speculative one."""
+    of_decoding = metrics.times_measured(record) == "decode"
     for (prompt, (ar_s, ar_tokens, sd_s, _)), pair in zip(_arm_seconds(record), record.pairs, strict=True):
-        rounds = pair.sd.rounds
-        if rounds is not None:
-            with_prefill = sum(round_.emitted for round_ in rounds) == len(pair.sd.token_ids)
-            untimed = (
-                with_prefill and metrics.times_measured(record) == "decode"
-            )  # then the first round is in no seconds
-            yield prompt, (ar_s, ar_tokens, sd_s, len(rounds) - untimed)
+        if pair.sd.rounds is not None:
+            # Decode seconds omit the first round if it has the prefill.
+            untimed = of_decoding and metrics.first_round_has_prefill(pair.sd)
+            yield prompt, (ar_s, ar_tokens, sd_s, len(pair.sd.rounds) - untimed)
 
 
 def _phase_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
@@ -102,20 +96,25 @@ def _phase_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
 
 
 def alpha_of(sums: Array) -> Array:
-    """Of accepted and tested tokens."""
+    """Return alpha from accepted and tested tokens."""
     found: Array = sums[..., 0] / sums[..., 1]
     return found
 
 
+def log_quotient(sums: Array) -> Array:
+    found: Array = np.log(sums[..., 0] / sums[..., 1])
+    return found
+
+
 def log_ratio_of(sums: Array) -> Array:
-    """Of seconds and what they were spent on, of one arm and of the other: log of the one's cost less the other's."""
+    """Return log((sums 0 / sums 1) / (sums 2 / sums 3)), such as from seconds and tokens of both arms."""
     found: Array = np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
     return found
 
 
-ALPHA = Quantity(_counts, alpha_of)
+ALPHA = Quantity(metrics.tested_of, alpha_of)
 LOG_GAMMA = Quantity(_arm_seconds, log_ratio_of)
 
-# Cells run minutes apart: what machines do in between cancels against what ran beside it.
+# Cells run minutes apart. A drift of the machine cancels against seconds of the same minute.
 LOG_ROUND_COST = Quantity(_arm_seconds_of_rounds, lambda sums: -log_ratio_of(sums))  # in autoregressive tokens
-LOG_ACCEPT_COST = Quantity(_phase_seconds, lambda sums: np.log(sums[..., 0] / sums[..., 1]))  # in verifications
+LOG_ACCEPT_COST = Quantity(_phase_seconds, log_quotient)  # in verifications

@@ -1,4 +1,4 @@
-"""The rows of tables and figures: the newest record of each cell, and what tells one from another."""
+"""The rows of tables and figures: the newest record of each cell, and what distinguishes rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ from bench.records.runs import Cell, CellRecord, RunRecord
 
 
 def model_hashes(cell: Cell, run: RunRecord) -> dict[str, str | None]:
-    """Of the target and of this cell's own draft: a run may have several."""
+    """Return the hashes of the target and of this cell's draft; a run may have several drafts."""
     hashes = run.model_hashes
     return {"target": hashes.get("target"), "draft": hashes.get(f"draft {cell.draft}", hashes.get("draft"))}
 
 
-def may_be_claimed(row: Row) -> bool:
-    """Whether it is valid, conclusive and not known to be lossy."""
-    known = row.verdict.certificate in ("LOSSLESS", UNCERTIFIED)
-    return row.verdict.valid and row.verdict.label != "INCONCLUSIVE" and known and not row.lossy
-
-
 _HASH_DIGITS = 8
-LOAD_SUITES = ("concurrency", "deployment")  # they decode at several loads, and name each
-# Fields of a cell that `identity` leaves out (the pair's name contains the inflation) or names in another way.
+LOAD_SUITES = ("concurrency", "deployment")  # they decode at several loads
+# Fields of a cell that `identity` omits (the pair's name contains the inflation) or treats apart.
 _NOT_NAMED = ("suite", "inflation", "concurrency", "draft_length", "schedule", "options")
 
 
@@ -41,8 +35,14 @@ class Row:
 
     @property
     def lossy(self) -> bool:
-        """Whether the rule is lossy by design: its gamma is shown, marked, and never the best."""
+        """Whether the rule is lossy by design. Its gamma is shown and marked, and is never the best."""
         return self.verdict.certificate == "LOSSY-DECLARED"
+
+
+def may_be_claimed(row: Row) -> bool:
+    """Return whether the gamma of a row is valid, conclusive and not known to be lossy."""
+    known = row.verdict.certificate in ("LOSSLESS", UNCERTIFIED)
+    return row.verdict.valid and row.verdict.label != "INCONCLUSIVE" and known and not row.lossy
 
 
 def oldest_first(runs: Runs) -> list[tuple[str, RunRecord]]:
@@ -66,7 +66,7 @@ def newest_rows(runs: Runs) -> tuple[Row, ...]:
 
 
 def row_groups(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
-    """Rows of the same models and the same amount of text, which belong in one table; the newest group first.
+    """Return rows of the same models and the same amount of text, which belong in one table; the newest group first.
 
     An inflated target is the same model as the one that it was made from.
     """
@@ -81,9 +81,9 @@ def row_groups(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
 
 
 def identity(row: Row) -> dict[str, Scalar]:
-    """Everything that tells one row from another, by the name of its command-line option."""
+    """Return everything that distinguishes rows, by the name of its command-line option."""
     cell = row.record.cell
-    # These three are named only where they are not the default; suites under load also name a load of 1.
+    # These three are named only if they are not the default; suites under load also name a load of 1.
     varied: dict[str, Scalar] = {}
     if cell.concurrency > 1 or cell.suite in LOAD_SUITES:
         varied["concurrency"] = cell.concurrency
@@ -102,7 +102,7 @@ def identity(row: Row) -> dict[str, Scalar]:
 def split_identity(
     rows: Sequence[Row], *, always: tuple[str, ...] = ("temperature",)
 ) -> tuple[tuple[str, ...], dict[str, Scalar]]:
-    """Names whose values differ between rows, and some that are always among them; and the values of all others."""
+    """Return the names whose values differ between rows, with those of `always`, and the values of all others."""
     identities = [identity(row) for row in rows]
     if all(one["draft_temperature"] == one["temperature"] for one in identities):
         identities = [one | {"draft_temperature": "= temperature"} for one in identities]
@@ -112,9 +112,9 @@ def split_identity(
 
 
 def scalar_text(name: str, value: Scalar) -> str:
-    """A value of a record in a table."""
+    """Return the text of a value in a table."""
     if value is None:
-        return "constant" if name == "draft_length" else "none"  # only cells that adapt it say so
+        return "constant" if name == "draft_length" else "none"  # only cells of an adaptive length have a value
     if name.endswith("_hash"):
         return str(value)[:_HASH_DIGITS] or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

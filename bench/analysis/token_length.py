@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,33 +76,27 @@ def positions(record: LengthRecord) -> Positions:
     """
     texts = sorted(record.texts, key=lambda text: (text.temperature, text.prompt_index))
 
-    def column(name: str) -> Array:
-        return np.array([value for text in texts for value in getattr(text, name)], dtype=float)
-
-    lengths = [len(text.places) for text in texts]
-    ordinary = column("special") == 0
+    ordinary = np.array([not special for text in texts for special in text.special], dtype=bool)
     if not ordinary.any():
         raise ValueError(f"expected draft tokens that were tested, got {len(texts)} texts without any")
-    prompts = np.repeat([text.prompt_index for text in texts], lengths)[ordinary]
-    token_ids = column("token_ids")[ordinary].astype(np.intp)
-    covariates = np.stack(
-        (
-            column("num_bytes")[ordinary],
-            column("num_chars")[ordinary],
-            column("entropies")[ordinary],
-            np.log1p(token_ids),
-            np.log1p(counts_elsewhere(token_ids, prompts)),
-            column("slots")[ordinary],
-            np.log1p(column("places")[ordinary]),
-        ),
-        axis=1,
-    )
+
+    def column(name: str) -> Array:
+        return np.array([value for text in texts for value in getattr(text, name)], dtype=float)[ordinary]
+
+    def repeated(name: str) -> NDArray[Any]:
+        return np.repeat([getattr(text, name) for text in texts], [len(text.places) for text in texts])[ordinary]
+
+    prompts, token_ids = repeated("prompt_index"), column("token_ids").astype(np.intp)
+    log_ids, log_counts = np.log1p(token_ids), np.log1p(counts_elsewhere(token_ids, prompts))
+    lengths = (column("num_bytes"), column("num_chars"))
+    position = (column("slots"), np.log1p(column("places")))
+    covariates = np.column_stack((*lengths, column("entropies"), log_ids, log_counts, *position))
     spread = covariates.std(axis=0)
     return Positions(
         prompts=prompts,
-        temperatures=np.repeat([text.temperature for text in texts], lengths)[ordinary],
-        accepted=column("accepted")[ordinary],
-        acceptance_probs=column("acceptance_probs")[ordinary],
+        temperatures=repeated("temperature"),
+        accepted=column("accepted"),
+        acceptance_probs=column("acceptance_probs"),
         covariates=covariates,
         standardised=(covariates - covariates.mean(axis=0)) / np.where(spread > 0, spread, 1.0),
     )
@@ -204,7 +199,7 @@ def fit_logistic(design: Array, accepted: Array, *, start: Array | None = None) 
     """Return the maximum-likelihood coefficients of a logistic model.
 
     Args:    design: (N, M), its constant included; accepted: (N,) 0 or 1; start: coefficients at which the fit begins
-    Returns: (M,); 0, up to rounding, for a column of zeros; finite, but large, along directions that part accepted from rejected
+    Returns: (M,); about 0 for a column of zeros; large, but finite, along directions that part accepted from rejected
     """
     import statsmodels.api as sm
 

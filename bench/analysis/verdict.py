@@ -15,12 +15,14 @@ from bench.statistics import intervals
 from bench.statistics.intervals import Interval
 
 Label = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE", "INVALID"]
-AGREEMENT_P = 0.001  # over all cells of a run: below it counted and expected acceptance disagree
+AGREEMENT_P = 0.001  # over all cells of a run; below it, counted and expected acceptance disagree
 UNCERTIFIED = "uncertified"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """Whether a record can be believed, what its gamma shows, and why."""
+
     valid: bool
     label: Label
     reasons: tuple[str, ...]
@@ -36,8 +38,8 @@ def verdict_of(record: CellRecord, run: RunRecord) -> Verdict:
 def verdicts_of(run: RunRecord, cells: Sequence[CellRecord]) -> Iterator[Verdict]:
     """Yield the verdict on each cell of a run.
 
-    A verdict says whether the record can be believed, what its gamma shows, and why. INVALID records have no gamma in any
-    table, only their reasons. The A/A floor, the baseline and the evidence of a certificate are shared by the cells of a run.
+    INVALID records have no gamma in any table, only their reasons. The A/A floor, the baseline and the evidence of a
+    certificate are shared by the cells of a run, so they are computed here once.
     """
     floor, native = aa_floor(run), native_ratio(run)
     for record, certificate in zip(cells, certificates_of(cells), strict=True):
@@ -47,7 +49,9 @@ def verdicts_of(run: RunRecord, cells: Sequence[CellRecord]) -> Iterator[Verdict
 def _verdict(
     record: CellRecord, run: RunRecord, judged: Certificate | None, *, floor: float | None, native: Interval | None
 ) -> Verdict:
-    certificate = _certificate_label(record, judged)
+    certificate: str = UNCERTIFIED if judged is None else judged.verdict
+    if record.cell.rule in LOSSY_RULES:
+        certificate = "LOSSY-DECLARED"
     faults = list(_faults(record, run, floor=floor, native=native))
     if judged is not None and certificate == "LOSSY":
         faults.append(f"certificate: LOSSY, {'; '.join(judged.words)}")
@@ -62,12 +66,6 @@ def _verdict(
     if floor is None:
         return Verdict(True, "INCONCLUSIVE", ("no A/A floor was measured",), certificate)
     return Verdict(True, intervals.gamma_verdict(ratio, floor), (), certificate)
-
-
-def _certificate_label(record: CellRecord, judged: Certificate | None) -> str:
-    if record.cell.rule in LOSSY_RULES:
-        return "LOSSY-DECLARED"
-    return UNCERTIFIED if judged is None else judged.verdict
 
 
 def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: Interval | None) -> Iterator[str]:
@@ -91,14 +89,12 @@ def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: 
 
 
 def _replay_faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
-    """An engine that cannot be seeded says `seeded: false` in its settings; its replays are other texts by right."""
+    """Yield the faults of replays. Unseeded engines, whose settings have `seeded: false`, may replay another text."""
     replays = tuple(replays_of(record))
-    if run.backend_settings.get("seeded", True):
-        differing = sum(replay.token_ids != pair.sd.token_ids for pair, replay in replays)
-        if differing:
-            yield f"{differing} of {len(replays)} replays gave other token ids than the timed run"
-    unbalanced = sum(not _balanced(replay, record.cell.rule) for _, replay in replays)
-    if unbalanced:
+    differing = sum(replay.token_ids != pair.sd.token_ids for pair, replay in replays)
+    if differing and run.backend_settings.get("seeded", True):
+        yield f"{differing} of {len(replays)} replays gave other token ids than the timed run"
+    if unbalanced := sum(not _balanced(replay, record.cell.rule) for _, replay in replays):
         yield f"{unbalanced} of {len(replays)} replays do not have one acceptance probability per tested position"
 
 

@@ -1,0 +1,1 @@
+"""The ledger: claims, thresholds and verdicts."""

@@ -6,25 +6,14 @@ import functools
 from collections import defaultdict
 from collections.abc import Sequence
 
+from bench.analysis import quantities
 from bench.analysis.certificate import LOSSY_RULES
 from bench.analysis.metrics import JOINT_RULES
-from bench.analysis.quantities import (
-    ALPHA,
-    LOG_ACCEPT_COST,
-    LOG_GAMMA,
-    LOG_ROUND_COST,
-    Finding,
-    Quantity,
-    alpha_of,
-    compared,
-    log_ratio_of,
-    weighted,
-)
+from bench.analysis.quantities import Finding, Quantity, compared, weighted
 from bench.analysis.rows import Row, identity
 from bench.analysis.stretches import counts_in, stretches
 from bench.claims.claim import Find, Records
 from bench.records.decoding import schedule_text
-from bench.records.runs import Cell
 from bench.statistics.effects import chosen_by_others, contrast
 from bench.statistics.intervals import Array
 
@@ -49,32 +38,28 @@ def series(records: Records, suite: str, *varied: str) -> tuple[Row, ...]:
         kept = frozenset(item for item in facts.items() if item[0] not in varied)
         if facts["rule"] not in JOINT_RULES | LOSSY_RULES:
             found[kept, frozenset(row.run.model_hashes.items())].append(row)
-    return tuple(sorted(max(found.values(), key=_preference, default=()), key=lambda row: _cell(row).temperature))
+    return tuple(sorted(max(found.values(), key=_preference, default=()), key=lambda row: row.record.cell.temperature))
 
 
 def _preference(rows: Sequence[Row]) -> tuple[object, ...]:
-    cell, run = _cell(rows[0]), rows[0].run
+    cell, run = rows[0].record.cell, rows[0].run
     own_draft = cell.draft == run.model_pair.draft
-    rejection = any(_cell(row).rule == "rejection" for row in rows)
+    rejection = any(row.record.cell.rule == "rejection" for row in rows)
     return own_draft, cell.backend == "reference", rejection, len(rows), max(row.run.created for row in rows)
 
 
 def _up_to_one(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if _cell(row).temperature <= 1]
-
-
-def _cell(row: Row) -> Cell:
-    return row.record.cell
+    return [row for row in rows if row.record.cell.temperature <= 1]
 
 
 def _temperatures(*rows: Row) -> str:
-    return f"T = {' against '.join(f'{_cell(row).temperature:g}' for row in rows)}"
+    return f"T = {' against '.join(f'{row.record.cell.temperature:g}' for row in rows)}"
 
 
 # Findings
 def hot_against_cold(records: Records, suite: str, quantity: Quantity, *, coldest: float = 0.0) -> Finding | None:
     """Return a quantity at the hottest T up to 1 less the same at the coldest T from `coldest` on."""
-    rows = [row for row in _up_to_one(series(records, suite, "temperature")) if _cell(row).temperature >= coldest]
+    rows = [row for row in _up_to_one(series(records, suite, "temperature")) if row.record.cell.temperature >= coldest]
     if len(rows) < 2:
         return None
     return weighted(quantity, [(1, rows[-1]), (-1, rows[0])], _temperatures(rows[-1], rows[0]))
@@ -82,11 +67,11 @@ def hot_against_cold(records: Records, suite: str, quantity: Quantity, *, coldes
 
 def beyond_one(records: Records, quantity: Quantity) -> Finding | None:
     """Return a quantity at the hottest T less the same at the T nearest to the middle between it and 1."""
-    rows = [row for row in series(records, "out_of_range", "temperature") if _cell(row).temperature >= 1]
+    rows = [row for row in series(records, "out_of_range", "temperature") if row.record.cell.temperature >= 1]
     if len(rows) < 2:
         return None
-    middle = (1 + _cell(rows[-1]).temperature) / 2
-    nearest = min(rows[:-1], key=lambda row: abs(_cell(row).temperature - middle))
+    middle = (1 + rows[-1].record.cell.temperature) / 2
+    nearest = min(rows[:-1], key=lambda row: abs(row.record.cell.temperature - middle))
     return weighted(quantity, [(1, rows[-1]), (-1, nearest)], _temperatures(rows[-1], nearest))
 
 
@@ -96,21 +81,21 @@ def between_domains(records: Records) -> Finding | None:
     problems, instructions = (_of_first_set(rows, names) for names in (PROBLEMS, INSTRUCTIONS))
     both = sorted(temperature for temperature in problems.keys() & instructions.keys() if temperature > 0)
     cells = [(sign / len(both), found[at]) for sign, found in ((1, problems), (-1, instructions)) for at in both]
-    return weighted(ALPHA, cells, f"T = {', '.join(f'{at:g}' for at in both)}") if both else None
+    return weighted(quantities.ALPHA, cells, f"T = {', '.join(f'{at:g}' for at in both)}") if both else None
 
 
 def _of_first_set(rows: Sequence[Row], names: Sequence[str]) -> dict[float, Row]:
     """Return rows by temperature, of the first of these prompt sets that was measured."""
-    of_sets = [[row for row in rows if name in _cell(row).prompt_set.lower()] for name in names]
-    return {_cell(row).temperature: row for row in next(filter(None, of_sets), [])}
+    of_sets = [[row for row in rows if name in row.record.cell.prompt_set.lower()] for name in names]
+    return {row.record.cell.temperature: row for row in next(filter(None, of_sets), [])}
 
 
 def draft_temperatures(records: Records) -> tuple[Row, ...]:
     """Return the cells at the hottest T up to 1: first that whose draft T is the decode T; empty if either kind is missing."""
     rows = _up_to_one(series(records, "draft_temperature", "temperature", "draft_temperature"))
-    hottest = [row for row in rows if _cell(row).temperature == _cell(rows[-1]).temperature]
-    ordered = sorted(hottest, key=lambda row: _cell(row).draft_temperature != _cell(row).temperature)
-    matched = [row for row in ordered if _cell(row).draft_temperature == _cell(row).temperature]
+    hottest = [row for row in rows if row.record.cell.temperature == rows[-1].record.cell.temperature]
+    ordered = sorted(hottest, key=lambda row: row.record.cell.draft_temperature != row.record.cell.temperature)
+    matched = [row for row in ordered if row.record.cell.draft_temperature == row.record.cell.temperature]
     return tuple(ordered) if len(matched) == 1 < len(ordered) else ()
 
 
@@ -119,14 +104,14 @@ def tuned_draft_temperature(records: Records) -> Finding | None:
     rows = draft_temperatures(records)
     if not rows:
         return None
-    tried = ", ".join(f"{_cell(row).draft_temperature:g}" for row in rows[1:])
+    tried = ", ".join(f"{row.record.cell.draft_temperature:g}" for row in rows[1:])
     detail = f"{_temperatures(rows[0])}, draft T of {tried}"
-    return compared(draft_temperature_gain, [(row, ALPHA.columns) for row in rows], detail)
+    return compared(draft_temperature_gain, [(row, quantities.ALPHA.columns) for row in rows], detail)
 
 
 def draft_temperature_gain(cells: Sequence[Array]) -> float:
     """Return the gain of alpha from counts of the cell whose draft T is the decode T, then of the others."""
-    return chosen_by_others(alpha_of, cells[1:], cells[1:]) - float(alpha_of(cells[0].sum(0)))
+    return chosen_by_others(quantities.alpha_of, cells[1:], cells[1:]) - float(quantities.alpha_of(cells[0].sum(0)))
 
 
 def tuned_draft_length(records: Records) -> Finding | None:
@@ -137,20 +122,20 @@ def tuned_draft_length(records: Records) -> Finding | None:
     rows = _up_to_one(series(records, "draft_length", "temperature", "num_draft_tokens"))
     at: dict[float, dict[int, Row]] = defaultdict(dict)
     for row in rows:
-        at[_cell(row).temperature][_cell(row).num_draft_tokens] = row
+        at[row.record.cell.temperature][row.record.cell.num_draft_tokens] = row
     hot, cold = (at[max(at)], at[min(at)]) if len(at) > 1 else ({}, {})
     lengths = sorted(hot.keys() & cold.keys())
     if len(lengths) < 2:
         return None
     detail = f"{_temperatures(rows[-1], rows[0])}, k of {', '.join(map(str, lengths))}"
-    cells = [(of[length], LOG_GAMMA.columns) for of in (hot, cold) for length in lengths]
+    cells = [(of[length], quantities.LOG_GAMMA.columns) for of in (hot, cold) for length in lengths]
     return compared(draft_length_gain, cells, detail)
 
 
 def draft_length_gain(cells: Sequence[Array]) -> float:
     """Return the gain of log gamma from seconds and tokens of each k at the hottest T, then of each k at the coldest."""
     hot, cold = cells[: len(cells) // 2], cells[len(cells) // 2 :]
-    return chosen_by_others(log_ratio_of, hot, hot) - chosen_by_others(log_ratio_of, hot, cold)
+    return chosen_by_others(quantities.log_ratio_of, hot, hot) - chosen_by_others(quantities.log_ratio_of, hot, cold)
 
 
 def rule_against_temperature(records: Records) -> Finding | None:
@@ -159,12 +144,12 @@ def rule_against_temperature(records: Records) -> Finding | None:
     The drop is that of the same suite or, if the suite has one T, of the temperature grid.
     """
     rules = _up_to_one(series(records, "acceptance_rules", "temperature", "rule"))
-    rejection, exact = ([row for row in rules if _cell(row).rule == rule] for rule in ("rejection", "exact_match"))
+    rejection, exact = ([row for row in rules if row.record.cell.rule == rule] for rule in ("rejection", "exact_match"))
     drop = rejection if len(rejection) > 1 else _up_to_one(series(records, "temperature_grid", "temperature"))
     if not rejection or not exact or len(drop) < 2 or _temperatures(rejection[-1]) != _temperatures(exact[-1]):
         return None
     cells = [(1, rejection[-1]), (-1, exact[-1]), (-1, drop[0]), (1, drop[-1])]
-    return weighted(ALPHA, cells, f"rules at {_temperatures(exact[-1])}; {_temperatures(drop[-1], drop[0])}")
+    return weighted(quantities.ALPHA, cells, f"rules at {_temperatures(exact[-1])}; {_temperatures(drop[-1], drop[0])}")
 
 
 def within_a_text(records: Records) -> Finding | None:
@@ -173,16 +158,16 @@ def within_a_text(records: Records) -> Finding | None:
     With both orders, the effect of the place in an output cancels.
     """
     rows = series(records, "dynamic_temperature", "schedule")
-    halves = [(row, stretches(_cell(row))) for row in rows]
+    halves = [(row, stretches(row.record.cell)) for row in rows]
     switching = [(row, of) for row, of in halves if len(of) == 2 and of[0].temperature != of[1].temperature]
     starts_hot = [(row, of) for row, of in switching if of[0].temperature > of[1].temperature]
     starts_cold = [(row, of[::-1]) for row, of in switching if of[0].temperature < of[1].temperature]
     if not starts_hot or not starts_cold:
         return None
     both = (starts_hot[0], starts_cold[0])  # hot half first in each
-    detail = " and ".join(schedule_text(_cell(row).schedule) for row, _ in both)
+    detail = " and ".join(schedule_text(row.record.cell.schedule) for row, _ in both)
     cells = [(row, functools.partial(counts_in, stretch=half)) for row, of in both for half in of]
-    return compared(contrast(alpha_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
+    return compared(contrast(quantities.alpha_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
 
 
 def length_of_tokens(records: Records, place: int) -> Finding | None:
@@ -197,17 +182,17 @@ def length_of_tokens(records: Records, place: int) -> Finding | None:
 
 
 FIND: dict[str, Find] = {
-    "hotter-slower": lambda records: hot_against_cold(records, "temperature_grid", LOG_GAMMA),
-    "hotter-rejects": lambda records: hot_against_cold(records, "temperature_grid", ALPHA),
-    "u-curve-alpha": lambda records: beyond_one(records, ALPHA),
-    "u-curve-gamma": lambda records: beyond_one(records, LOG_GAMMA),
+    "hotter-slower": lambda records: hot_against_cold(records, "temperature_grid", quantities.LOG_GAMMA),
+    "hotter-rejects": lambda records: hot_against_cold(records, "temperature_grid", quantities.ALPHA),
+    "u-curve-alpha": lambda records: beyond_one(records, quantities.ALPHA),
+    "u-curve-gamma": lambda records: beyond_one(records, quantities.LOG_GAMMA),
     "word-problems-easier": between_domains,
     "longer-tokens": lambda records: length_of_tokens(records, 0),
-    "criterion-costs": lambda records: hot_against_cold(records, "cost_of_temperature", LOG_ACCEPT_COST),
+    "criterion-costs": lambda records: hot_against_cold(records, "cost_of_temperature", quantities.LOG_ACCEPT_COST),
     "criterion-costs-the-same": lambda records: hot_against_cold(
-        records, "cost_of_temperature", LOG_ACCEPT_COST, coldest=LEAST_SAMPLED
+        records, "cost_of_temperature", quantities.LOG_ACCEPT_COST, coldest=LEAST_SAMPLED
     ),
-    "rounds-cost-the-same": lambda records: hot_against_cold(records, "cost_of_temperature", LOG_ROUND_COST),
+    "rounds-cost-the-same": lambda records: hot_against_cold(records, "cost_of_temperature", quantities.LOG_ROUND_COST),
     "draft-temperature": tuned_draft_temperature,
     "draft-length": tuned_draft_length,
     "rule-over-temperature": rule_against_temperature,

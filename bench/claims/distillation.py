@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 Kind = tuple[str, float | None]  # arm, and KD T; None: a mixture, or the start
 DraftCell = tuple[Kind, float]  # a kind of draft at a decode T
 Means = tuple[tuple[int, Sequence[DraftCell]], ...]  # sign, and the cells over which the mean is taken
-Design = Callable[[frozenset[DraftCell]], Means]  # of the measured cells
+Cells = frozenset[DraftCell]  # the measured ones
+Design = Callable[[Cells], Means]
+At = Callable[[DraftCell], bool]
 START: Kind = ("start", None)
 # The measured texts of claims.toml state these limits of decode T and KD T.
 HOT, COLD, HIGH_KD, COMPOSED_FROM = 0.8, 0.2, 0.6, 0.7
@@ -70,7 +72,7 @@ def _signed_means(alphas: Mapping[DraftCell, Array], means: Means, in_logs: bool
 
 
 # Designs
-def softens(measured: frozenset[DraftCell]) -> Means:
+def softens(measured: Cells) -> Means:
     """Return the change of alpha from decode T 0 to 1: that of drafts of high KD T less that of the start."""
     kinds = {kind for kind, _ in measured if kind[0] in ("offline", "online") and (kind[1] or 0.0) >= HIGH_KD}
     both = sorted(kind for kind in kinds if {(kind, 0.0), (kind, 1.0)} <= measured)
@@ -78,7 +80,7 @@ def softens(measured: frozenset[DraftCell]) -> Means:
     return *of_drafts, (-1, [(START, 1.0)]), (1, [(START, 0.0)])
 
 
-def matched(measured: frozenset[DraftCell]) -> Means:
+def matched(measured: Cells) -> Means:
     """Return offline drafts at each decode T: that of the same KD T less the others."""
     offline = sorted(cell for cell in measured if cell[0][0] == "offline")
     diagonal = [cell for cell in offline if cell[0][1] == cell[1]]
@@ -87,46 +89,42 @@ def matched(measured: frozenset[DraftCell]) -> Means:
 
 
 def _paired(
-    measured: frozenset[DraftCell],
-    arm: str,
-    partner: Callable[[DraftCell], DraftCell],
-    *,
-    at: Callable[[DraftCell], bool] = lambda cell: True,
+    measured: Cells, arm: str, partner: Callable[[DraftCell], DraftCell], *, at: At = lambda cell: True
 ) -> Means:
     """Return the cells of an arm less their partners, where both were measured."""
     both = sorted(cell for cell in measured if cell[0][0] == arm and at(cell) and partner(cell) in measured)
     return (1, both), (-1, [partner(cell) for cell in both])
 
 
-def online_advantage(measured: frozenset[DraftCell], *, at: Callable[[DraftCell], bool] = lambda cell: True) -> Means:
+def online_advantage(measured: Cells, *, at: At = lambda cell: True) -> Means:
     """Return online drafts less offline drafts of the same KD T, at the same decode T."""
     return _paired(measured, "online", lambda cell: (("offline", cell[0][1]), cell[1]), at=at)
 
 
-def online_when_hot(measured: frozenset[DraftCell]) -> Means:
+def online_when_hot(measured: Cells) -> Means:
     """Return the advantage of online drafts at high decode T less that at low decode T."""
     cold = online_advantage(measured, at=lambda cell: cell[1] <= COLD)
     return *online_advantage(measured, at=lambda cell: cell[1] >= HOT), *((-sign, cells) for sign, cells in cold)
 
 
-def online_when_greedy(measured: frozenset[DraftCell]) -> Means:
+def online_when_greedy(measured: Cells) -> Means:
     """Return the online draft of KD T 0 less the offline one, at decode T 0."""
     return online_advantage(measured, at=lambda cell: cell[0][1] == cell[1] == 0.0)
 
 
-def composed(measured: frozenset[DraftCell]) -> Means:
+def composed(measured: Cells) -> Means:
     """Return the composed draft less the offline one of KD T 1, at high decode T."""
     return _paired(
         measured, "composed", lambda cell: (("offline", 1.0), cell[1]), at=lambda cell: cell[1] >= COMPOSED_FROM
     )
 
 
-def mixture(measured: frozenset[DraftCell]) -> Means:
+def mixture(measured: Cells) -> Means:
     """Return the mixture, one draft for all decode T, less the matched drafts."""
     return _paired(measured, "mixture", lambda cell: (("offline", cell[1]), cell[1]))
 
 
-def matched_at(measured: frozenset[DraftCell], *, decode_t: float) -> Means:
+def matched_at(measured: Cells, *, decode_t: float) -> Means:
     """Return the draft that is matched to one decode T less the start."""
     return (1, sorted(measured & {(("offline", decode_t), decode_t)})), (-1, [(START, decode_t)])
 

@@ -1,0 +1,1 @@
+"""Intervals, effects, multiple-testing correction and theory, as functions of plain numbers."""

@@ -4,10 +4,7 @@ The prompt is the unit that was sampled: everything measured on one prompt is su
 leave-one-prompt-out jackknife of a ratio of totals, with a quantile of t. The degrees of freedom of t are Kish's effective
 number of prompts less one, because long texts weigh more. Nothing is drawn at random: the same data give the same interval.
 
-This method was chosen by simulation with `tests/studies/simulated_runs.py`, 4,000 runs at 8 prompts and 1 or 2 repeats.
-Coverage of a nominal 95 %: percentile bootstrap 88.2, 88.0; BCa 86.2, 87.2; bootstrap-t 94.1, 94.4, whose intervals are 10 to
-12 % wider; jackknife with t on prompts less one 95.1, 95.0. On acceptance counts (alpha 0.3) the last covers 91.6, and 93.3
-with Kish's number.
+The method was chosen by simulation: with 8 prompts bootstraps cover less, or are 10 to 12 % wider (docs/validation.md).
 """
 
 from __future__ import annotations
@@ -18,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike as Column
+from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 GammaVerdict = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE"]
@@ -26,21 +24,9 @@ Part = tuple[float, float]  # of an error: a standard error, and the degrees of 
 
 UNKNOWN: Part = (math.inf, 1.0)  # too little was measured to estimate the error
 NORMAL_VARIANCE = 200.0  # of a count: above it, the count is treated as normal
+# Fewest prompts from which, upwards, 95 % intervals of both gamma and alpha covered 93 to 97 % in simulation
+# (tests/studies/simulated_runs.py, docs/validation.md). Gamma alone holds from 2 prompts; alpha fails at 5.
 MIN_CLUSTERS = 6
-"""Fewest prompts from which, upwards, 95 % intervals of both gamma and alpha covered 93 to 97 % in simulation.
-
-10,000 runs a case, `simulate_runs` with 1 and 2 repeats and `simulate_acceptance` at alpha 0.3, 0.5, 0.8, 0.95; Monte-Carlo
-standard error 0.2 %. Lowest and highest coverage in percent (gamma alone holds from 2 prompts; alpha fails at 5):
-
-    prompts     2     3     4     5     6     7     8    12    16    32
-    gamma    95.1  95.5  95.6  95.2  95.2  95.0  95.0  95.0  95.2  94.9
-             95.4  96.3  95.9  95.3  95.4  95.4  95.2  95.2  95.2  95.1
-    alpha    93.7  95.8  95.1  94.6  93.9  93.1  93.3  93.3  93.6  94.0
-             95.4  97.0  96.8  97.1  97.0  96.4  96.4  96.0  95.6  95.5
-
-A kind of prompt that is too rare to be among the measured ones is in no interval: with a spread of only 5 % between other
-prompts and one prompt in ten 1.5 times as fast, coverage is 93.3 to 95.6 % at 6 to 32 prompts.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +88,11 @@ def t_half_width(parts: Iterable[Part], level: float) -> float:
 
 # Ratios
 def ratio_of_totals(
-    ar_s: ArrayLike,
-    ar_tokens: ArrayLike,
-    sd_s: ArrayLike,
-    sd_tokens: ArrayLike,
-    clusters: ArrayLike,
-    *,
-    confidence: float = 0.95,
+    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = 0.95
 ) -> Interval:
     """Return the relative wall-time improvement: (sum ar_s / sum ar_tokens) / (sum sd_s / sum sd_tokens).
 
-    Args:    seconds and tokens of each arm, one entry for each pair; clusters: the prompt of each pair
+    Args:    seconds and tokens of each arm, with one entry for each pair; clusters: the prompt of each pair
     Returns: above 1 if SD is faster; an interval from 0 to infinity if one prompt has all tokens of an arm
     Raises:  ValueError: an arm has no tokens or no seconds
     """
@@ -120,9 +100,7 @@ def ratio_of_totals(
     return _log_ratio_interval(totals, (1, -1, -1, 1), weights=totals[:, 1] + totals[:, 3], confidence=confidence)
 
 
-def mean_ratio(
-    numerators: ArrayLike, denominators: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95
-) -> Interval:
+def mean_ratio(numerators: Column, denominators: Column, clusters: Column, *, confidence: float = 0.95) -> Interval:
     """Return the ratio of two positive totals, such as tokens emitted / rounds.
 
     Raises:  ValueError: a total is zero
@@ -132,13 +110,7 @@ def mean_ratio(
 
 
 def geometric_mean_ratio(
-    ar_s: ArrayLike,
-    ar_tokens: ArrayLike,
-    sd_s: ArrayLike,
-    sd_tokens: ArrayLike,
-    clusters: ArrayLike,
-    *,
-    confidence: float = 0.95,
+    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = 0.95
 ) -> Interval:
     """Return the geometric mean over prompts of the geometric mean over a prompt's pairs of AR / SD seconds per token.
 
@@ -158,14 +130,14 @@ def geometric_mean_ratio(
 
 
 def log_ratio_floor(
-    first_s: ArrayLike, first_tokens: ArrayLike, second_s: ArrayLike, second_tokens: ArrayLike, clusters: ArrayLike
+    first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column
 ) -> float:
     """Return the A/A floor: the half-width of the 95 % interval of log(AR / AR'), where both arms are the same."""
     interval = ratio_of_totals(first_s, first_tokens, second_s, second_tokens, clusters)
     return math.log(interval.high / interval.estimate)
 
 
-def proportion(successes: ArrayLike, trials: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
+def proportion(successes: Column, trials: Column, clusters: Column, *, confidence: float = 0.95) -> Interval:
     """Return the pooled share sum(successes) / sum(trials). Its interval is symmetric in the log odds and so within 0..1.
 
     Args:    successes: between 0 and trials, need not be whole (expected counts)
@@ -190,7 +162,7 @@ def proportion(successes: ArrayLike, trials: ArrayLike, clusters: ArrayLike, *, 
     return Interval(share, low, high, len(totals), confidence)
 
 
-def _prompt_totals(columns: Sequence[ArrayLike], clusters: ArrayLike) -> Array:
+def _prompt_totals(columns: Sequence[Column], clusters: Column) -> Array:
     """Sum each column over each prompt (prompts, columns); leave out prompts that contributed nothing."""
     labels, index = np.unique(np.asarray(clusters), return_inverse=True)
     values = (np.asarray(column, dtype=float) for column in columns)
@@ -216,7 +188,7 @@ def _exponentiated(log_ratio: float, part: Part, num_prompts: int, confidence: f
 
 
 # Tests and verdicts
-def martingale_z(accepted: ArrayLike, expected: ArrayLike) -> float:
+def martingale_z(accepted: Column, expected: Column) -> float:
     """Return the standardised surplus of acceptances: sum(A - beta) / sqrt(sum beta (1 - beta)).
 
     Which positions are tested depends on earlier acceptances. Each difference still has mean 0 given the past.
@@ -235,7 +207,7 @@ def martingale_z(accepted: ArrayLike, expected: ArrayLike) -> float:
     return float(surplus.sum()) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def martingale_p(accepted: ArrayLike, expected: ArrayLike, z: float) -> float:
+def martingale_p(accepted: Column, expected: Column, z: float) -> float:
     """Return the two-sided p value of `martingale_z`.
 
     With few uncertain positions the number of acceptances is far from normal. Then it is compared with a sum of independent
@@ -255,7 +227,7 @@ def martingale_p(accepted: ArrayLike, expected: ArrayLike, z: float) -> float:
     return float(min(1.0, 2 * at_most, 2 * at_least))
 
 
-def self_normalised_z(observed: ArrayLike, expected: ArrayLike) -> float:
+def self_normalised_z(observed: Column, expected: Column) -> float:
     """Return the standardised surplus if only the expectations are known: sum(d) / sqrt(sum d^2), d = observed - expected."""
     surplus = np.asarray(observed, dtype=float) - np.asarray(expected, dtype=float)
     scale = math.sqrt(float((surplus**2).sum()))

@@ -1,4 +1,4 @@
-"""What theory says gamma and block efficiency should be, from acceptance and the cost of bare forwards.
+"""What theory predicts for gamma and block efficiency, from acceptance and the cost of bare forwards.
 
 Pure formulas, no measurement. A round drafts k tokens and verifies them in one target forward of k + 1 tokens.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class SlotTotals:
-    """Expected counts of the decoder over one text; add texts up before taking a ratio."""
+    """Expected counts of the decoder over one output; add outputs up before taking a ratio."""
 
     tested: float
     accepted: float
@@ -21,12 +21,7 @@ class SlotTotals:
     rounds: float
 
     def __add__(self, other: SlotTotals) -> SlotTotals:
-        return SlotTotals(
-            self.tested + other.tested,
-            self.accepted + other.accepted,
-            self.emitted + other.emitted,
-            self.rounds + other.rounds,
-        )
+        return SlotTotals(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
     @property
     def alpha(self) -> float:
@@ -38,9 +33,9 @@ class SlotTotals:
 
 
 def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
-    """Tokens per round if each draft token were accepted independently: (1 - alpha^(k+1)) / (1 - alpha).
+    """Return tokens per round if each draft token were accepted independently: (1 - alpha^(k+1)) / (1 - alpha).
 
-    Summed as 1 + alpha + ... + alpha^k, which is the same and exact near alpha = 1, where it is k + 1.
+    It is summed as 1 + alpha + ... + alpha^k, which is also exact near alpha = 1, where it is k + 1.
 
     Source:  Leviathan et al. 2023, arXiv 2211.17192, equation 1
     """
@@ -52,32 +47,27 @@ def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
 def predicted_gamma(
     block_efficiency: float, *, ar_s: float, draft_s: float, verify_s: float, num_draft_tokens: float
 ) -> float:
-    """Gamma of a loop without overhead: block efficiency x AR forward / (k x draft forward + verify forward).
+    """Return gamma of a loop without overhead: block efficiency x AR forward / (k x draft forward + verify forward).
 
     Args:    seconds of bare forwards: target on 1 token, draft on 1 token, target on k + 1 tokens; num_draft_tokens: of a
-             round, on average where it changes
-    Source:  Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, where verify_s is taken to be ar_s
+             round, on average if it changes
+    Source:  Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, which assumes verify_s = ar_s
     """
     return block_efficiency * ar_s / (num_draft_tokens * draft_s + verify_s)
 
 
-def cost_ratio(*, draft_s: float, ar_s: float) -> float:
-    """c: seconds of one draft forward / seconds of one target forward, 1 token each."""
-    return draft_s / ar_s
-
-
 def propagate_slots(acceptance_T: Sequence[float], num_draft_tokens: int) -> SlotTotals:
-    """Expected counts of a lossless decoder that emits one given text, by the probability of each slot at each token.
+    """Return the expected counts of a lossless decoder that emits one given output, from the probability of each slot.
 
-    Slots 0..k-1 of a round test a draft token, slot k is the bonus. An accepted token moves the next one to the slot
-    behind; a recovered or bonus token ends the round, so the next one is in slot 0:
+    Slots 0..k-1 of a round test a draft token, slot k is the bonus. After an accepted token the next token is in the next
+    slot. A recovered or bonus token ends the round, so the next token is in slot 0:
 
         k = 2:   slot 0 --a--> slot 1 --a--> slot 2 --1--> slot 0,  and slots 0, 1 --(1 - a)--> slot 0
 
     Args:    acceptance_T: for each token, the probability that in a tested slot it was the accepted draft token rather
              than the recovered one; under the rejection rule min(1, q(x_t) / p(x_t)), x_t sampled from p. The first
-             token, which prefill produces, is in no round and not in here.
-    Returns: counts as the decoder makes them, the last round cut where the text ends
+             token comes from the prefill, is in no round, and is not included.
+    Returns: counts as the decoder makes them; the last round is cut where the output ends
     """
     if num_draft_tokens < 1:
         raise ValueError(f"expected num_draft_tokens >= 1, got {num_draft_tokens}")

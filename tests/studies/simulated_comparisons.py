@@ -59,7 +59,7 @@ class _Prompts:
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """Of one cell: what was drawn, and what it costs beyond the ordinary (P,)."""
+    """The texts of one cell, and their extra cost (P,)."""
 
     ar_tokens: Array
     tested: Array
@@ -68,7 +68,7 @@ class _Texts:
 
 
 def comparisons(num: int, design: Design, *, seed: int) -> Iterator[Comparison]:
-    """Simulated pairs of runs, compared."""
+    """Yield the comparisons of simulated pairs of runs."""
     rng = np.random.default_rng(seed)
     cells = [make_cell(temperature=c / 4, num_prompts=design.num_prompts) for c in range(design.num_cells)]
     drifts = _drifts(rng, num * design.launches, design)
@@ -98,7 +98,7 @@ def comparisons(num: int, design: Design, *, seed: int) -> Iterator[Comparison]:
 
 
 def _drifts(rng: np.random.Generator, num: int, design: Design) -> Iterator[Array]:
-    """Log slow-down (side, cell, prompt, arm) of each comparison; arms of a pair are a step apart."""
+    """Yield the log slow-down (side, cell, prompt, arm) of each comparison; arms of a pair are one step apart."""
     shape = (design.num_cells, design.num_prompts, 2)
     num_steps = math.prod(shape)
     for start in range(0, num, DRIFT_POOL):
@@ -166,20 +166,20 @@ def _arm(num_decoded: int, seconds: float, rounds: tuple[Round, ...] | None) -> 
 
 @functools.cache
 def _rounds(accepted: int, tested: int) -> tuple[Round, ...]:
-    """Of one draft token each."""
+    """Return rounds of one draft token each."""
     return (Round(1, 1, 2),) * accepted + (Round(1, 0, 1),) * (tested - accepted)
 
 
 # Rates
 def false_difference(comparison: Comparison) -> bool:
-    """Of two sides that are the same: any verdict but SAME and INCONCLUSIVE."""
+    """Return whether a comparison of two equal sides has any verdict but SAME and INCONCLUSIVE."""
     return any(
         outcome.verdict not in ("SAME", "INCONCLUSIVE") for cell in comparison.cells for outcome in cell.outcomes
     )
 
 
 def same_speed(comparison: Comparison) -> bool:
-    """Any SAME of speculation's seconds or of gamma."""
+    """Return whether any cell is SAME in the seconds of speculation or in gamma."""
     return _says(comparison, ("SAME",), (SD, GAMMA))
 
 
@@ -188,12 +188,12 @@ def same_alpha(comparison: Comparison) -> bool:
 
 
 def is_slower(comparison: Comparison) -> bool:
-    """In the seconds of speculation of any cell."""
+    """Return whether any cell is SLOWER in the seconds of speculation."""
     return _says(comparison, ("SLOWER",), (SD,))
 
 
 def share_slower(comparison: Comparison) -> float:
-    """The share of cells that are slower in the seconds of speculation."""
+    """Return the share of cells that are SLOWER in the seconds of speculation."""
     cells = [replace(comparison, cells=(cell,)) for cell in comparison.cells]
     return sum(map(is_slower, cells)) / len(cells)
 
@@ -207,13 +207,13 @@ def _says(comparison: Comparison, verdicts: Sequence[Verdict], numbers: Sequence
 
 
 def rate(num: int, design: Design, of: Callable[[Comparison], float], *, seed: int = 0) -> float:
-    """Mean over comparisons."""
+    """Return the mean of a function of comparisons."""
     return sum(map(of, comparisons(num, design, seed=seed))) / num
 
 
 def _line(num: int, design: Design, of: Callable[[Comparison], float]) -> str:
     way = f"{design.launches} in turns" if design.interleaved else f"{design.num_runs} a side"
-    texts = "the same" if design.same_texts else "of their own"
+    texts = "the same" if design.same_texts else "different"
     return f"{way:10}  {texts:12}  {design.num_cells:5}  {design.num_prompts:7}  {rate(num, design, of):6.2%}"
 
 

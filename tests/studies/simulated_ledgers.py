@@ -39,7 +39,7 @@ LENGTH_CAP = 64
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Of simulated ledgers."""
+    """Rates over simulated ledgers."""
 
     false_verdict: float  # share with any verdict that is false
     power: float  # share of true claims of cells that are SUPPORTED
@@ -47,7 +47,7 @@ class Rates:
 
 
 def acceptance(rng: np.random.Generator, num_prompts: int, alphas: Sequence[float]) -> list[Array]:
-    """Accepted and tested tokens (P, 2) of cells on the same prompts."""
+    """Draw accepted and tested tokens (P, 2) of cells on the same prompts."""
     score = rng.standard_normal(num_prompts)
     found = []
     for alpha in alphas:
@@ -61,7 +61,7 @@ def acceptance(rng: np.random.Generator, num_prompts: int, alphas: Sequence[floa
 def timings(
     rng: np.random.Generator, num_prompts: int, log_gammas: Sequence[float], *, spread: float = 0.12
 ) -> list[Array]:
-    """AR seconds and tokens, SD seconds and tokens (P, 4) of cells on the same prompts; spread of log gamma between them."""
+    """Draw AR seconds and tokens, SD seconds and tokens (P, 4) of cells on the same prompts; spread: of log gamma."""
     score, log_token_s = rng.standard_normal(num_prompts), 0.1 * rng.standard_normal(num_prompts)
     found = []
     for log_gamma in log_gammas:
@@ -77,7 +77,7 @@ def timings(
 
 
 def phases(rng: np.random.Generator, num_prompts: int, log_costs: Sequence[float]) -> list[Array]:
-    """Seconds of acceptance and of verification (P, 2) of cells on the same prompts."""
+    """Draw seconds of acceptance and of verification (P, 2) of cells on the same prompts."""
     slowness = 0.1 * rng.standard_normal(num_prompts)
     found = []
     for log_cost in log_costs:
@@ -88,7 +88,7 @@ def phases(rng: np.random.Generator, num_prompts: int, log_costs: Sequence[float
 
 
 def rounds(rng: np.random.Generator, num_prompts: int, log_costs: Sequence[float]) -> list[Array]:
-    """Autoregressive seconds and tokens, speculative seconds and rounds (P, 4) of cells on the same prompts."""
+    """Draw autoregressive seconds and tokens, speculative seconds and rounds (P, 4) of cells on the same prompts."""
     return timings(rng, num_prompts, [-log_cost for log_cost in log_costs], spread=0.03)
 
 
@@ -98,7 +98,7 @@ def _lengths(rng: np.random.Generator, log_shift: Array) -> Array:
 
 
 def _of_alpha(weights: Sequence[float]) -> Simulation:
-    """The truth is in the cells of positive weight."""
+    """Return a simulation of a contrast of alphas; the true effect is in the cells of positive weight."""
 
     def simulate(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
         shares = [truth / sum(weight for weight in weights if weight > 0) if weight > 0 else 0.0 for weight in weights]
@@ -130,19 +130,19 @@ def _two_domains(rng: np.random.Generator, num_prompts: int, num_seeds: int, tru
 
 
 def _draft_temperature(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
-    """One of three other draft temperatures gains; where none does all are alike."""
+    """Draw a gain by one of three other draft temperatures; with a truth of 0 all are alike."""
     cells = acceptance(rng, num_prompts, (0.5, 0.5, 0.5 + truth, 0.5))
     return paired_effect(decoding.draft_temperature_gain, [PromptSums("", totals) for totals in cells])
 
 
 def _draft_length(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
-    """Of three k the first gains when hot and the last when cold; where none gains all are alike when hot."""
+    """Draw three k: the first gains when hot and the last when cold; with a truth of 0 all are alike when hot."""
     cells = timings(rng, num_prompts, (truth, 0.0, 0.0, 0.0, 0.0, 0.1))
     return paired_effect(decoding.draft_length_gain, [PromptSums("", totals) for totals in cells])
 
 
 def _distilled(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
-    """A difference of alpha between drafts: 0.3 points between seeds, 5 between prompts, 2 of its own."""
+    """Draw a difference of alpha between drafts: it varies by 0.3 points over seeds, 5 over prompts, 2 over single texts."""
     weights = _lengths(rng, np.zeros(num_prompts))
     shifts = truth + 0.003 * rng.standard_normal((num_seeds, 1)) + 0.05 * rng.standard_normal(num_prompts)
     gains = weights * (shifts + 0.02 * rng.standard_normal((num_seeds, num_prompts)))
@@ -176,9 +176,10 @@ def simulate(
     num_true: int = 0,
     seed: int = 0,
 ) -> Rates:
-    """Ledgers in which every truth lies on its threshold, but for `num_true` claims, other ones each time, which are true.
+    """Simulate ledgers in which every truth lies on its threshold, except for `num_true` claims, which are true.
 
-    On the threshold every verdict is false, and no truth is harder to judge. Of a true claim REFUTED is false.
+    The true claims are drawn for each ledger. On the threshold every verdict is false, and no truth is harder to judge. For a
+    true claim, REFUTED is false.
     """
     rng = np.random.default_rng(seed)
     all_claims = claims()

@@ -1,10 +1,10 @@
-"""Simulated timed pairs with a known gamma, and acceptance counts with a known alpha, many runs at once.
+"""Simulate timed pairs with a known gamma, and acceptance counts with a known alpha, many runs at once.
 
-Axes are (run, pair). Pairs run in order, prompt by prompt, and the whole set again for each repeat. A prompt sets how
-long its texts are, how slow its tokens are and how well the draft does on it: better on long texts, and much better on
-the one in ten that mostly copies. Both arms then draw their own text, so lengths differ. Noise shrinks with length and
-has rare stalls. The machine drifts by an AR(1) series and a trend; the two arms of a pair are one step apart in it, and
-which of them runs first is balanced.
+Axes are (run, pair). Pairs run in order, prompt by prompt, and the whole set again for each repeat. A prompt determines the
+length of its texts, the speed of its tokens and the acceptance of its drafts, which is higher on long texts and much higher on
+the one prompt in ten that mostly copies. Both arms draw different texts, so lengths differ. Noise shrinks with length and has
+rare stalls. The machine drifts by an AR(1) series and a trend. The two arms of a pair are one step apart in the drift, and
+their order is balanced.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def simulate_runs(
 ) -> SimulatedRuns:
     """Draw runs.
 
-    Args:    log_gamma: its centre over prompts; prompt_spread: its standard deviation; copy_share: prompts with
+    Args:    log_gamma: its centre over prompts; prompt_spread: its standard deviation; copy_share: share of prompts with
              COPY_LOG_GAMMA more; drift: scale of the drift, 0 is a steady machine
     """
     rng = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def simulate_runs(
 
 
 def machine_drift(rng: np.random.Generator, num_runs: int, num_steps: int) -> Array:
-    """Log slow-down at each step (R, S): AR(1), standard deviation 8 %, memory 50 steps; plus a trend of up to 20 %."""
+    """Return the log slow-down at each step (R, S): AR(1), standard deviation 8 %, memory 50 steps; a trend of up to 20 %."""
     series = np.empty((num_steps, num_runs))
     series[0] = 0.08 * rng.standard_normal(num_runs)
     kept = np.exp(-1 / 50)
@@ -88,10 +88,10 @@ def machine_drift(rng: np.random.Generator, num_runs: int, num_steps: int) -> Ar
 
 @cache
 def true_gamma(**population: float) -> float:
-    """Ratio of expected totals over all prompts: what ratio_of_totals estimates.
+    """Return the ratio of expected totals over all prompts, which ratio_of_totals estimates.
 
-    Drift is left out: it is independent of the prompt and, with the order balanced, has the same mean in both arms.
-    From 2 million prompts: its own standard error in the log is 0.0002, about 1 % of that of a run judged by it.
+    Drift is left out: it is independent of the prompt and, because the order is balanced, has the same mean in both arms.
+    It comes from 2 million prompts. Its standard error in the log is 0.0002, about 1 % of that of a simulated run.
 
     Args:    log_gamma, prompt_spread, copy_share, as in simulate_runs
     """
@@ -102,7 +102,7 @@ def true_gamma(**population: float) -> float:
 def simulate_acceptance(
     num_runs: int, num_prompts: int, *, alpha: float, concentration: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Accepted and tested tokens (R, P): a beta distribution of alpha over prompts, longer texts where it is higher."""
+    """Draw accepted and tested tokens (R, P): alpha has a beta distribution over prompts; higher alpha, longer texts."""
     rng = np.random.default_rng(seed)
     prompts = (num_runs, num_prompts)
     prompt_alpha = rng.beta(alpha * concentration, (1 - alpha) * concentration, prompts)
@@ -114,6 +114,6 @@ def simulate_acceptance(
 
 @cache
 def true_alpha(*, alpha: float, concentration: float) -> float:
-    """Ratio of expected totals over all prompts: above `alpha`, because longer texts have the higher one."""
+    """Return the ratio of expected totals over all prompts. It is above `alpha`, because longer texts have a higher alpha."""
     accepted, tested = simulate_acceptance(2_000_000, 1, alpha=alpha, concentration=concentration, seed=1)
     return float(accepted.sum() / tested.sum())

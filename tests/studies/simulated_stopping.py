@@ -22,16 +22,19 @@ TOKENS = (24, 37)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of many cells."""
+    """Means over many cells."""
 
-    coverage: float  # of the reported 95 %
-    pairs: float  # mean
+    coverage: float  # of the reported 95 % interval
+    pairs: float
 
 
 def simulate(
     num_cells: int, *, precision: float, between: float, within: float, seed: int = 0, max_prompts: int = MAX_PROMPTS
 ) -> Outcome:
-    """Args: between: spread of gamma over prompts; within: of the speed of one call; standard deviations of logarithms."""
+    """Simulate cells that stop by the rule.
+
+    Args:    between: spread of gamma over prompts; within: spread of the speed of calls; standard deviations of logarithms
+    """
     stream = np.random.default_rng(seed)
     true_gamma = 1.1
     covered, pairs = 0, 0

@@ -1,8 +1,8 @@
-"""Texts of simulated decoders as a scorer would see them: what the certificate's error rates are measured on.
+"""Simulate texts of decoders as a scorer sees them. The error rates of the certificate are measured on them.
 
-A target is many contexts, each with logits over a small vocabulary, sharp and flat ones mixed. The decoder draws from
-these logits with numerical noise of its own and, where one is planted, a fault; the scorer judges without either. Slots
-follow from rounds in which likely tokens are accepted more often, and a text may end early, at a token that ends it.
+A target is many contexts, each with logits over a small vocabulary; sharp and flat distributions are mixed. The decoder draws
+from these logits with numerical noise and, if one is planted, with a fault. The scorer judges without either. Slots follow from
+rounds in which likely tokens are accepted more often. A text may end early, at an end token.
 
 Shape letters: C contexts, V vocabulary, N tokens.
 """
@@ -29,7 +29,7 @@ NUM_DRAFT_TOKENS = 2
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the scorer says of every token in every context, and what the decoder draws from."""
+    """The scorer's evidence of every token in every context, and the distributions from which the decoder draws."""
 
     dtype: str
     temperature: float
@@ -51,7 +51,7 @@ def make_target(
     faulty_slots: tuple[int, ...] = (),
     seed: int = 0,
 ) -> Target:
-    """A target with a decoder; a fault is confined to `faulty_slots`, everything else to the whole decoder."""
+    """Return a target with a decoder. A fault affects `faulty_slots` only; another temperature affects the whole decoder."""
     rng = np.random.default_rng(seed)
     steepness_C1 = rng.gamma(2.0, 2.0, size=(NUM_CONTEXTS, 1))
     logits_CV = -steepness_C1 * np.log(1 + np.arange(VOCABULARY)) + rng.normal(0, 0.7, (NUM_CONTEXTS, VOCABULARY))
@@ -76,7 +76,7 @@ def make_target(
 
 
 def simulate(target: Target, num_tokens: int, rng: np.random.Generator) -> Sample:
-    """Evidence of texts of at most TEXT_LENGTH tokens, from `num_tokens` draws less those behind an end token."""
+    """Return evidence of texts of at most TEXT_LENGTH tokens, from `num_tokens` draws less those after an end token."""
     num_tokens -= num_tokens % TEXT_LENGTH
     contexts_N = rng.integers(NUM_CONTEXTS, size=num_tokens)
     uniform_N = rng.random(num_tokens)
@@ -110,7 +110,7 @@ def _drawn(cumulative_NV: Array, uniform_N: Array) -> NDArray[np.int64]:
 
 
 def _slots(probs_N: Array, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Slots of texts laid end to end. A token that is likely is more often an accepted one, and its round goes on."""
+    """Return the slots of texts laid end to end. A likely token is accepted more often, and then its round continues."""
     accepted_NT = (rng.random(len(probs_N)) < 0.2 + 0.7 * probs_N).reshape(-1, TEXT_LENGTH)
     slots_NT = np.zeros(accepted_NT.shape, dtype=np.int64)
     slots_NT[:, 1] = 1

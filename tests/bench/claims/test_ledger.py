@@ -278,7 +278,7 @@ def test_a_finding_says_what_was_compared_and_where_it_lies(results: Path) -> No
     assert finding("criterion-costs-the-same").detail == "T = 1 against 0.5; 12 prompts"
     assert finding("draft-length").detail == "T = 1 against 0, k of 2, 4; 12 prompts"
     assert finding("matched-best").detail == "5 seeds, 16 prompts of instructions"
-    assert finding("matched-best").files == (f"{MACHINE}/kd_matrix/1-a.jsonl",)
+    assert finding("matched-best").files == (f"{MACHINE}/kd_matrix/records/1-a.jsonl",)
     assert finding("hotter-rejects").commands == ("pytest suites/test_temperature_grid.py",)
     assert len(finding("draft-temperature-as-good").files) == 2
     # Truth is exact where the noise cancels: all of it is in the drafts, 0.4 points a prompt.

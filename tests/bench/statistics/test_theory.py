@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.statistics.theory import SlotTotals, cost_ratio, expected_block_efficiency, predicted_gamma, propagate_slots
+from bench.statistics.theory import SlotTotals, expected_block_efficiency, predicted_gamma, propagate_slots
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
@@ -40,7 +40,7 @@ def test_predicted_gamma_of_a_free_draft_and_a_free_verification_is_the_block_ef
 def test_predicted_gamma_is_leviathans_speed_up_when_verification_costs_one_target_forward() -> None:
     alpha, num_draft_tokens, ar_s, draft_s = 0.7, 4, 0.035, 0.007
     efficiency = expected_block_efficiency(alpha, num_draft_tokens)
-    c = cost_ratio(draft_s=draft_s, ar_s=ar_s)
+    c = draft_s / ar_s
     theorem = (1 - alpha ** (num_draft_tokens + 1)) / ((1 - alpha) * (num_draft_tokens * c + 1))
     measured = predicted_gamma(efficiency, ar_s=ar_s, draft_s=draft_s, verify_s=ar_s, num_draft_tokens=num_draft_tokens)
     assert measured == pytest.approx(theorem, rel=1e-12)
