@@ -137,7 +137,7 @@ def test_too_few_tokens_are_inconclusive_and_the_number_needed_is_said() -> None
         (1.0, 1.1, 3200, 0.9),
         (1.0, 0.5, 768, 1.0),
         (0.5, 0.25, 768, 1.0),  # T applied twice
-        (0.5, 1.0, 768, 1.0),  # verified at T = 1 whatever was asked
+        (0.5, 1.0, 768, 1.0),  # verified at T = 1 whatever was requested
         (0.25, 0.2, 3200, 0.8),
         (0.1, 1e-6, 3200, 1.0),  # greedy
         (1.0, 20.0, 128, 1.0),  # word salad of an uninitialised temperature

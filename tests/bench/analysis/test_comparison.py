@@ -197,7 +197,7 @@ def test_one_run_of_its_own_a_side_compares_gamma_but_not_seconds() -> None:
         for number in (SD, AR):
             assert outcomes[number].verdict == "INCONCLUSIVE"
             assert outcomes[number].p_holm is None
-            assert "one run a side does not show how far runs of their own drift apart" in outcomes[number].reason
+            assert "one run of each side does not show how far separate runs drift apart" in outcomes[number].reason
         assert outcomes[GAMMA].p_holm is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from scipy.stats import chi2
 from backends.certification import scoring
 from backends.certification.scoring import TargetScorer, Text, evidence_for_cell, near_tie_tolerance, slots_of
 from backends.engines.assisted import Assisted
-from backends.engines.reference import ReferenceBackend
+from backends.engines.reference import Options, ReferenceBackend
 from backends.engines.vllm_engine import check_request
 from bench.analysis import metrics
 from bench.analysis.certificate import Certificate, Sample, certificates_of, certify
@@ -28,26 +29,35 @@ from bench.measurement import cells as measured_cells
 from bench.measurement.cells import check_cell_schedule, unsupported
 from bench.protocols import Capabilities
 from bench.records import files
-from bench.records.decoding import DecodeRequest, Round, Schedule, derive_seed, parse_schedule, schedule_text
+from bench.records.decoding import DecodeRequest, Replay, Round, Schedule, derive_seed, parse_schedule, schedule_text
 from bench.records.runs import CellRecord, Evidence, TimedArm, TimedPair
 from bench.reporting.suites.dynamic_temperature import halves_table
 from bench.statistics.intervals import martingale_z, two_sided_p
 from suites import test_dynamic_temperature as suite
 from tests.faults.decoders import verifying
 from tests.studies.simulated_texts import make_target, simulate
-from tests.suites.test_suites import SMALL, run
+from tests.suites.test_suites import SMALL
+from tests.support.children import run_suites
+from tests.support.logits_by_context import LogitsByContext
 from tests.support.record_builder import make_cell, make_record, make_run
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
 PROMPT = (3, 1, 4, 1, 5)
 TARGET = tiny_llama(seed=1)
+MODELS = (TARGET, nearby(TARGET, seed=2))
 HOT_THEN_COLD: Schedule = ((0, 1.5), (20, 0.3))
 COLD_THEN_HOT: Schedule = ((0, 0.3), (20, 1.5))
 
 
 @pytest.fixture(scope="module")
 def backend() -> ReferenceBackend:
-    return ReferenceBackend(TARGET, nearby(TARGET, seed=2))
+    return reference()
+
+
+@functools.cache
+def reference() -> ReferenceBackend:
+    # For models this small, packed weights take twice the time of plain ones.
+    return ReferenceBackend(*MODELS, Options(weights="plain"))
 
 
 def request(**changes: Any) -> DecodeRequest:
@@ -111,9 +121,10 @@ def test_a_greedy_schedule_gives_the_ids_of_greedy_decoding(backend: ReferenceBa
 def test_a_greedy_beginning_ends_at_the_switch_wherever_in_a_round_it_falls(
     backend: ReferenceBackend, num_draft_tokens: int
 ) -> None:
-    greedy = backend.generate(request(temperature=0.0, num_draft_tokens=0)).token_ids
+    greedy = backend.generate(request(temperature=0.0, num_draft_tokens=0, max_new_tokens=16)).token_ids
     for switch in range(1, 9):
-        asked = request(schedule=((0, 0.0), (switch, 50.0)), num_draft_tokens=num_draft_tokens)
+        # The tokens after the switch leave room for one more round of all drafts.
+        asked = request(schedule=((0, 0.0), (switch, 50.0)), num_draft_tokens=num_draft_tokens, max_new_tokens=16)
         texts = [backend.generate(replace(asked, seed=seed)).token_ids for seed in range(8)]
         assert all(text[:switch] == greedy[:switch] for text in texts)
         # At T = 50 one of 24 tokens is drawn almost evenly: 8 equal ones have a chance below 1e-9.
@@ -180,6 +191,7 @@ def test_texts_have_the_distribution_of_their_temperatures_with_and_without_a_dr
     temperatures, num_texts, vocab_size = (2.0, 0.4, 1.2), 2000, 6
     target = tiny_llama(seed=1, vocab_size=vocab_size)
     backend = ReferenceBackend(target, tiny_llama(seed=7, vocab_size=vocab_size, num_layers=1))
+    backend.target, backend.draft = LogitsByContext(backend.target.model), LogitsByContext(backend.draft.model)
     asked = request(
         schedule=tuple(enumerate(temperatures)), max_new_tokens=3, num_draft_tokens=num_draft_tokens, rule=rule
     )
@@ -204,13 +216,20 @@ def exact_probabilities(target: Any, temperatures: Sequence[float], vocab_size: 
     return own.numpy().reshape((vocab_size,) * len(temperatures))
 
 
+@functools.cache
+def seed_and_replay(schedule: Schedule, index: int) -> tuple[int, Replay]:
+    """Replay the request of one prompt; several tests look at the same ones."""
+    seed = derive_seed(0, index, *schedule)
+    return seed, reference().replay(request(schedule=schedule, seed=seed))
+
+
 @pytest.mark.parametrize("schedule", [HOT_THEN_COLD, COLD_THEN_HOT])
-def test_counted_acceptance_is_as_the_replay_expects_it(backend: ReferenceBackend, schedule: Schedule) -> None:
+def test_counted_acceptance_is_as_the_replay_expects_it(schedule: Schedule) -> None:
     """p > 0.001, the seeds are fixed."""
     passed: list[bool] = []
     probs: list[float] = []
-    for seed in range(40):
-        replay = backend.replay(request(schedule=schedule, seed=seed))
+    for index in range(40):
+        _, replay = seed_and_replay(schedule, index)
         for round_, of_round in zip(replay.rounds, replay.acceptance_probs, strict=True):
             passed += [place < round_.accepted for place in range(len(of_round))]
             probs += of_round
@@ -272,25 +291,28 @@ def test_a_decoder_that_keeps_the_schedule_is_not_lossy(
 @pytest.mark.parametrize(("schedule", "way"), [(HOT_THEN_COLD, "unlikely"), (COLD_THEN_HOT, "likely")])
 def test_a_decoder_that_verifies_at_the_first_temperature_throughout_is_lossy(schedule: Schedule, way: str) -> None:
     first = schedule[0][1]
-    ignoring = verifying(lambda asked: replace(asked, temperature=first, schedule=()))(TARGET, nearby(TARGET, seed=2))
+    ignoring = verifying(lambda asked: replace(asked, temperature=first, schedule=()))(
+        *MODELS, Options(weights="plain")
+    )
     judged = certificate(decode(ignoring, 24, schedule=schedule), schedule)
     assert judged.verdict == "LOSSY"
     assert f"too {way}" in judged.words[0]
 
 
 def test_a_switch_one_round_late_is_lossy() -> None:
-    """As if the temperature were looked up once a round: the rows behind the switch get the one before it."""
+    """The temperature is looked up once per round, so the rows after the switch get the one before it."""
 
     class OnceARound(ReferenceBackend):
-        def _target_probs(self, logits_NV: torch.Tensor, request: DecodeRequest) -> torch.Tensor:
+        def target_probs(self, logits_NV: torch.Tensor, request: DecodeRequest) -> torch.Tensor:
             first_row = self.target.length - len(request.prompt_ids) + 1 - len(logits_NV)
             temperature = request.temperature_at(first_row)
-            return super()._target_probs(logits_NV, replace(request, temperature=temperature, schedule=()))
+            return super().target_probs(logits_NV, replace(request, temperature=temperature, schedule=()))
 
     often = tuple((4 * piece, (2.0, 0.2)[piece % 2]) for piece in range(10))
-    models = (TARGET, nearby(TARGET, seed=2))
-    assert certificate(decode(OnceARound(*models), 24, schedule=often), often).verdict == "LOSSY"
-    assert certificate(decode(ReferenceBackend(*models), 24, schedule=often), often).verdict != "LOSSY"
+    assert (
+        certificate(decode(OnceARound(*MODELS, Options(weights="plain")), 24, schedule=often), often).verdict == "LOSSY"
+    )
+    assert certificate(decode(reference(), 24, schedule=often), often).verdict != "LOSSY"
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
@@ -323,23 +345,20 @@ def test_a_text_may_end_before_its_schedule() -> None:
     assert certify([replace(sample, schedule=((0, 1.0), (10_000, 0.1)))]) == certify([sample])
 
 
-def measured(backend: ReferenceBackend, schedule: Schedule, *, num_texts: int) -> CellRecord:
+def measured(schedule: Schedule, *, num_texts: int) -> CellRecord:
     """A cell as the suite would measure it, without the times."""
     cell = scheduled_cell(schedule, num_draft_tokens=3, dtype="float32", max_new_tokens=40)
     pairs = []
     for index in range(num_texts):
-        asked = request(schedule=schedule, seed=derive_seed(0, index, *schedule))
-        made = backend.generate(asked)
-        sd = TimedArm(asked.seed, 1.0, 0.1, made.token_ids, made.finish_reason, made.rounds)
-        pairs.append(TimedPair(index, 0, "ar_first", ar=sd, sd=sd, replay=backend.replay(asked)))
+        seed, replay = seed_and_replay(schedule, index)  # a replay decodes what the timed call decodes
+        sd = TimedArm(seed, 1.0, 0.1, replay.token_ids, "length", replay.rounds)
+        pairs.append(TimedPair(index, 0, "ar_first", ar=sd, sd=sd, replay=replay))
     evidence = evidence_for_cell(pairs, [PROMPT] * num_texts, cell, TargetScorer(TARGET), 1e-5)
     return CellRecord(cell, "2026-11-20T10:00:00+00:00", (), True, tuple(pairs), evidence)
 
 
-def test_cells_of_several_schedules_are_certified_together_each_token_at_its_temperature(
-    backend: ReferenceBackend,
-) -> None:
-    records = [measured(backend, schedule, num_texts=12) for schedule in (HOT_THEN_COLD, COLD_THEN_HOT, ((0, 1.5),))]
+def test_cells_of_several_schedules_are_certified_together_each_token_at_its_temperature() -> None:
+    records = [measured(schedule, num_texts=12) for schedule in (HOT_THEN_COLD, COLD_THEN_HOT, ((0, 1.5),))]
     judged = certificates_of(records)
     assert {one.num_tokens for one in judged if one} == {3 * 12 * 40}
     assert all(one and one.verdict != "LOSSY" for one in judged)
@@ -476,12 +495,10 @@ def test_the_stretches_of_a_schedule_end_with_the_longest_text() -> None:
     assert stretches(make_cell()) == ()
 
 
-def test_a_draft_that_follows_the_moment_stands_beside_the_constant_schedules_with_the_same_alpha(
-    backend: ReferenceBackend,
-) -> None:
+def test_a_draft_that_follows_the_moment_stands_beside_the_constant_schedules_with_the_same_alpha() -> None:
     """At T = 0.3 alpha is lower than at 1.5, with these models. Ratios cover 1: 95 % intervals, fixed seeds."""
     order = (((0, 1.5),), ((0, 0.3),), HOT_THEN_COLD, COLD_THEN_HOT)
-    records = {schedule: measured(backend, schedule, num_texts=40) for schedule in order}
+    records = {schedule: measured(schedule, num_texts=40) for schedule in order}
     for schedule in (HOT_THEN_COLD, COLD_THEN_HOT):
         for stretch in stretches(records[schedule].cell):
             ratio = alpha_against(records[schedule], records[((0, stretch.temperature),)], stretch)
@@ -513,7 +530,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def test_the_suite_measures_four_schedules_of_two_temperatures(pair: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(
+    done = run_suites(
         "suites/test_dynamic_temperature.py", *pair, *SMALL, "--instrument-every", "1", "--results", str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -530,7 +547,7 @@ def test_the_suite_measures_four_schedules_of_two_temperatures(pair: tuple[str, 
 
 
 def asked_of(order: tuple[str, ...], **changes: Any) -> dict[str, Any]:
-    """What the suite asks of a run with these settings."""
+    """Return what the suite requests from a run with these settings."""
     settings = {"temperatures": (0.0, 0.5, 2.0), "draft_temperatures": (None,), "max_new_tokens": 25, **changes}
     asked: list[dict[str, Any]] = []
     of_run: Any = SimpleNamespace(settings=SimpleNamespace(**settings), measure=lambda _, **how: asked.append(how))
@@ -539,10 +556,10 @@ def asked_of(order: tuple[str, ...], **changes: Any) -> dict[str, Any]:
 
 
 def test_hot_and_cold_are_the_extremes_above_0_and_change_at_half_of_the_text() -> None:
-    schedules_asked = [asked_of(order)["options"]["schedule"] for order in suite.ORDERS]
-    assert schedules_asked == ["2@0", "0.5@0", "2@0,0.5@13", "0.5@0,2@13"]
+    schedules = [schedule_text(asked_of(order)["schedule"]) for order in suite.ORDERS]
+    assert schedules == ["2@0", "0.5@0", "2@0,0.5@13", "0.5@0,2@13"]
     assert [asked_of(order)["temperature"] for order in suite.ORDERS] == [2.0, 0.5, 2.0, 2.0]
-    assert asked_of(("hot", "cold"), max_new_tokens=1)["options"]["schedule"] == "2@0,0.5@1"
+    assert schedule_text(asked_of(("hot", "cold"), max_new_tokens=1)["schedule"]) == "2@0,0.5@1"
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +39,7 @@ from bench.analysis.token_length import (
 from bench.records import token_length
 from bench.records.decoding import DecodeRequest, PhaseSeconds, Replay, Round
 from bench.records.token_length import JudgedText, judged_positions, judged_text
+from tests.support.children import run_suites
 from tests.support.simulated_lengths import HEADER, simulated, simulated_text, stored
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
@@ -54,7 +52,7 @@ def replay_of(token_ids: Sequence[int], rounds: Sequence[Round], probs: Sequence
 
 
 # What is written down of a text
-def test_tested_positions_are_accepted_and_rejected_drafts_and_nothing_behind_them() -> None:
+def test_tested_positions_are_accepted_and_rejected_drafts_and_nothing_after_them() -> None:
     #  place 0: prefill | 1 2 3: both accepted, bonus | 4: rejected at once | 5 6: second rejected | 7: accepted end token
     rounds = (Round(2, 2, 3), Round(2, 0, 1), Round(2, 1, 2), Round(2, 1, 1))
     replay = replay_of(range(10, 18), rounds, [(0.9, 0.8), (0.1,), (0.7, 0.2), (0.6,)])
@@ -62,7 +60,7 @@ def test_tested_positions_are_accepted_and_rejected_drafts_and_nothing_behind_th
         *((1, 1, True, 0.9), (2, 2, True, 0.8)),  # the bonus token at 3 was not drafted
         (4, 1, False, 0.1),
         *((5, 1, True, 0.7), (6, 2, False, 0.2)),
-        (7, 1, True, 0.6),  # what was drafted behind an end token was not tested
+        (7, 1, True, 0.6),  # draft tokens after an end token were not tested
     ]
 
 
@@ -361,7 +359,7 @@ def test_resume_decodes_only_what_is_missing(tmp_path: Path) -> None:
     assert shown == list(range(5, 13))
     final = token_length.finish(path)
     assert final.name == "20261123T100000Z-abcdef0123-reference.jsonl"
-    assert final.parent == tmp_path / "example-2c" / "token_length"
+    assert final.parent == tmp_path / "example-2c" / "token_length" / "records"
     assert len(token_length.load(final).texts) == 12
     assert token_length.find_resumable(tmp_path, again) is None
     with pytest.raises(FileExistsError):
@@ -396,19 +394,13 @@ def test_a_record_is_read_back_as_it_was_and_a_damaged_one_is_refused(tmp_path: 
         token_length.load(path)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", SUITE, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-
-
 def test_the_suite_leaves_a_record_and_skips_an_engine_without_the_rule(tmp_path: Path) -> None:
     target = tiny_llama(seed=1)
     pair = ("--target", save_checkpoint(target, tmp_path / "target"))
     pair += ("--draft", save_checkpoint(nearby(target, seed=2), tmp_path / "draft"))
     asked = (*pair, "--preset", "smoke", "--chat-template", "none", "--results", str(tmp_path / "results"))
     asked += ("--temperatures", "0,1", "--backend", "reference", "--backend", "prompt-lookup")
-    done = run(*asked, f"--benchmark-json={tmp_path / 'benchmark.json'}")
+    done = run_suites(SUITE, *asked, f"--benchmark-json={tmp_path / 'benchmark.json'}")
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "results").rglob("*.jsonl")
     assert str(path) in done.stdout
