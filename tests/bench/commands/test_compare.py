@@ -54,7 +54,7 @@ def test_a_slow_down_of_gamma_is_a_regression(base: Path, tmp_path: Path, capsys
     assert status == 1
     assert max(map(len, text.splitlines())) <= 130
     assert text.splitlines()[-1].startswith("REGRESSION: gamma SLOWER in 3 cells; 3 cells compared, ")
-    assert "one run a side does not show how far" in " ".join(text.split())
+    assert "one run of each side does not show how far" in " ".join(text.split())
     of_gamma = [line.split() for line in text.splitlines() if re.search(r" gamma +[0-9]", line)]
     assert ["SLOWER" in words for words in of_gamma] == [True] * 3
 
