@@ -1,10 +1,10 @@
-"""What the target says of texts that any engine decoded: one teacher-forced pass, from token ids alone.
+"""Scores outputs of any engine with the target: one teacher-forced pass over token ids.
 
-This is the raw material of the losslessness certificate (`bench.analysis.certificate`); no verdict is drawn here. Probabilities are
-those of `backends.acceptance.warping.warp`. Texts are batched by length and padded behind their ends: causal attention never
-looks right, so padding needs no mask. Vocabulary-sized rows exist in float32 only for ROWS_AT_A_TIME tokens at once.
+The result is the raw material of the losslessness certificate (`bench.analysis.certificate`), which draws the verdict.
+Probabilities are those of `backends.acceptance.warping.warp`. Outputs are batched by length and padded at their ends: causal
+attention never looks ahead, so padding needs no mask. Only ROWS_AT_A_TIME tokens have float32 rows of V entries.
 
-Shape letters: B texts of a batch, T tokens, N rows scored, V vocabulary.
+Shape letters: B outputs of a batch, T tokens, N rows scored, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from bench.records.runs import Cell, Evidence, TextEvidence, TimedPair
 
 ROWS_AT_A_TIME = 128
 BATCH_BYTES = 2**28  # of logits in the model's dtype
-NEVER = -1e4  # log-probability of what cannot be: finite, so that 0 times it is 0
+NEVER = -1e4  # log-probability of an impossible token: finite, so that 0 times it is 0
 NEAR_TIE_PROMPTS = 4
-NEAR_TIE_TOKENS = 16  # a prompt
+NEAR_TIE_TOKENS = 16  # per prompt
 NEAR_TIE_QUANTILE = 0.999
 
 
@@ -48,19 +48,19 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where each token of some rows lies in the target's distribution, still on the device."""
+    """Where each token lies in the target's distribution, still on the device."""
 
-    mass_above_N: Tensor  # of the tokens before it in the order of the transform
+    mass_above_N: Tensor  # of the tokens before it: by descending probability, ties by id
     prob_N: Tensor
     surprisal_N: Tensor  # nats
     entropy_N: Tensor
     variance_N: Tensor  # of the surprisal
-    off_N: Tensor  # bool: truncation leaves the token no probability
-    forbidden_N: Tensor  # bool: nor would it if logits were off by near_tie
+    off_N: Tensor  # bool: truncation gives the token probability 0
+    forbidden_N: Tensor  # bool: and still would if logits were off by near_tie
 
 
 class TargetScorer:
-    """Scores texts under one target model."""
+    """Scores outputs with one target model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -77,12 +77,13 @@ class TargetScorer:
         seed: int = 0,
         near_tie: float = 0.0,
     ) -> tuple[TextEvidence, ...]:
-        """Score texts that were decoded at one temperature, or by one schedule, and one truncation.
+        """Score outputs that were decoded at one temperature, or by one schedule, and one truncation.
 
-        Args:    schedule: temperatures by token, instead of `temperature`; seed: of the uniform numbers that randomise
-                 the transform; near_tie: how far a logit may be off, which widens the support's boundary (a token in that
-                 margin gets pit 1 and is not marked as off the support)
-        Returns: in the order of the texts
+        Args:    schedule: temperatures by token, instead of `temperature`
+                 seed: of the uniform numbers that randomise the transform
+                 near_tie: how far a logit may be off. A token that close to the support's boundary gets pit 1 and is not
+                 marked as off the support
+        Returns: evidence in the order of the texts
         Raises:  ValueError: a schedule with T = 0, whose tokens have other evidence
         """
         if any(piece == 0 for _, piece in schedule):
@@ -106,16 +107,15 @@ class TargetScorer:
         return tuple(scored[i] for i in range(len(texts)))
 
     def _batches(self, texts: Sequence[Text]) -> Iterator[list[int]]:
-        """Indices of texts of similar length, as many as BATCH_BYTES of logits allow."""
+        """Yield indices of texts of similar length, as many as BATCH_BYTES of logits allow."""
         vocab_size = self.model.config.get_text_config().vocab_size
         tokens_at_a_time = max(1, BATCH_BYTES // (vocab_size * self.model.dtype.itemsize))
         batch: list[int] = []
-        for i in sorted(range(len(texts)), key=lambda i: len(texts[i].prompt_ids) + len(texts[i].token_ids)):
-            members = [texts[j] for j in (*batch, i)]
-            scored = max(len(t.prompt_ids) + len(t.token_ids) for t in members) - min(
-                len(t.prompt_ids) for t in members
-            )
-            if batch and scored * len(members) > tokens_at_a_time:
+        lengths = [len(text.prompt_ids) + len(text.token_ids) for text in texts]
+        for i in sorted(range(len(texts)), key=lengths.__getitem__):
+            shortest_prompt = min(len(texts[j].prompt_ids) for j in (*batch, i))
+            # Sorted, so this text is the longest. Rows before the end of the shortest prompt are not computed.
+            if batch and (lengths[i] - shortest_prompt) * (len(batch) + 1) > tokens_at_a_time:
                 yield batch
                 batch = []
             batch.append(i)
@@ -124,11 +124,11 @@ class TargetScorer:
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[Text]) -> list[Tensor]:
-        """Of each text the rows that judge its tokens, (N, V) in the model's dtype."""
-        return self._behind_encoder(texts) if self.model.config.is_encoder_decoder else self._behind_prompt(texts)
+        """Return for each text the rows that judge its tokens, (N, V) in the model's dtype."""
+        return self._of_decoder(texts) if self.model.config.is_encoder_decoder else self._of_causal(texts)
 
-    def _behind_prompt(self, texts: Sequence[Text]) -> list[Tensor]:
-        # The logits behind a token judge the next one, so the last token judges nothing and is not fed.
+    def _of_causal(self, texts: Sequence[Text]) -> list[Tensor]:
+        # Row t judges token t + 1. So the first new token is judged by the prompt's last row, and the last token is not fed.
         tokens_BT, _ = self._padded([(*text.prompt_ids, *text.token_ids[:-1]) for text in texts])
         first = min(len(text.prompt_ids) for text in texts) - 1  # no row before it is needed
         logits_BTV = self.model(tokens_BT, use_cache=False, logits_to_keep=tokens_BT.shape[1] - first).logits
@@ -138,7 +138,7 @@ class TargetScorer:
             for logits_TV, start, text in zip(logits_BTV, starts, texts, strict=True)
         ]
 
-    def _behind_encoder(self, texts: Sequence[Text]) -> list[Tensor]:
+    def _of_decoder(self, texts: Sequence[Text]) -> list[Tensor]:
         prompts_BT, mask_BT = self._padded([text.prompt_ids for text in texts])
         start = self.model.config.decoder_start_token_id
         decoded_BT, _ = self._padded([(start, *text.token_ids[:-1]) for text in texts])
@@ -148,7 +148,7 @@ class TargetScorer:
         return [logits_TV[: len(text.token_ids)] for logits_TV, text in zip(logits_BTV, texts, strict=True)]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Rows filled up to the longest, and 1 where they are not."""
+        """Return rows filled up to the longest, and a mask that is 1 where they are not filled."""
         longest = max(map(len, rows))
         tokens = [(*row, *[0] * (longest - len(row))) for row in rows]
         mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
@@ -169,11 +169,11 @@ def slots_of(rounds: Sequence[Round] | None, num_tokens: int) -> tuple[int, ...]
 
 @torch.inference_mode()
 def near_tie_tolerance(model: PreTrainedModel, prompts: Sequence[Sequence[int]], num_draft_tokens: int) -> float:
-    """tau: 99.9th percentile of how a token's gap to the best logit differs between forwards of one token and of more.
+    """Return tau: how much a token's gap to the best logit differs between forwards of one token and of several.
 
-    The same greedy continuation of a few prompts is fed one token at a time, k + 1 at a time, and at once as the scorer
-    does, each with its own cache, so that what the cache adds to the noise is part of it. The larger of the two
-    percentiles counts. Gaps are compared, not logits: a shift of all logits changes no distribution.
+    The greedy continuation of a few prompts is fed one token at a time, k + 1 at a time, and all at once as the scorer does,
+    each with its own cache, so that the cache's part of the noise is included. tau is the larger of the two 99.9th
+    percentiles. Gaps are compared, not logits: a shift of all logits changes no distribution.
     """
     fed_to, scorer = cached(model), TargetScorer(model)
     round_by_round, at_once = [], []
@@ -191,7 +191,7 @@ def near_tie_tolerance(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
         fed_to.feed(prompt_1T, num_logits=1)
         chunks = fed_1T.split(num_draft_tokens + 1, 1)
         chunked_NV = torch.cat([fed_to.feed(chunk, num_logits=chunk.shape[1]) for chunk in chunks])
-        # The scorer's rows judge tokens: those behind the prompt, and behind each that was fed.
+        # The scorer's first row is the prompt's last; the rows after it belong to the tokens that were fed.
         (whole_NV,) = scorer.logits([Text(tuple(prompt), (*fed_1T[0].tolist(), 0), ())])
         round_by_round.append(_gap_difference(reference_NV, chunked_NV))
         at_once.append(_gap_difference(reference_NV, whole_NV[1:]))
@@ -211,7 +211,7 @@ def evidence_for_cell(
     scorer: TargetScorer,
     near_tie: float,
 ) -> Evidence:
-    """Score every speculative text of a cell; `prompt_ids` are those of the run, one row a prompt."""
+    """Score every speculative output of a cell; `prompt_ids` are those of the run, one row per prompt."""
     texts = [
         Text(
             tuple(prompt_ids[pair.prompt_index]),
@@ -235,7 +235,7 @@ def evidence_for_cell(
 
 
 def lent_target(backend: Backend) -> PreTrainedModel | None:
-    """The target that an engine of this process has loaded, so that it need not be loaded twice."""
+    """Return the target that an engine of this process has loaded, so that it need not be loaded twice; None if none has."""
     target = getattr(backend, "target", None)
     if not isinstance(target, PreTrainedModel):
         target = getattr(target, "model", None)
@@ -243,14 +243,14 @@ def lent_target(backend: Backend) -> PreTrainedModel | None:
 
 
 def load_target(pair: ModelPair, device: str) -> PreTrainedModel:
-    """The target of a resolved pair, alone, in the pair's dtype."""
+    """Load the target of a resolved pair, in the pair's dtype."""
     return load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
 
 
 def _stretches(num_tokens: int, schedule: Schedule) -> Iterator[tuple[slice, float]]:
-    """A text in parts of one temperature and at most ROWS_AT_A_TIME tokens."""
+    """Yield parts of an output that have one temperature and at most ROWS_AT_A_TIME tokens."""
     for (start, temperature), (next_start, _) in pairwise((*schedule, (num_tokens, 0.0))):
-        end = min(next_start, num_tokens)  # a text may end before its schedule
+        end = min(next_start, num_tokens)  # an output may end before its schedule
         for first in range(start, end, ROWS_AT_A_TIME):
             yield slice(first, min(first + ROWS_AT_A_TIME, end)), temperature
 
@@ -287,14 +287,14 @@ def _place(
 
 
 def _beyond_top_k(scores_NV: Tensor, own_N1: Tensor, top_k: int, *, slack: float) -> Tensor:
-    """Whether a token's logit is further than `slack` below the last that top-k keeps."""
+    """Return whether a token's logit is more than `slack` below the last one that top-k keeps."""
     if not 0 < top_k < scores_NV.shape[-1]:
         return torch.zeros_like(own_N1[:, 0], dtype=torch.bool)
     return own_N1[:, 0] < scores_NV.topk(top_k).values[:, -1] - slack
 
 
 def _beyond_top_p(probs_NV: Tensor, above_NV: Tensor, top_k: int, top_p: float, *, slack: float) -> Tensor:
-    """Whether the mass before a token exceeds top-p by more than `slack` in its log-odds, as noisy logits might move it."""
+    """Return whether the mass before a token exceeds top-p by more than noisy logits explain: by `slack` in log-odds."""
     if top_p == 1:
         return torch.zeros_like(above_NV[:, 0])
     top_mass_N = probs_NV.topk(top_k).values.sum(-1) if 0 < top_k < probs_NV.shape[-1] else probs_NV.sum(-1)
@@ -311,7 +311,7 @@ def _logit_gap(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
 
 
 def _sampled(text: Text, chunks: Sequence[Places], seed: int) -> TextEvidence:
-    """Evidence of a text decoded at T > 0."""
+    """Return the evidence of an output decoded at T > 0."""
     places = {field.name: torch.cat([getattr(chunk, field.name) for chunk in chunks]).cpu() for field in fields(Places)}
     off_N = places["off_N"]
     generator = torch.Generator().manual_seed(derive_seed(seed, text.prompt_index, text.repeat))
@@ -322,7 +322,7 @@ def _sampled(text: Text, chunks: Sequence[Places], seed: int) -> TextEvidence:
         prompt_index=text.prompt_index,
         repeat=text.repeat,
         slots=text.slots,
-        # Rounding may lift a sum of probabilities to 1, which is kept for tokens off the support.
+        # Rounding may lift a sum of probabilities to 1, a value that is reserved for tokens off the support.
         pit=tuple(pit_N.clamp_max(1 - 2**-53).masked_fill(off_N, 1.0).tolist()),
         excess_surprisal=tuple(excess_N.masked_fill(off_N, 0.0).tolist()),
         surprisal_variance=tuple(places["variance_N"].double().masked_fill(off_N, 0.0).tolist()),

@@ -1,6 +1,6 @@
-"""What the target and its tokenizer say of the tokens of one text: how uncertain the context was, and how they are spelled.
+"""The tokens of one output: how uncertain the target was before each of them, and how they are spelled.
 
-Shape letters: B batch (always 1), T tokens fed, N tokens of the text, V vocabulary.
+Shape letters: N tokens of the output, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 
 @torch.inference_mode()
 def entropies(model: PreTrainedModel, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> tuple[float, ...]:
-    """Entropy of the next token before each token of a text, in nats at T = 1, from one teacher-forced pass.
+    """Return the entropy of the next token before each token, in nats at T = 1, from one teacher-forced pass.
 
-    A property of the context: it is the same at whatever temperature the text was decoded.
+    It is a property of the context: it does not depend on the temperature at which the output was decoded.
     """
     (logits_NV,) = TargetScorer(model).logits([Text(tuple(prompt_ids), tuple(token_ids), ())])
     return tuple(torch.cat([_entropy(rows_NV) for rows_NV in logits_NV.split(ROWS_AT_A_TIME)]).tolist())
@@ -31,15 +31,15 @@ def entropies(model: PreTrainedModel, prompt_ids: Sequence[int], token_ids: Sequ
 
 def _entropy(logits_NV: Tensor) -> Tensor:
     log_probs_NV = logits_NV.float().log_softmax(-1)
-    # A logit of minus infinity adds nothing.
+    # 0 times minus infinity would be NaN. An impossible token adds nothing.
     return -(log_probs_NV.exp() * log_probs_NV.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
 
 
 class Speller:
-    """The bytes that each token of a tokenizer stands for.
+    """Gives the bytes that each token of a tokenizer stands for.
 
-    Byte-level tokenizers write each byte as a character of an alphabet of their own; a token may hold part of a character
-    of UTF-8. Elsewhere a token is its text, where the marker of SentencePiece is a space and `<0x..>` a byte.
+    Byte-level tokenizers write each byte as one character of a special alphabet; a token may hold part of a UTF-8 character.
+    In other tokenizers a token is its text, with SentencePiece's marker for a space and `<0x..>` for a byte.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -51,7 +51,7 @@ class Speller:
         self.byte_of = byte_alphabet() if byte_level else {}
 
     def spell(self, token_id: int) -> bytes | None:
-        """None for a special token, and for an id that the tokenizer does not have: they stand for no text."""
+        """Return the bytes of a token; None for a special token and for an id that the tokenizer does not have."""
         text = None if token_id in self.special else self.tokenizer.convert_ids_to_tokens(token_id)
         if text is None:
             return None
@@ -65,7 +65,7 @@ class Speller:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Character -> byte: printable bytes of Latin-1 stand for themselves, the others are numbered from 256 on.
+    """Return character -> byte: printable bytes of Latin-1 stand for themselves, the others are numbered from 256 on.
 
     Source:  GPT-2, `bytes_to_unicode`
     """

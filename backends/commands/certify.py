@@ -1,11 +1,11 @@
-"""`specheat certify`: whether a decoder's tokens follow its target, from texts decoded now or anywhere else.
+"""`specheat certify`: tests whether a decoder's tokens follow its target, on outputs decoded now or anywhere else.
 
-Generates with a backend, or reads `--samples`, a JSONL file with one text a line:
+It decodes with a backend, or reads `--samples`, a JSONL file with one output per line:
 
     {"prompt_ids": [1, 2], "token_ids": [3, 4], "finish_reason": "stop" | "length", "rounds": [[2, 1, 2], ...]}
 
-`rounds` (drafted, accepted, emitted) may be missing; then there is no judgement by slot. A text that stopped has to end in
-its end token, because dropping it would select draws; where it is missing it is appended.
+`rounds` (drafted, accepted, emitted) may be missing; then there is no judgement by slot. An output that stopped has to end with
+its end token, because leaving out that draw would bias the sample; a missing end token is appended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.certification.samples import DecodedSample, read_samples
-from bench.errors import BackendUnavailable
+from bench.errors import BackendUnavailable, first_line
 from bench.options import arguments
 from bench.options.settings import Settings
 from bench.options.values import count_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
-GREEDY_TOKENS = 500  # at T = 0; a share of wrong tokens of 1 % is then found 99 times in 100
+GREEDY_TOKENS = 500  # at T = 0; if 1 % of tokens are wrong, that is found 99 times in 100
 DEFAULT_NEW_TOKENS = "64"
 SHARED_OPTIONS = (
     *("--backend", "--backend-option", "--pair", "--target", "--draft", "--pairs-file", "--inflate"),
@@ -65,14 +65,14 @@ class Certify:
             "--tokens", metavar="N", help="tokens to decode (default: what a LOSSLESS verdict needs; at T = 0 500)"
         )
         parser.add_argument(
-            "--samples", type=Path, metavar="JSONL", help="judge these texts of the pair's target, decode none"
+            "--samples", type=Path, metavar="JSONL", help="judge these outputs of the pair's target, decode none"
         )
         parser.add_argument("--json", action="store_true", help="print JSON")
         arguments.add_options(parser, only=SHARED_OPTIONS)
         parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
 
     def run(self, args: Namespace) -> int:
-        asked = _single(arguments.from_options(args))
+        settings = _single(arguments.from_options(args))
         num_tokens = None if args.tokens is None else count_of("--tokens", args.tokens)
         if args.samples is not None and (args.backend or num_tokens is not None):
             raise ValueError("expected --samples, or --backend and --tokens, got both")
@@ -80,61 +80,68 @@ class Certify:
         from backends.models import pairs
 
         pair = pairs.resolve(
-            asked.pair, target=asked.target, draft=asked.drafts[0], dtype=asked.dtype, pairs_file=asked.pairs_file
+            settings.pair,
+            target=settings.target,
+            draft=settings.drafts[0],
+            dtype=settings.dtype,
+            pairs_file=settings.pairs_file,
         )
-        if asked.inflations[0] is not None:
-            pair = pairs.inflated(pair, asked.inflations[0])
-        made = _decode(asked, pair, num_tokens) if args.samples is None else _Made(read_samples(args.samples, pair))
-        certificate, near_tie, score_s = _judge(made, asked, pair)
+        if settings.inflations[0] is not None:
+            pair = pairs.inflated(pair, settings.inflations[0])
+        if args.samples is None:
+            decoder, made = f"{settings.backends[0]} {settings.rules[0]}", _decode(settings, pair, num_tokens)
+        else:
+            decoder, made = args.samples.name, _Made(read_samples(args.samples, pair))
+        certificate, near_tie, score_s = _judge(made, settings, pair)
         facts = {
-            "decoder": args.samples.name if args.samples is not None else f"{asked.backends[0]} {asked.rules[0]}",
+            "decoder": decoder,
             "pair": pair.name,
             "dtype": pair.dtype,
-            "temperature": asked.temperatures[0],
+            "temperature": settings.temperatures[0],
             "num_texts": len(made.texts),
             "near_tie": near_tie,
             "decode_s": made.decode_s,
             "score_s": score_s,
         }
-        print(_as_json(certificate, facts) if args.json else "\n".join(_as_text(certificate, facts)))
+        print(_as_json(certificate, facts) if args.json else "\n".join(_lines(certificate, facts)))
         return EXIT_STATUS[certificate.verdict]
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The texts to be judged."""
+    """The outputs to be judged."""
 
     texts: list[Text]
     differing_texts: int = 0  # from the autoregressive ones; counted at T = 0 in float32
     decode_s: float | None = None  # None: decoded elsewhere
 
 
-def _single(asked: Settings) -> Settings:
-    """One decoder at one temperature is judged."""
+def _single(settings: Settings) -> Settings:
+    """Check that the settings describe one decoder at one temperature."""
     for name, option in ONE_OF_EACH.items():
-        if len(getattr(asked, name)) != 1:
-            raise ValueError(f"expected one {option}, got {len(getattr(asked, name))}")
-    return asked
+        if len(getattr(settings, name)) != 1:
+            raise ValueError(f"expected one {option}, got {len(getattr(settings, name))}")
+    return settings
 
 
-def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
+def _decode(settings: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
     from backends.models import checkpoints, workloads
     from bench.analysis.certificate import tokens_for_lossless
     from bench.prompts import sets
     from bench.registry import backend_factory
 
-    factory = backend_factory(asked.backends[0])
+    factory = backend_factory(settings.backends[0])
     checkpoints.check_compatible(pair)
-    workload = workloads.prepare(pair, sets.load(asked.prompts[0]), asked)
+    workload = workloads.prepare(pair, sets.load(settings.prompts[0]), settings)
     if num_tokens is None:
-        num_tokens = tokens_for_lossless() if asked.temperatures[0] else GREEDY_TOKENS
+        num_tokens = tokens_for_lossless() if settings.temperatures[0] else GREEDY_TOKENS
     assert num_tokens is not None
-    requests = _requests(asked, workload)
-    compare = asked.temperatures[0] == 0 and pair.dtype == "float32"
-    backend = factory(pair, device=asked.device, options=dict(asked.options_of(asked.backends[0])))
-    if asked.rules[0] not in backend.capabilities.rules:
+    requests = _requests(settings, workload)
+    compare = settings.temperatures[0] == 0 and pair.dtype == "float32"
+    backend = factory(pair, device=settings.device, options=dict(settings.options_of(settings.backends[0])))
+    if settings.rules[0] not in backend.capabilities.rules:
         known = ", ".join(sorted(backend.capabilities.rules))
-        raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {asked.rules[0]!r}")
+        raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {settings.rules[0]!r}")
     texts: list[Text] = []
     differing, decode_s = 0, 0.0
     with Meter("decoding", num_tokens) as meter:
@@ -145,7 +152,7 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
                 backend.synchronize()
             except RuntimeError as error:
                 backend.close()
-                raise BackendUnavailable(f"{backend.name}: {str(error).splitlines()[0]}") from error
+                raise BackendUnavailable(f"{backend.name}: {first_line(error)}") from error
             decode_s += time.perf_counter() - started
             stopped = made.finish_reason == "stop"
             decoded = DecodedSample(index, repeat, request.prompt_ids, made.token_ids, stopped, made.rounds)
@@ -159,29 +166,34 @@ def _decode(asked: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
     return _Made(texts, differing, decode_s)
 
 
-def _requests(asked: Settings, workload: Workload) -> Iterator[tuple[int, int, DecodeRequest]]:
+def _requests(settings: Settings, workload: Workload) -> Iterator[tuple[int, int, DecodeRequest]]:
     """Yield prompt index, repeat and request: each prompt again and again with other seeds; at T = 0 once."""
     from bench.measurement.cells import first_cell, request_of
 
-    cell = first_cell("certify", asked.backends[0], asked, workload)
+    cell = first_cell("certify", settings.backends[0], settings, workload)
     for repeat in itertools.count() if cell.temperature else (0,):
         for index, prompt_ids in enumerate(workload.prompt_ids):
             request = request_of(cell, prompt_ids, workload.end_token_ids)
-            yield index, repeat, replace(request, seed=derive_seed(asked.seed, "certify", index, repeat))
+            yield index, repeat, replace(request, seed=derive_seed(settings.seed, "certify", index, repeat))
 
 
-def _judge(made: _Made, asked: Settings, pair: ModelPair) -> tuple[Certificate, float, float]:
-    """Certificate, tau, and the seconds that scoring took. The target is loaded once the engine's memory is free."""
+def _judge(made: _Made, settings: Settings, pair: ModelPair) -> tuple[Certificate, float, float]:
+    """Return the certificate, tau, and the seconds of scoring. The target is loaded after the engine's memory is free."""
     from backends.certification.scoring import TargetScorer, load_target, near_tie_tolerance
     from bench.analysis.certificate import Sample, certify
     from bench.records.runs import Evidence
 
-    temperature = asked.temperatures[0]
-    target = load_target(pair, asked.device)
+    temperature = settings.temperatures[0]
+    target = load_target(pair, settings.device)
     started = time.perf_counter()
-    near_tie = near_tie_tolerance(target, [text.prompt_ids for text in made.texts], asked.num_draft_tokens[0])
+    near_tie = near_tie_tolerance(target, [text.prompt_ids for text in made.texts], settings.num_draft_tokens[0])
     scored = TargetScorer(target).score_texts(
-        made.texts, temperature=temperature, top_k=asked.top_k, top_p=asked.top_p, seed=asked.seed, near_tie=near_tie
+        made.texts,
+        temperature=temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        near_tie=near_tie,
     )
     score_s = time.perf_counter() - started
     sample = Sample(Evidence(pair.dtype, near_tie, scored), temperature, made.differing_texts)
@@ -193,12 +205,12 @@ def _as_json(certificate: Certificate, facts: dict[str, Any]) -> str:
     return json.dumps({**asdict(certificate), "slots": slots, **facts}, indent=1)
 
 
-def _as_text(certificate: Certificate, facts: dict[str, Any]) -> Iterable[str]:
+def _lines(certificate: Certificate, facts: dict[str, Any]) -> Iterable[str]:
     from tabulate import tabulate
 
     yield (
         f"{certificate.verdict}: {facts['decoder']}, {facts['pair']} {facts['dtype']}, T = {facts['temperature']:g}, "
-        f"{certificate.num_tokens} tokens of {facts['num_texts']} texts"
+        f"{certificate.num_tokens} tokens in {facts['num_texts']} outputs"
     )
     yield from (f"  {words}" for words in certificate.words)
     if certificate.off_support or certificate.at_boundary:

@@ -1,4 +1,4 @@
-"""`specheat pairs`: lists the model pairs and what is ready, or makes one ready."""
+"""`specheat pairs`: lists the model pairs and whether they are ready, or makes one ready."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 
 
 class Pairs:
-    help = "list model pairs and what is ready, or make one ready"
+    help = "list model pairs and whether they are ready, or make one ready"
 
     def configure(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--prepare", metavar="NAME", help="make this pair ready; prints where its models lie")
+        parser.add_argument("--prepare", metavar="NAME", help="make this pair ready, and print where its models are")
         parser.add_argument("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, args: Namespace) -> int:
         if args.prepare is None:
-            return _list(args.pairs_file, as_json=args.json)
-        return _prepare(args.prepare, args.pairs_file, as_json=args.json)
+            _list(args.pairs_file, as_json=args.json)
+        else:
+            _prepare(args.prepare, args.pairs_file, as_json=args.json)
+        return 0
 
 
-def _list(pairs_file: Path | None, *, as_json: bool) -> int:
+def _list(pairs_file: Path | None, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from tabulate import tabulate
@@ -34,21 +36,17 @@ def _list(pairs_file: Path | None, *, as_json: bool) -> int:
         rows.append({**asdict(pair), "ready": ready, "why": why})
     if as_json:
         print(json.dumps(rows, indent=1))
-        return 0
+        return
     columns = ("name", "target", "draft", "family", "dtype", "licence", "why")
     headers = (*columns[:-1], "ready")
     print(tabulate([[row[column] for column in columns] for row in rows], headers=headers))
-    return 0
 
 
-def _prepare(name: str, pairs_file: Path | None, *, as_json: bool) -> int:
-    from backends.models.checkpoints import check_compatible
-    from backends.models.pairs import resolve
+def _prepare(name: str, pairs_file: Path | None, *, as_json: bool) -> None:
+    from backends.models.pairs import ready
 
-    pair = resolve(name, pairs_file=pairs_file)
-    check_compatible(pair)
+    pair = ready(name, pairs_file=pairs_file)
     if as_json:
         print(json.dumps({"name": pair.name, "target": pair.target, "draft": pair.draft}))
     else:
         print(f"target: {pair.target}\ndraft: {pair.draft}")
-    return 0

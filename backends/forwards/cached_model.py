@@ -1,10 +1,10 @@
 """One language model and its key-value cache: feed tokens, read logits, rewind exactly.
 
-Row t of the logits judges token t + 1: it is the prediction after token t. A rejected token is taken back by a rewind, so models
-whose state cannot be rewound (recurrent ones) are refused.
+Row t of the logits judges token t + 1: it is the prediction after token t. A rejected token is taken back by a rewind, so
+models whose state cannot be rewound (recurrent ones) are refused.
 
-For an encoder-decoder model the first tokens fed go to the encoder, and the logits are those after the decoder's start token. So
-both kinds are used alike: first the prompt, then what is generated.
+For an encoder-decoder model the first tokens fed go to the encoder, and the logits are those after the decoder's start token.
+So both kinds are used alike: first the prompt, then what is generated.
 
 Shape letters: B batch (always 1), T tokens fed, N logit rows requested, V vocabulary.
 """

@@ -1,20 +1,22 @@
 """Virtual scale: a Llama-type model made wider and deeper without changing the function that it computes.
 
-The small model sits in the first components of a large one. Of every input behind these the large model knows that it is
-zero, so weights that multiply it may be anything and are random, because kernels run cooler and faster on zeros:
+The small model lies in the first components of a large one. All further components of the stream (the hidden state that layers
+add to) are zero. Weights that multiply these zeros may have any value. They are random, because kernels run cooler and faster
+on zeros:
 
-    embedding       small rows, then zeros: the stream of every token is zero behind the small width
-    norms           mean squares are over a wider stream: the weight is scaled by sqrt(small / large), eps by small / large
-    attention       heads keep their keys and values, which are repeated where the large model has fewer queries to a key;
-                    queries are scaled by sqrt(large / small head width), and theta raised to that ratio, so that the angles of
-                    the small head are among those of the large one
-    further heads   their values see only the part of the stream that is zero, so the output projection may be random
-    further neurons the same of `up`, so `down` may be random
+    embedding       small rows, then zeros, so that the stream of every token is zero beyond the small width
+    norms           the mean square is over a wider stream: weights are scaled by sqrt(small / large), eps by small / large
+    attention       heads keep their keys and values, which are repeated if the large model has fewer queries per key head;
+                    queries are scaled by sqrt(large / small head width), and theta is raised to that ratio of widths, so that
+                    the angles of the small head are among those of the large one
+    further heads   their values read only the zero part of the stream, so the output projection may be random
+    further neurons the same for `up`, so `down` may be random
     further layers  both at once: they add exact zeros to the stream
-    output head     untied; behind the small width it multiplies zeros
+    output head     separate from the embedding; beyond the small width it multiplies zeros
 
 Source: Chen et al. 2016 (Net2Net), arXiv 1511.05641, for function-preserving growth. Sizes of Llama 2: Touvron et al. 2023,
 arXiv 2307.09288.
+
 Shape letters: D hidden size, H query heads, K key heads, G query heads of one key head, E width of a head, M neurons.
 """
 
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-SPREAD = 0.02  # standard deviation of random weights, as of freshly initialised models
+SPREAD = 0.02  # standard deviation of random weights, as in freshly initialised models
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def parse_shape(text: str, of: LlamaConfig) -> Shape:
-    """A named shape such as 13b, or sizes such as `layers=40,hidden=5120`; those that are left out stay the model's own.
+    """Return a named shape such as 13b, or one of sizes such as `layers=40,hidden=5120`; others stay those of the model.
 
     Raises:  ValueError: no such name or size
     """
@@ -83,11 +85,11 @@ def parse_shape(text: str, of: LlamaConfig) -> Shape:
 
 
 def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForCausalLM:
-    """A model of this shape whose logits are those of `model`, up to rounding, at every position and through the cache.
+    """Return a model of this shape whose logits are those of `model`, up to rounding, at every position and through the cache.
 
     Args:    model: Llama-type; its dtype and device are kept
              seed: of the random weights
-    Returns: an ordinary LlamaForCausalLM with an output head of its own
+    Returns: an ordinary LlamaForCausalLM whose output head is not tied to the embedding
     Raises:  ValueError: another architecture, or a shape that the model does not fit into
     """
     config = model.config
@@ -98,13 +100,13 @@ def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForC
     with torch.device("meta"):
         large = LlamaForCausalLM(_config(config, shape))
     large = large.to(model.dtype).to_empty(device=model.device)
-    # Angles are no weights, and were made on the meta device.
+    # Rotary angles are not weights: to_empty left them without values.
     large.model.rotary_emb = type(large.model.rotary_emb)(large.config).to(model.device)
     random = _Random(seed, model.device)
     with torch.no_grad():
         for weight in large.parameters():
             random.fill(weight)
-        _put(large.model.embed_tokens.weight, model.model.embed_tokens.weight, zero_behind=True)
+        _put(large.model.embed_tokens.weight.zero_(), model.model.embed_tokens.weight)
         _put(large.lm_head.weight, model.lm_head.weight)
         _put_norm(large.model.norm.weight, model.model.norm.weight, widths)
         for layer, small in zip(large.model.layers, model.model.layers, strict=False):
@@ -119,7 +121,7 @@ def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForC
 
 
 def obstacle(config: PretrainedConfig) -> str | None:
-    """Why a model with this configuration cannot be inflated; None where it can."""
+    """Return why a model with this configuration cannot be inflated; None if it can."""
     if type(config) is not LlamaConfig:
         return str(config.model_type)
     if config.attention_bias or config.mlp_bias:
@@ -130,14 +132,14 @@ def obstacle(config: PretrainedConfig) -> str | None:
 
 
 def num_parameters(config: LlamaConfig, shape: Shape) -> int:
-    """Of a target inflated to this shape."""
+    """Return the number of parameters of a target inflated to this shape."""
     attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.key_heads)
-    a_layer = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
-    return shape.layers * a_layer + 2 * config.vocab_size * shape.hidden + shape.hidden
+    per_layer = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
+    return shape.layers * per_layer + 2 * config.vocab_size * shape.hidden + shape.hidden
 
 
 def check_fits(config: LlamaConfig, shape: Shape) -> None:
-    """Raises: ValueError: a size of the shape is too small for the model"""
+    """Raise ValueError if a size of the shape is too small for the model."""
     if shape.heads % shape.key_heads:
         raise ValueError(f"expected heads in multiples of key_heads, got {shape}")
     copies = _copies(config, shape)
@@ -159,11 +161,14 @@ def check_fits(config: LlamaConfig, shape: Shape) -> None:
 
 
 def _copies(config: LlamaConfig, shape: Shape) -> int:
-    """Key heads of the large model that one of the small one needs for all its queries."""
-    return math.ceil(_queries_a_key(config) / (shape.heads // shape.key_heads))
+    """Return how many key heads of the large model one of the small model needs for all its queries.
+
+    Example: 3 queries per key head in the small model and 2 in the large one need 2 copies.
+    """
+    return math.ceil(_queries_per_key(config) / (shape.heads // shape.key_heads))
 
 
-def _queries_a_key(config: LlamaConfig) -> int:
+def _queries_per_key(config: LlamaConfig) -> int:
     return int(config.num_attention_heads // config.num_key_value_heads)
 
 
@@ -186,14 +191,14 @@ def _config(config: LlamaConfig, shape: Shape) -> LlamaConfig:
 
 
 class _Random:
-    """Normal numbers, a block of them drawn once and shifted for each weight: billions would take minutes to draw."""
+    """Normal numbers: one block is drawn, and shifted for each weight. Drawing billions would take minutes."""
 
-    BLOCK = 2**22 + 3  # not a multiple of a row, so that rows differ
+    BLOCK = 2**22 + 3  # not a multiple of a row's length, so that rows differ
 
     def __init__(self, seed: int, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(seed)
         block = torch.randn(self.BLOCK, generator=generator, device=device) * SPREAD
-        self.block = block.bfloat16().float()  # so that bfloat16 holds all of them
+        self.block = block.bfloat16().float()  # values that bfloat16 holds exactly
         self.shift = 0
 
     def fill(self, weight: Tensor) -> None:
@@ -205,10 +210,8 @@ class _Random:
         self.shift += 7919
 
 
-def _put(large: Tensor, small: Tensor, *, zero_behind: bool = False) -> None:
-    """The small weight into the first columns of the large one."""
-    if zero_behind:
-        large.zero_()
+def _put(large: Tensor, small: Tensor) -> None:
+    """Copy the small weight into the first rows and columns of the large one."""
     large[: small.shape[0], : small.shape[1]] = small
 
 
@@ -218,32 +221,35 @@ def _put_norm(large_D: Tensor, small_D: Tensor, widths: tuple[int, int]) -> None
 
 
 def _put_attention(large: nn.Module, small: nn.Module, config: LlamaConfig, shape: Shape) -> None:
-    """Query head i of a small key head goes to the first copy of that key head that has room for it."""
+    """Place the small heads. Query i of a small key head goes to copy i // room of that key head, at place i % room."""
     hidden, width, wide = config.hidden_size, config.head_dim, shape.head_width
-    room, copies, queries = shape.heads // shape.key_heads, _copies(config, shape), _queries_a_key(config)
+    room, copies, queries = shape.heads // shape.key_heads, _copies(config, shape), _queries_per_key(config)
     q_HED, o_DHE = large.q_proj.weight.view(shape.heads, wide, -1), large.o_proj.weight.view(-1, shape.heads, wide)
     k_KED, v_KED = (each.weight.view(shape.key_heads, wide, -1) for each in (large.k_proj, large.v_proj))
     small_q_HED = small.q_proj.weight.view(-1, width, hidden)
     small_o_DHE = small.o_proj.weight.view(hidden, -1, width)
     small_k_KED, small_v_KED = (each.weight.view(-1, width, hidden) for each in (small.k_proj, small.v_proj))
     places = _halves(width, wide)
-    v_KED[:, :, :hidden] = 0  # heads that are not the small model's mix zeros
+    v_KED[:, :, :hidden] = 0  # further heads mix zeros
     for key in range(config.num_key_value_heads):
         for copy in range(copies):
             k_KED[key * copies + copy, places, :hidden] = small_k_KED[key]
             v_KED[key * copies + copy, :width, :hidden] = small_v_KED[key]
             group = slice((key * copies + copy) * room, (key * copies + copy + 1) * room)
-            o_DHE[:, group, :width] = 0  # behind the small width, and of queries that the small model has not
+            o_DHE[:, group, :width] = 0  # for rows beyond the small width, and for queries that the small model lacks
         for query in range(queries):
             head = (key * copies + query // room) * room + query % room
             old = key * queries + query
-            q_HED[head, :, :hidden] = 0  # keys are random where the small head has no component
+            q_HED[head, :, :hidden] = 0  # the key's components beyond those of the small head are random
             q_HED[head, places, :hidden] = (small_q_HED[old].double() * math.sqrt(wide / width)).to(q_HED.dtype)
             o_DHE[:hidden, head, :width] = small_o_DHE[:, old]
 
 
 def _halves(width: int, wide: int) -> Tensor:
-    """Where the components of a small head lie in a large one: rotation pairs component i with i + half the width."""
+    """Return where the components of a small head lie in a large one. Rotation pairs component i with i + half the width.
+
+    Example: width 4 in width 8 is (0, 1, 4, 5).
+    """
     half = torch.arange(width // 2)
     return torch.cat((half, half + wide // 2))
 

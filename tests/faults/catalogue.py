@@ -298,7 +298,7 @@ FAULTS: tuple[Fault, ...] = (
         "accepted after the end",
         "draft tokens after an accepted end token count as accepted",
         "books",
-        d.counting(d.accepted_behind_the_end_token),
+        d.counting(d.accepted_after_the_end_token),
         ENDING,
     ),
     accounting(

@@ -1,4 +1,4 @@
-"""The checks that broken decoders must not pass, on samples that grow until one raises the alarm."""
+"""The checks that find broken decoders, on samples that grow until a check raises an alarm."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEFAULT = DecodeRequest(PROMPTS[0], 60, NUM_DRAFT_TOKENS, temperature=0.8)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request to a decoder and what it said."""
+    """One request to a decoder, and its output."""
 
     decoder: ReferenceBackend
     request: DecodeRequest
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What a check saw, and how many tokens it had seen by then."""
+    """The evidence of a check, and how many tokens it had seen by then."""
 
     evidence: str
     num_tokens: int
@@ -60,7 +60,7 @@ def by_certificate(samples: Sequence[Sample], fresh: FreshForwards) -> str | Non
 
 
 def by_alpha(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """Counted acceptance against that of uncached forwards along the text."""
+    """Compare counted acceptance with that of uncached forwards along the output."""
     passed, probs = pooled(fresh.acceptance(sample.request, sample.generation) for sample in samples)
     if chance_p((passed, probs)) > ALLOWED_P:
         return None
@@ -68,20 +68,20 @@ def by_alpha(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
 
 
 def by_white_box(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """Accepted, recovered and bonus tokens, each under its own law, in the order of ids."""
+    """Test accepted, recovered and bonus tokens, each under its law, in the order of ids."""
     transforms = pooled_transforms(fresh.transforms(sample.request, sample.generation) for sample in samples)
     wrong = [kind for kind, values in transforms.items() if uniform_p(values) < ALLOWED_P]
     return f"{' and '.join(wrong)} tokens do not follow their law" if wrong else None
 
 
 def by_closed_form(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """Alpha of a draft equal to its target is 1 under the rejection rule."""
+    """Check that alpha is 1 if the draft equals its target, under the rejection rule."""
     alpha = np.mean([passed for sample in samples for passed in tested_places(sample.generation)[1]])
     return f"alpha {alpha:.3f} with draft == target" if alpha < 1 - 1e-4 else None
 
 
 def by_block_efficiency(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """A draft equal to its target emits k + 1 tokens a round, the last round of a text apart."""
+    """Check that a draft equal to its target emits k + 1 tokens per round, except in the last round of an output."""
     efficiency = block_efficiency([r for sample in samples for r in (sample.generation.rounds or ())[:-1]])
     return (
         f"block efficiency {efficiency:.2f} with draft == target" if efficiency < NUM_DRAFT_TOKENS + 1 - 1e-4 else None
@@ -90,7 +90,7 @@ def by_block_efficiency(samples: Sequence[Sample], fresh: FreshForwards) -> str 
 
 @torch.inference_mode()
 def by_draft_logits(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """What the draft says behind the last text, against an uncached forward."""
+    """Compare the draft's logits after the last output with an uncached forward."""
     decoder, request, generation = samples[-1].decoder, samples[-1].request, samples[-1].generation
     text = torch.tensor([(*request.prompt_ids, *generation.token_ids)])
     seen = decoder.draft.feed(text[:, decoder.draft.length :], num_logits=1)
@@ -103,7 +103,7 @@ def by_books(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
 
 
 def by_replay(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """Same text again, and one acceptance probability per tested draft token, those of uncached forwards."""
+    """Check that a replay gives the same output, and one acceptance probability per tested draft token: the true one."""
     seen: list[float] = []
     expected: list[float] = []
     for sample in samples:
@@ -130,7 +130,7 @@ def by_random_state(samples: Sequence[Sample], fresh: FreshForwards) -> str | No
 
 
 def by_end_tokens(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
-    """End tokens come as often as the target says."""
+    """Check that end tokens are as frequent as the target's probabilities give."""
     ended, probs = pooled(fresh.ends(sample.request, sample.generation) for sample in samples)
     if rare_p((ended, probs)) > ALLOWED_P:
         return None
@@ -160,7 +160,7 @@ def models(relation: Relation) -> FreshForwards:
 def decoded(
     decoder: type[ReferenceBackend], relation: Relation, changes: Sequence[Changes], *, seed: int = 0
 ) -> Iterator[Sample]:
-    """Endless texts: every prompt in turn, each time with the next of the changes, each with a seed of its own."""
+    """Yield outputs without end: every prompt in turn with each of the changes, each output with another seed."""
     fresh = models(relation)
     backend = decoder(fresh.target, fresh.draft)
     for i in count(seed):
@@ -170,7 +170,7 @@ def decoded(
 
 
 def grown(stream: Iterator[Sample], looks: Sequence[int]) -> Iterator[tuple[list[Sample], int]]:
-    """The sample at every look, and how many tokens it holds."""
+    """Yield the sample at every look, and how many tokens it holds."""
     samples: list[Sample] = []
     num_tokens = 0
     for look in looks:
@@ -181,7 +181,7 @@ def grown(stream: Iterator[Sample], looks: Sequence[int]) -> Iterator[tuple[list
 
 
 def first_alarm(stream: Iterator[Sample], check: str, relation: Relation, looks: Sequence[int] = LOOKS) -> Alarm | None:
-    """Let the sample grow until the check raises an alarm; None when it never does."""
+    """Let the sample grow until the check raises an alarm; return None if it never does."""
     for samples, num_tokens in grown(stream, looks):
         if evidence := CHECKS[check](samples, models(relation)):
             return Alarm(evidence, num_tokens)

@@ -1,4 +1,4 @@
-"""Broken decoders: each overrides one step of the reference the way real code got it wrong.
+"""Broken decoders. Each overrides one step of the reference in the way real code got it wrong.
 
 Shape letters: G draft positions, S = G + 1 scored positions, V vocabulary, N rows.
 """
@@ -30,9 +30,9 @@ Judge = Callable[[Tensor, Tensor, Tensor, Tensor], Judgement]
 Change = Callable[[DecodeRequest], DecodeRequest]
 
 
-# The parts a judge is made of, right as they are
+# The parts of a correct judge
 def ratios(tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor) -> Tensor:
-    """p/q of each draft token."""
+    """Return p/q of each draft token."""
     return own(target_probs_SV[:-1], tokens_G) / own(draft_probs_GV, tokens_G)
 
 
@@ -41,7 +41,7 @@ def own(probs_NV: Tensor, tokens_N: Tensor) -> Tensor:
 
 
 def next_probs(draft_probs_GV: Tensor, target_probs_SV: Tensor) -> Tensor:
-    """(S, V) of the target's own token after 0..G accepted ones: the residuals, and p for the bonus."""
+    """Return the distribution of the target's own token after 0..G accepted ones, (S, V): the residuals, then p."""
     return torch.cat((residual_distribution(target_probs_SV[:-1], draft_probs_GV), target_probs_SV[-1:]))
 
 
@@ -52,7 +52,7 @@ def outcome(passed_G: Tensor, next_probs_SV: Tensor, uniform_1: Tensor) -> Judge
 
 # Ways to break one step
 def judging(judge: Judge, *, drafting: str | None = None) -> Decoder:
-    """The reference with another judge for whatever rule is asked."""
+    """Return the reference with another judge, whichever rule is requested."""
 
     class Judging(ReferenceBackend):
         def round(self, request: DecodeRequest, *rest: object) -> Round:
@@ -64,7 +64,7 @@ def judging(judge: Judge, *, drafting: str | None = None) -> Decoder:
 
 
 def drafting(change: Change) -> Decoder:
-    """The draft works on another request."""
+    """Return the reference whose draft gets another request."""
 
     class Drafting(ReferenceBackend):
         def draft_tokens(self, request: DecodeRequest, *rest: object) -> Drafts:
@@ -74,7 +74,7 @@ def drafting(change: Change) -> Decoder:
 
 
 def verifying(change: Change) -> Decoder:
-    """The target's probabilities of a round are those of another request; the first token's are right."""
+    """Return the reference whose target verifies another request; the first token is correct."""
 
     class Verifying(ReferenceBackend):
         def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
@@ -85,7 +85,7 @@ def verifying(change: Change) -> Decoder:
 
 
 def caching(*, target: type[CachedModel] = CachedModel, draft: type[CachedModel] = CachedModel) -> Decoder:
-    """The models keep their caches another way."""
+    """Return the reference with other caches."""
 
     class Caching(ReferenceBackend):
         def __init__(self, target_model: torch.nn.Module, draft_model: torch.nn.Module) -> None:
@@ -96,7 +96,7 @@ def caching(*, target: type[CachedModel] = CachedModel, draft: type[CachedModel]
 
 
 def drawing(redraw: Callable[[Tensor, int, torch.Generator], None]) -> Decoder:
-    """The uniform numbers of a round, S - 1 for drafting and S for judging, are tampered with in place."""
+    """Return the reference whose uniform numbers of a round (G for drafting, then S for judging) are changed in place."""
 
     class Drawing(ReferenceBackend):
         def uniforms(self, count: int, generator: torch.Generator) -> Tensor:
@@ -108,7 +108,7 @@ def drawing(redraw: Callable[[Tensor, int, torch.Generator], None]) -> Decoder:
 
 
 def reporting(change: Callable[[DecodeRequest, Generation], Generation]) -> Decoder:
-    """Decoding is right, what is said about it is not."""
+    """Return the reference with correct decoding and wrong reports."""
 
     class Reporting(ReferenceBackend):
         def generate(self, request: DecodeRequest) -> Generation:
@@ -118,7 +118,7 @@ def reporting(change: Callable[[DecodeRequest, Generation], Generation]) -> Deco
 
 
 def counting(change: Callable[[Round], Round]) -> Decoder:
-    """Each round is reported with other counts."""
+    """Return the reference with other counts for each round."""
     return reporting(lambda _, generation: replace(generation, rounds=tuple(map(change, generation.rounds or ()))))
 
 
@@ -130,25 +130,25 @@ def residual_is_the_target(tokens: Tensor, draft_probs: Tensor, target_probs: Te
 
 def residual_is_absolute(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
     difference = (target_probs[:-1] - draft_probs).abs() + 1e-30
-    behind = torch.cat((difference / difference.sum(-1, keepdim=True), target_probs[-1:]))
-    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
+    following = torch.cat((difference / difference.sum(-1, keepdim=True), target_probs[-1:]))
+    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
 
 def residual_with_epsilon(epsilon: float) -> Judge:
     def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
         excess = (target_probs[:-1] - draft_probs).clamp_min(0) + epsilon
-        behind = torch.cat((excess / excess.sum(-1, keepdim=True), target_probs[-1:]))
-        return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
+        following = torch.cat((excess / excess.sum(-1, keepdim=True), target_probs[-1:]))
+        return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
     return judge
 
 
 def residual_unnormalised(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
-    """The draw inverts a running sum that ends below 1: what is above it falls to the last token."""
+    """The draw inverts a running sum that ends below 1. The rest of the mass goes to the last token."""
     excess = (target_probs[:-1] - draft_probs).clamp_min(0)
     excess[:, -1] += 1 - excess.sum(-1)
-    behind = torch.cat((excess, target_probs[-1:]))
-    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
+    following = torch.cat((excess, target_probs[-1:]))
+    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
 
 def residual_one_position_late(
@@ -163,14 +163,14 @@ def residual_of_the_last_draft(
     tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor
 ) -> Judgement:
     """The q left over from the drafting loop, whichever position was rejected."""
-    behind = next_probs(draft_probs[-1:].expand_as(draft_probs), target_probs)
-    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
+    following = next_probs(draft_probs[-1:].expand_as(draft_probs), target_probs)
+    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
 
 def bonus_one_position_early(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
-    behind = next_probs(draft_probs, target_probs)
-    behind[-1] = target_probs[-2:][0]
-    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
+    following = next_probs(draft_probs, target_probs)
+    following[-1] = target_probs[-2:][0]
+    return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
 
 def accepts_what_the_target_likes_better(
@@ -269,20 +269,20 @@ def noise_shared_with_the_draft(uniforms: Tensor, num_drafts: int, generator: to
 
 
 def drawn_in_bfloat16(uniforms: Tensor, num_drafts: int, generator: torch.Generator) -> None:
-    """`torch.rand` in the model's dtype: multiples of 1/256."""
+    """`torch.rand` is called in the model's dtype: multiples of 1/256."""
     uniforms.mul_(256).floor_().div_(256)
 
 
 # Temperatures
 def uninitialised(request: DecodeRequest) -> DecodeRequest:
-    """A float buffer that nobody wrote holds whatever bits lay there."""
+    """A float buffer that was never written holds arbitrary bits."""
     bits = torch.randint(0, 2**31, (1,), dtype=torch.int32, generator=torch.Generator().manual_seed(request.seed))
     found = bits.view(torch.float32).item()
     return replace(request, temperature=found if found == found and found < 1e30 else 1e30)
 
 
 class StaleTemperature(ReferenceBackend):
-    """The slot's buffer is filled before the new request is copied in: each text is verified at the last one's T."""
+    """The slot's buffer is filled before the new request is copied in: each output is verified at the previous one's T."""
 
     last = current = 1.0
 
@@ -300,8 +300,8 @@ class TopPAfterVerification(ReferenceBackend):
 
     def round(self, request: DecodeRequest, *rest: object) -> Round:
         def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
-            behind = next_probs(draft_probs, target_probs)
-            cut = torch.stack([truncate(probs, top_k=0, top_p=request.top_p) for probs in behind])
+            following = next_probs(draft_probs, target_probs)
+            cut = torch.stack([truncate(probs, top_k=0, top_p=request.top_p) for probs in following])
             return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), cut, uniforms[-1:])
 
         with patch.dict(RULES, {request.rule: replace(RULES[request.rule], judge=judge)}):
@@ -315,7 +315,7 @@ class TopPBeforeTemperature(ReferenceBackend):
 
 
 class RepetitionPenalty(ReferenceBackend):
-    """A penalty from the checkpoint's generation_config, which nobody asked for, on the logits of tokens already there."""
+    """A penalty from the checkpoint's generation_config, never requested, on the logits of tokens that occurred already."""
 
     penalty = 1.2
 
@@ -333,14 +333,14 @@ class RepetitionPenalty(ReferenceBackend):
 
 # The first token, the bonus and the end
 class GreedyFirstToken(ReferenceBackend):
-    """Prefill has a code path of its own, and it takes the argmax."""
+    """Prefill is another code path, and it takes the argmax."""
 
     def prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
         return super().prefill(replace(request, temperature=0.0), generator, speculative=speculative)
 
 
 class BonusFromTheDraft(ReferenceBackend):
-    """After full acceptance the draft's next token is taken along."""
+    """After full acceptance the draft's next token is emitted too."""
 
     def draft_tokens(self, request: DecodeRequest, tokens: list[int], uniforms_G: Tensor, rule: object) -> Drafts:
         drafts = super().draft_tokens(request, tokens, uniforms_G, rule)
@@ -352,17 +352,17 @@ class BonusFromTheDraft(ReferenceBackend):
 
     def round(self, request: DecodeRequest, *rest: object) -> Round:
         def judge(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
-            behind = next_probs(draft_probs, target_probs)
+            following = next_probs(draft_probs, target_probs)
             if self.bonus_probs is not None:
-                behind[-1] = self.bonus_probs[0]
-            return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), behind, uniforms[-1:])
+                following[-1] = self.bonus_probs[0]
+            return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
         with patch.dict(RULES, {request.rule: replace(RULES[request.rule], judge=judge)}):
             return super().round(request, *rest)
 
 
 class BonusSkipped(ReferenceBackend):
-    """After full acceptance the verified row behind the last draft token is thrown away."""
+    """After full acceptance the verified row after the last draft token is thrown away."""
 
     def round(self, request: DecodeRequest, tokens: list[int], *rest: object) -> Round:
         result = super().round(request, tokens, *rest)
@@ -382,7 +382,7 @@ class EndTokenSwallowed(ReferenceBackend):
 
 
 class EndTokenNeverInARound(ReferenceBackend):
-    """`min_new_tokens` is left switched on: the end token gets no mass from the target's verify pass."""
+    """`min_new_tokens` stays switched on: the end token gets no mass from the target's verify pass."""
 
     def target_probs(self, logits_NV: Tensor, request: DecodeRequest) -> Tensor:
         logits_NV = logits_NV.clone()
@@ -391,7 +391,7 @@ class EndTokenNeverInARound(ReferenceBackend):
 
 
 class DraftStopsWhenUnsure(ReferenceBackend):
-    """A confidence threshold that the draft's generation_config switches on by default: an unsure draft stops at one."""
+    """The draft's generation_config has a confidence threshold by default: an unsure draft stops after one token."""
 
     threshold = 0.4
 
@@ -422,7 +422,7 @@ class GreedyTakesTheSecondBest(ReferenceBackend):
 
 # Caches
 class RewindsTooLittle(CachedModel):
-    """Off by one: the rejected token stays in the cache, and what follows stands one place further on."""
+    """Off by one: the rejected token stays in the cache, and all later tokens are one position too far."""
 
     def rewind(self, length: int) -> None:
         self.drop(self.length - length - 1, length)
@@ -485,9 +485,9 @@ class ForgetsTheLastDraft(ReferenceBackend):
         return super().draft_tokens(request, tokens, *rest)
 
 
-# What is said about a right decoding
+# Wrong reports of a correct decoding
 def retokenised(_: DecodeRequest, generation: Generation) -> Generation:
-    """Text decoded and encoded again merges some neighbours into one token."""
+    """The output is decoded and encoded again, which merges some neighbours into one token."""
     ids = generation.token_ids
     return replace(generation, token_ids=tuple(t for i, t in enumerate(ids) if i == 0 or t != ids[i - 1]))
 
@@ -505,13 +505,13 @@ def bonus_counted_as_accepted(round_: Round) -> Round:
     return replace(round_, accepted=round_.emitted)
 
 
-def accepted_behind_the_end_token(round_: Round) -> Round:
-    """Draft tokens that passed behind an end token are counted, though they are not in the text."""
+def accepted_after_the_end_token(round_: Round) -> Round:
+    """Draft tokens that passed after an end token are counted, though they are not in the output."""
     return replace(round_, accepted=round_.drafted) if round_.emitted == round_.accepted else round_
 
 
 class RoundsOfTheLastPrompt(ReferenceBackend):
-    """The list of rounds is emptied only when a request succeeds from start to end; here it never is."""
+    """The list of rounds is never emptied."""
 
     kept: tuple[Round, ...] = ()
 
@@ -522,7 +522,7 @@ class RoundsOfTheLastPrompt(ReferenceBackend):
 
 
 class LimitSeenBetweenRounds(ReferenceBackend):
-    """The token limit is looked at only where a round begins."""
+    """The token limit is checked only at the start of a round."""
 
     def generate(self, request: DecodeRequest) -> Generation:
         longer = super().generate(replace(request, max_new_tokens=request.max_new_tokens + request.num_draft_tokens))
@@ -541,7 +541,7 @@ class ReplaysAnotherSeed(ReferenceBackend):
 
 
 class ReplayExpectsAtTemperatureOne(ReferenceBackend):
-    """Acceptance is expected from probabilities that were not warped; decoding itself is right."""
+    """Acceptance is expected from probabilities that were not warped; decoding itself is correct."""
 
     def replay(self, request: DecodeRequest) -> Replay:
         rule = RULES[request.rule]

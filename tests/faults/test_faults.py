@@ -1,6 +1,6 @@
-"""Every planted fault is caught by the check of its class, the healthy decoder by none, and docs/faults.md says so.
+"""Every planted fault is caught by the check that docs/faults.md names, and no check stops the healthy decoder.
 
-Seeds are fixed, so an outcome can only change with the code or with how a platform rounds.
+Seeds are fixed, so an outcome changes only with the code, or with how a platform rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support import ROOT
 TABLE = ROOT / "docs" / "faults.md"
 HEALTHY_TOKENS = 2000
 
-# What the healthy decoder is asked, and the checks it then has to pass: all those that some fault fails there.
+# Requests to the healthy decoder, and the checks that it has to pass there: all that some fault fails.
 HEALTHY: dict[str, tuple[Relation, tuple[Changes, ...], set[str]]] = {}
 for fault in FAULTS:
     _, _, checks = HEALTHY.setdefault(f"{fault.relation} {fault.changes}", (fault.relation, fault.changes, set()))
@@ -23,7 +23,7 @@ for fault in FAULTS:
 
 
 def rows() -> dict[str, list[str]]:
-    """Cells of the tables by the fault's name."""
+    """Return the cells of the tables by the fault's name."""
     lines = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")]
     return {name: cells for name, *cells in lines}
 
@@ -34,7 +34,7 @@ def test_a_planted_fault_is_caught_with_as_many_tokens_as_the_table_says(fault: 
     assert alarm is not None
     story, kind, check, tokens = rows()[fault.name]
     assert (story, kind, check) == (fault.story, fault.kind, fault.check)
-    # Where another platform rounds otherwise, the alarm may come one look sooner or later.
+    # On a platform that rounds differently the alarm may come one look sooner or later.
     assert int(tokens) / 2.6 < alarm.num_tokens < 2.6 * int(tokens)
 
 

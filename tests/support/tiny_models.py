@@ -1,4 +1,4 @@
-"""Small random models, in memory or as checkpoints: real transformers code, milliseconds a call."""
+"""Small random models, in memory or as checkpoints: real transformers code, at milliseconds per call."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from transformers import (
 
 VOCAB_SIZE = 24
 Model = TypeVar("Model", bound=PreTrainedModel)
-HEED_CTRL_C = ("env", "--default-signal=INT")  # before a command: children of a background job would ignore it
+HEED_CTRL_C = (
+    "env",
+    "--default-signal=INT",
+)  # put before a command: children of a background job ignore Ctrl-C otherwise
 
 
 def tiny_llama(
     *, seed: int, num_layers: int = 2, vocab_size: int = VOCAB_SIZE, spread: float = 0.35
 ) -> LlamaForCausalLM:
-    """A Llama with grouped heads; `spread` is the standard deviation of its weights: larger means more decided."""
+    """Return a Llama with grouped heads. A larger `spread` (standard deviation of weights) makes likely tokens likelier."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -44,15 +47,17 @@ def tiny_llama(
         return LlamaForCausalLM(config).eval()
 
 
-def tiny_t5(*, seed: int, vocab_size: int = VOCAB_SIZE, decoder_layers: int = 2) -> T5ForConditionalGeneration:
-    """An encoder-decoder, decided enough to have likely tokens. Token 0 starts the decoder, 2 ends a text."""
+def tiny_t5(
+    *, seed: int, vocab_size: int = VOCAB_SIZE, num_layers: int = 2, decoder_layers: int | None = None
+) -> T5ForConditionalGeneration:
+    """Return an encoder-decoder with some likely tokens. Token 0 starts the decoder, 2 ends an output."""
     config = T5Config(
         vocab_size=vocab_size,
         d_model=32,
         d_kv=8,
         d_ff=48,
-        num_layers=2,
-        num_decoder_layers=decoder_layers,
+        num_layers=num_layers,
+        num_decoder_layers=decoder_layers or num_layers,
         num_heads=4,
         n_positions=256,
         dropout_rate=0.0,
@@ -68,7 +73,7 @@ def tiny_t5(*, seed: int, vocab_size: int = VOCAB_SIZE, decoder_layers: int = 2)
 
 
 def nearby(model: Model, *, seed: int, noise: float = 0.05) -> Model:
-    """A draft that mostly agrees with `model`: the same weights, disturbed."""
+    """Return a draft that mostly agrees with `model`: the same weights, disturbed."""
     draft = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -78,7 +83,7 @@ def nearby(model: Model, *, seed: int, noise: float = 0.05) -> Model:
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path) -> str:
-    """A plain checkpoint folder with a word tokenizer: w0 .. wN, of which w0 is unknown, w1 begins and w2 ends a text."""
+    """Save a checkpoint with a tokenizer of the words w0 .. wN: w0 is unknown, w1 begins and w2 ends an output."""
     words = {f"w{index}": index for index in range(model.config.vocab_size)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from backends.certification.samples import read_samples
-from backends.commands.certify import Certify
 from backends.engines import reference
 from bench.commands import main
 from bench.protocols import Capabilities
@@ -51,8 +50,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def run(pair: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(main, "commands", lambda: {"certify": Certify})
+def run(pair: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> Run:
 
     def certify(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -82,18 +80,15 @@ def test_an_inflated_target_is_one_of_its_own(run: Run, monkeypatch: pytest.Monk
     assert "inflated" in said["pair"]
 
 
-def test_encoder_decoder_pairs_are_judged_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tiny_t5(seed=1)
-    folders = [
-        save_checkpoint(model, tmp_path / name) for name, model in (("t", target), ("d", nearby(target, seed=2)))
-    ]
-    monkeypatch.setattr(main, "commands", lambda: {"certify": Certify})
+def test_encoder_decoder_pairs_are_judged_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tiny_t5(seed=1, num_layers=1)
+    # Little noise, so that long drafts are accepted and few rounds decode 3,116 tokens.
+    draft = nearby(target, seed=2, noise=0.01)
+    folders = [save_checkpoint(model, tmp_path / name) for name, model in (("t", target), ("d", draft))]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("w3 w9 w5\nw4 w6\n")
     models = ("--target", folders[0], "--draft", folders[1], "--dtype", "float32", "--prompts", str(prompts))
-    status = main.main(["certify", *models, "--chat-template", "none", "--temperature", "0.8", "--json"])
+    status = main.main(["certify", *models, "--chat-template", "none", "--temperature", "1.5", "--json"])
     assert (status, json.loads(capsys.readouterr().out)["verdict"]) == (0, "LOSSLESS")
 
 
@@ -174,18 +169,19 @@ GOOD: dict[str, Any] = {"prompt_ids": [1, 2], "token_ids": [3, 4], "finish_reaso
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "Expecting property name"),
-        ("[1]", "expected an object of prompt_ids, token_ids, finish_reason and maybe rounds, got [1]"),
-        ({"prompt_ids": [1]}, "expected an object of"),
-        (GOOD | {"text": "hello"}, "expected an object of prompt_ids, token_ids, finish_reason and maybe rounds, got"),
-        (GOOD | {"prompt_ids": []}, "expected prompt_ids to be a list of at least 1 ids, got []"),
-        (GOOD | {"token_ids": []}, "expected token_ids to be a list of at least 1 ids, got []"),
-        (GOOD | {"token_ids": "34"}, 'expected token_ids to be a list of at least 1 ids, got "34"'),
+        ("{", "Input data was truncated"),
+        ("[1]", "Expected `object`, got `array`"),
+        ({"prompt_ids": [1]}, "Object missing required field `token_ids`"),
+        (GOOD | {"text": "hello"}, "Object contains unknown field `text`"),
+        (GOOD | {"prompt_ids": []}, "Expected `array` of length >= 1 - at `$.prompt_ids`"),
+        (GOOD | {"token_ids": []}, "expected token_ids to be a list of at least one id, got []"),
+        (GOOD | {"token_ids": "34"}, "Expected `array`, got `str` - at `$.token_ids`"),
         (GOOD | {"token_ids": [VOCAB_SIZE]}, f"expected ids of 0 to {VOCAB_SIZE - 1} in token_ids, got {VOCAB_SIZE}"),
-        (GOOD | {"token_ids": [True]}, f"expected ids of 0 to {VOCAB_SIZE - 1} in token_ids, got true"),
+        (GOOD | {"token_ids": [-1]}, "Expected `int` >= 0 - at `$.token_ids[0]`"),
+        (GOOD | {"token_ids": [True]}, "Expected `int`, got `bool` - at `$.token_ids[0]`"),
         (GOOD | {"finish_reason": "eos"}, "expected a finish_reason of stop or length, got 'eos'"),
-        (GOOD | {"rounds": 3}, "expected rounds to be a list, got 3"),
-        (GOOD | {"rounds": [[2, 1]]}, "expected a round of [drafted, accepted, emitted], got [2, 1]"),
+        (GOOD | {"rounds": 3}, "Expected `array | null`, got `int` - at `$.rounds`"),
+        (GOOD | {"rounds": [[2, 1]]}, "Expected `array` of length 3 - at `$.rounds[0]`"),
         (GOOD | {"rounds": [[2, 3, 1]]}, "expected accepted <= drafted and emitted of accepted or one more"),
         (GOOD | {"rounds": [[2, 2, 3]]}, "expected rounds that emit 1 or 2 tokens, got 3"),
         (GOOD | {"token_ids": [3] * 300}, "expected at most 256 tokens with the prompt, got 302"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from bench.errors import BackendUnavailable
 from bench.records import files
 from bench.records.decoding import DecodeRequest
 from bench.records.runs import Evidence
-from tests.support import ROOT
+from tests.support.children import run_suites
 from tests.support.tiny_models import VOCAB_SIZE, nearby, save_checkpoint, tiny_t5
 
 REQUEST = DecodeRequest(prompt_ids=(5, 9, 3, 7, 4), max_new_tokens=24, num_draft_tokens=3, seed=4)
@@ -126,10 +124,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, target: T5ForConditionalGener
 
 
 def test_the_temperature_grid_runs_on_both_backends(pair: tuple[str, ...], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", "-q"]
-    command += ["suites/test_temperature_grid.py", *pair, "--preset", "smoke", "--dtype", "float32"]
-    command += ["--backend", "reference", "--backend", "assisted", "--num-prompts", "6", "--chat-template", "none"]
-    done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT)
+    arguments = ["suites/test_temperature_grid.py", *pair, "--preset", "smoke", "--dtype", "float32"]
+    arguments += ["--backend", "reference", "--backend", "assisted", "--num-prompts", "6", "--chat-template", "none"]
+    done = run_suites(*arguments, "--max-new-tokens", "16", "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     runs = files.load_runs(tmp_path)
     assert {run.model_pair.family for run in runs} == {"encoder-decoder"}
