@@ -62,7 +62,7 @@ class Matrix:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        return _domains(self.plan)
+        return tuple(self.plan["domains"])
 
     def on(self, domain: str) -> Matrix:
         """Return what was measured on one domain."""
@@ -95,7 +95,9 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> Matrix:
     try:
         header = msgspec.json.decode(lines[0])
         plan = header["plan"]
-        only = {"domain": _domains(plan)[0]}  # for records of one domain, whose cells do not name it
+        if "domain" in plan:  # of older plans, which had one
+            plan["domains"] = [plan.pop("domain")]
+        only = {"domain": plan["domains"][0]}  # for records of one domain, whose cells do not name it
         stored = map(msgspec.json.decode, lines[1:])
         drafts = (line | {"cells": [only | cell for cell in line["cells"]]} for line in stored)
         return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header))
@@ -124,12 +126,7 @@ def merged(records: Sequence[Path]) -> list[Matrix]:
 def _conditions(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what drafts must share to stand in one table."""
     job = {name: value for name, value in plan["job"].items() if name not in ("recipe", "seed", "text_tokens")}
-    return {"job": job, "domains": _domains(plan), "decode_temperatures": plan["decode_temperatures"]}
-
-
-def _domains(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the prompt sets of a plan. Older plans have one `domain`."""
-    return tuple(plan["domains"] if "domains" in plan else [plan["domain"]])
+    return {"job": job, "domains": plan["domains"], "decode_temperatures": plan["decode_temperatures"]}
 
 
 def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:

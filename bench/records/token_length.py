@@ -142,14 +142,12 @@ def measure(
     with closing(LineFile.reopen(path)) as file:
         done = {(text.temperature, text.prompt_index) for text in _decoded(path, file.lines).texts}
         on_text(len(done))
-        for temperature in header.temperatures:
-            for prompt_index in range(header.num_prompts):
-                if (temperature, prompt_index) in done:
-                    continue
-                line = msgspec.json.encode(judge(temperature, prompt_index))
+        for place in itertools.product(header.temperatures, range(header.num_prompts)):
+            if place not in done:
+                line = msgspec.json.encode(judge(*place))
                 with storage_errors(f"cannot write {path}", "finished texts are kept; run again with --resume"):
                     file.append(line)
-                done.add((temperature, prompt_index))
+                done.add(place)
                 on_text(len(done))
 
 
