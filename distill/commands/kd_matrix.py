@@ -26,20 +26,11 @@ class KdMatrix:
 
     def configure(self, parser: ArgumentParser) -> None:
         option = parser.add_argument
+        grid = "0,0.5,1 or first:last:step (default: {})"
         domain_help = f"held-out prompts, repeat for several; claims are about the first (default: {DOMAIN})"
         option("--arms", default=ARMS, metavar="LIST", help=f"recipes; online@0.5 sets lambda to 0.5 (default: {ARMS})")
-        option(
-            "--kd-temperatures",
-            default=KD_TEMPERATURES,
-            metavar="GRID",
-            help=f"of the text: 0,0.5,1 or first:last:step (default: {KD_TEMPERATURES})",
-        )
-        option(
-            "--decode-temperatures",
-            default=DECODE_TEMPERATURES,
-            metavar="GRID",
-            help=f"to measure at (default: {DECODE_TEMPERATURES})",
-        )
+        for name, default in (("--kd-temperatures", KD_TEMPERATURES), ("--decode-temperatures", DECODE_TEMPERATURES)):
+            option(name, default=default, metavar="GRID", help=grid.format(default))
         option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
         option("--domain", action="append", metavar="SET", help=domain_help)
         option("--results", type=Path, default=RUNS, metavar="DIR", help=f"where the record goes (default: {RUNS})")
@@ -76,7 +67,7 @@ def _plan(args: Namespace) -> tuple[MatrixPlan, ModelPair]:
     from distill.runs.matrix import MatrixPlan
     from distill.training import recipes
 
-    any_recipe = recipes.offline(0.0)
+    any_recipe = recipes.recipe("offline", 0.0)
     job, pair = job_of(args, any_recipe, text_tokens=count_of("--tokens", args.tokens), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")

@@ -79,15 +79,6 @@ def measure(draft: PreTrainedModel, teacher: Teacher, held_out: Sequence[HeldOut
     for text in held_out:
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
         totals = slot_totals(along, NUM_DRAFT_TOKENS)
-        found.append(
-            HeldOutAcceptance(
-                prompt_set=text.prompt_set,
-                temperature=text.temperature,
-                num_prompts=len(text.rows),
-                alpha_text=alpha_text(along),
-                num_draft_tokens=NUM_DRAFT_TOKENS,
-                alpha=totals.alpha,
-                block_efficiency=totals.block_efficiency,
-            )
-        )
+        about, decoded = (text.prompt_set, text.temperature, len(text.rows)), (totals.alpha, totals.block_efficiency)
+        found.append(HeldOutAcceptance(*about, alpha_text(along), NUM_DRAFT_TOKENS, *decoded))
     return tuple(found)

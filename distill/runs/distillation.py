@@ -23,7 +23,7 @@ from distill.text.prompts import Prompts
 from distill.text.table import frequent_tokens, prompts_hash
 from distill.text.workers import ALONE, Workers
 from distill.training import drafts
-from distill.training.loop import CachedTarget, Labels, Position, RunningTarget, TextLabels, train
+from distill.training.loop import Labels, Position, cached_target, running_target, text_labels, train
 from distill.training.vocabulary import check_size, vocabulary_of
 
 FREQUENT = "frequent_tokens.json"  # beside the draft's weights: token ids of its text, the most frequent first
@@ -81,11 +81,11 @@ def _labels(setup: Setup, text: TrainingText) -> Labels:
     recipe, size = setup.job.recipe, setup.job.plan.vocabulary
     vocabulary = vocabulary_of(text.fixed.rows, len(setup.teacher.head_VD), size) if size else None
     if recipe.labels == "hard":
-        return TextLabels(vocabulary)
+        return text_labels(vocabulary)
     if recipe.fresh:
-        return RunningTarget(recipe.loss, setup.teacher.model)
+        return running_target(recipe.loss, setup.teacher.model)
     hidden.fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
-    return CachedTarget(recipe.loss, setup.teacher.head_VD, vocabulary)
+    return cached_target(recipe.loss, setup.teacher.head_VD, vocabulary)
 
 
 def _train(setup: Setup, text: TrainingText, held_out: Sequence[HeldOut]) -> Position:
@@ -115,7 +115,7 @@ def _card(
     setup: Setup, prompts: Prompts, text: TrainingText, position: Position, held_out: Sequence[HeldOut]
 ) -> dict[str, Any]:
     job = setup.job
-    by_target, by_draft = text.used(position.num_tokens)
+    tables = dict(zip(("text_by_target", "text_by_draft"), text.used(position.num_tokens), strict=True))
     found = measure(drafts.measurable(setup.draft), setup.teacher, held_out)
     return {
         **asdict(job),
@@ -126,15 +126,7 @@ def _card(
         "prompts_sha256": prompts_hash(prompts),
         "held_out": [prompt_sets.load(source).name for source in job.held_out],
         "through": setup.through,
-        "tokens": {
-            "text_by_target": by_target.num_tokens,
-            "text_by_draft": by_draft.num_tokens,
-            "trained": position.num_tokens,
-        },
-        "seconds": {
-            "text_by_target": by_target.seconds,
-            "text_by_draft": by_draft.seconds,
-            "trained": position.seconds,
-        },
+        "tokens": {name: table.num_tokens for name, table in tables.items()} | {"trained": position.num_tokens},
+        "seconds": {name: table.seconds for name, table in tables.items()} | {"trained": position.seconds},
         "held_out_acceptance": [asdict(each) for each in found],
     }

@@ -8,7 +8,7 @@ per prompt, so that the interval of a cell covers other prompts and other seeds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -214,7 +214,7 @@ def _cells(
     if with_rescaled:
         temperatures = [(text.temperature, text.temperature) for text in texts]
         found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
-        rescaled = [tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along) for along in found]
+        rescaled = [_rounded(sum(of_prompt.overlap) for of_prompt in along) for along in found]
     cells = []
     for text, of_first_text in zip(texts, rescaled, strict=True):
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
@@ -224,12 +224,16 @@ def _cells(
                 domain=domain,
                 temperature=text.temperature,
                 tokens=tuple(len(of_prompt.overlap) for of_prompt in along),
-                overlap=tuple(round(sum(of_prompt.overlap), 4) for of_prompt in along),
-                tested=tuple(round(each.tested, 4) for each in totals),
-                accepted=tuple(round(each.accepted, 4) for each in totals),
+                overlap=_rounded(sum(of_prompt.overlap) for of_prompt in along),
+                tested=_rounded(each.tested for each in totals),
+                accepted=_rounded(each.accepted for each in totals),
                 emitted=tuple(each.emitted for each in totals),
-                rounds=tuple(round(each.rounds, 4) for each in totals),
+                rounds=_rounded(each.rounds for each in totals),
                 rescaled=of_first_text,
             )
         )
     return cells
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

@@ -35,7 +35,7 @@ from distill.text.sampler import Answer, Request
 from distill.text.table import TextTable, extend, is_there, open_table, write_shard
 from distill.text.teacher import load_teacher
 from distill.training import drafts, recipes
-from distill.training.loop import Position, TextLabels, TrainPlan, fixed_text, train
+from distill.training.loop import Position, TrainPlan, fixed_text, text_labels, train
 
 PAD, END = "<pad>", "</s>"
 CHAT_TEMPLATE = (
@@ -184,7 +184,7 @@ def _target(out: Path, work: Path, tokenizer: PreTrainedTokenizerFast, text: Pai
         def on_step(position: Position) -> None:
             meter.show(position.num_tokens, f"loss {position.recent_loss():.3f}")
 
-        position = train(draft, stream, TextLabels(), plan, work, on_step=on_step)
+        position = train(draft, stream, text_labels(), plan, work, on_step=on_step)
     drafts.snapshot(draft).save_pretrained(out)
     tokenizer.save_pretrained(out)
     card = {
@@ -225,7 +225,7 @@ def _draft(out: Path, work: Path, target: Path, prompts: Path, sizes: Sizes, see
         target=str(target),
         start=str(start),
         trained="all",
-        recipe=recipes.base(1.0),
+        recipe=recipes.recipe("base", 1.0),
         plan=TrainPlan(num_tokens=sizes.draft_tokens, batch_tokens=sizes.batch_tokens, learning_rate=4e-3),
         text_tokens=sizes.draft_text_tokens,
         prompts=(str(prompts),),

@@ -98,7 +98,7 @@ def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workloa
         target=workload.model_pair.target,
         start=workload.model_pair.draft,
         trained="adapters",
-        recipe=recipes.offline(0.0),
+        recipe=recipes.recipe("offline", 0.0),
         plan=TrainPlan(num_tokens=size.num_tokens, batch_tokens=size.batch_tokens, learning_rate=1e-3),
         text_tokens=size.num_tokens,
         prompts=(TRAINING_PROMPTS,),

@@ -18,17 +18,7 @@ from bench.protocols import Backend
 from distill.runs.job import Job
 from distill.text.prompts import Prompts, encoded, self_written, user_turn
 from distill.text.sampler import Sampler
-from distill.text.table import (
-    Shard,
-    TextPlan,
-    TextRow,
-    TextTable,
-    batches,
-    claim,
-    extend,
-    is_there,
-    sampled_shard,
-)
+from distill.text.table import Shard, TextPlan, TextRow, TextTable, batches, claim, extend, is_there, sampled_shard
 from distill.text.teacher import Teacher, load_teacher, through_backend
 from distill.text.workers import ALONE, Workers
 from distill.training import drafts
@@ -104,12 +94,8 @@ def training_prompts(setup: Setup) -> Prompts:
     prompts = tuple(ids for source in job.prompts for ids in encoded(prompt_sets.load(source), teacher.tokenizer))
     if job.self_written:
         with setup.meter("self-written prompts", job.self_written, unit="prompts") as meter:
-            prompts += prompts_by(
-                *(teacher, setup.texts, job.self_written),
-                batch_rows=job.batch_rows,
-                meter=meter,
-                workers=setup.workers,
-            )
+            wanted = teacher, setup.texts, job.self_written
+            prompts += prompts_by(*wanted, batch_rows=job.batch_rows, meter=meter, workers=setup.workers)
     longest = max(map(len, prompts)) + job.max_new_tokens
     for model in (teacher.model, setup.draft.model):
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
@@ -189,8 +175,11 @@ def _portions(
         for drafted, folder in zip((False, True), folders, strict=True):
             share = [request for request, by in zip(requests, by_draft, strict=True) if by == drafted]
             if share:
-                # The draft ends its answers as the target does.
-                writer = replace(setup.teacher, model=drafts.measurable(setup.draft)) if drafted else None
-                sampler = writer.sampler(setup.job.max_new_tokens) if writer else setup.sampler
+                sampler = _draft_sampler(setup) if drafted else setup.sampler
                 rows += sampled_shard(folder, index, share, sampler, workers=setup.workers).rows
         yield rows
+
+
+def _draft_sampler(setup: Setup) -> Sampler:
+    # Everything but the model is the target's, so the draft's answers end as the target's do.
+    return replace(setup.teacher, model=drafts.measurable(setup.draft)).sampler(setup.job.max_new_tokens)

@@ -29,7 +29,7 @@ from distill.text import hidden
 from distill.text.batches import Batch
 from distill.text.table import open_table
 from distill.training import drafts
-from distill.training.loop import CachedTarget, Labels, RunningTarget, step
+from distill.training.loop import Labels, cached_target, running_target, step
 from distill.training.losses import Loss
 
 LOSS = Loss("forward_kl", 1.0)  # TRL's beta = 0; its loss has no temperature
@@ -167,14 +167,14 @@ def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill
     def take(batch: Batch, labels: Labels) -> float:
         return step(draft, [optimizer], [batch], labels, rate=rate, clip=CLIP)
 
-    labels: Labels = RunningTarget(LOSS, target)
+    labels: Labels = running_target(LOSS, target)
     losses = [take(prepared.batches[0], labels)]
     ready()
     started, filling_s = time.perf_counter(), 0.0
     if fill_in:
         hidden.fill_in(prepared.table, target)
         filling_s = time.perf_counter() - started
-        labels = CachedTarget(LOSS, target.get_output_embeddings().weight.detach())
+        labels = cached_target(LOSS, target.get_output_embeddings().weight.detach())
     losses += [take(batch, labels) for batch in prepared.batches[1:]]
     seconds = time.perf_counter() - started
     return prepared.measured(seconds, first_loss=losses[0], mean_loss=fmean(losses), filling_s=filling_s)

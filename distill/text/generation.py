@@ -101,7 +101,7 @@ class CausalRows(_Rows):
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.model = model
-        self.fed_BT, mask_BT = _left_padded(prompts, model.device)
+        self.fed_BT, mask_BT = padded(prompts, model.device, side="left")
         self.mask_BT = F.pad(mask_BT, (0, room), value=1)
         self.positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_(min=0)
         self.cache = _roomy_cache(room)
@@ -191,19 +191,12 @@ def decoder_hidden(model: PreTrainedModel, prompts_BT: Tensor, mask_BT: Tensor, 
     return head_input(model, hidden_BAD)
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return rows padded on the right to the longest, (B, T), and a mask with 1 at their tokens."""
+def padded(rows: Sequence[Sequence[int]], device: torch.device, *, side: str = "right") -> tuple[Tensor, Tensor]:
+    """Return rows padded on one side to the longest, (B, T), and a mask with 1 at their tokens."""
     tokens = [torch.as_tensor(row) for row in rows]
     masks = [torch.ones(len(row), dtype=torch.long) for row in tokens]
-    return tuple(pad_sequence(each, batch_first=True).to(device) for each in (tokens, masks))
+    return tuple(pad_sequence(each, batch_first=True, padding_side=side).to(device) for each in (tokens, masks))
 
 
 def _roomy_cache(room: int) -> Cache:
     return Cache(layer_class_to_replicate=partial(RoomyLayer, room))
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    return tokens, mask

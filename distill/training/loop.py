@@ -115,54 +115,41 @@ class BatchLoss:
 Labels = Callable[[Batch], BatchLoss]
 
 
-@dataclass(frozen=True, slots=True)
-class TextLabels:
-    """Hard labels: the text's own tokens (sequence-level distillation)."""
+def text_labels(vocabulary: Vocabulary | None = None) -> Labels:
+    """Return hard labels: the text's own tokens (sequence-level distillation)."""
 
-    vocabulary: Vocabulary | None = None
-
-    def __call__(self, batch: Batch) -> BatchLoss:
+    def on_batch(batch: Batch) -> BatchLoss:
         labels_N = batch.labels_N()
-        if self.vocabulary is None:
+        if vocabulary is None:
             return BatchLoss(hard_labels(labels_N))
-        part = self.vocabulary.part(labels_N)
+        part = vocabulary.part(labels_N)
         return BatchLoss(hard_labels(torch.searchsorted(part.token_ids_M, labels_N), part.log_weight_M), part)
 
+    return on_batch
 
-@dataclass(frozen=True, slots=True)
-class CachedTarget:
-    """Soft labels from the hidden states that are stored with the text: the target does not run.
+
+def cached_target(loss: Loss, head_VD: Tensor, vocabulary: Vocabulary | None = None) -> Labels:
+    """Return soft labels from the hidden states that are stored with the text: the target does not run.
 
     Raises:  ValueError: a part of the vocabulary at loss T 0, where the target's argmax may be outside of it
     """
+    if vocabulary is not None and loss.temperature == 0:
+        raise ValueError("expected the whole vocabulary for soft labels at loss temperature 0, got a part of it")
 
-    loss: Loss
-    head_VD: Tensor
-    vocabulary: Vocabulary | None = None
+    def on_batch(batch: Batch) -> BatchLoss:
+        hidden_ND = batch.target_hidden_ND().to(head_VD.device, head_VD.dtype)
+        if vocabulary is None:
+            return BatchLoss(soft_labels(loss, hidden_ND, head_VD))
+        part = vocabulary.part(batch.labels_N()).to(head_VD.device)
+        return BatchLoss(soft_labels(loss, hidden_ND, head_VD[part.token_ids_M], part.log_weight_M), part)
 
-    def __post_init__(self) -> None:
-        if self.vocabulary is not None and self.loss.temperature == 0:
-            raise ValueError("expected the whole vocabulary for soft labels at loss temperature 0, got a part of it")
-
-    def __call__(self, batch: Batch) -> BatchLoss:
-        hidden_ND = batch.target_hidden_ND().to(self.head_VD.device, self.head_VD.dtype)
-        if self.vocabulary is None:
-            return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD))
-        part = self.vocabulary.part(batch.labels_N()).to(self.head_VD.device)
-        return BatchLoss(soft_labels(self.loss, hidden_ND, self.head_VD[part.token_ids_M], part.log_weight_M), part)
+    return on_batch
 
 
-@dataclass(frozen=True, slots=True)
-class RunningTarget:
-    """Soft labels from a forward of the target on every batch."""
-
-    loss: Loss
-    target: PreTrainedModel
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> BatchLoss:
-        head_VD = self.target.get_output_embeddings().weight.detach()
-        return BatchLoss(soft_labels(self.loss, batch.hidden_ND(self.target), head_VD))
+def running_target(loss: Loss, target: PreTrainedModel) -> Labels:
+    """Return soft labels from a forward of the target on every batch."""
+    head_VD = target.get_output_embeddings().weight.detach()
+    return torch.no_grad()(lambda batch: BatchLoss(soft_labels(loss, batch.hidden_ND(target), head_VD)))
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,10 +32,6 @@ LOWEST_TEMPERATURE = 1e-3  # at lower ones (above 0) float32 has no digits left 
 
 # Takes which rows, and their draft logits in the type of the head. Returns loss_C; the gradient replaces the logits.
 ChunkLoss = Callable[[slice, Tensor], Tensor]
-
-
-class DivergenceLoss(Protocol):
-    def __call__(self, loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +150,7 @@ def lk(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor
     return torch.lerp(distance_C, divergence_C, weight_C)
 
 
-LOSSES: dict[str, DivergenceLoss] = {
+LOSSES: dict[str, Callable[[Loss, Tensor, Tensor, Tensor], Tensor]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "js": jensen_shannon,

@@ -14,7 +14,6 @@ from typing import Literal
 from distill.training.losses import Loss
 
 HIGHEST = 2  # KD data T
-COMPOSED = (0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,53 +45,33 @@ class Recipe:
             raise ValueError(f"expected hard or soft labels, got {self.labels!r}")
 
 
-def offline(data_temperature: float) -> Recipe:
-    """Return SeqKD: the target's text at one T, its tokens as labels. Source: Kim and Rush 2016, arXiv 1606.07947."""
-    return Recipe("offline", ((data_temperature, 1.0),))
+def _up_to(highest: float) -> tuple[float, ...]:
+    """Return 0, 0.1 .. and `highest`, which need not be a multiple of 0.1."""
+    return (*(step / 10 for step in range(10 * HIGHEST + 1) if step / 10 < highest), highest)
 
 
-def soft(data_temperature: float) -> Recipe:
-    """Return the fixed text of `offline` with the labels of `online`: the target's distributions."""
-    return Recipe("soft", ((data_temperature, 1.0),), "soft", Loss("forward_kl", data_temperature))
-
-
-def online(data_temperature: float) -> Recipe:
-    """Return training on text that the draft writes as it learns, with the target's distributions as labels (lambda 1)."""
-    loss = Loss("forward_kl", data_temperature)
-    return Recipe("online", ((data_temperature, 1.0),), "soft", loss, fresh=True, on_policy=1.0)
-
-
-def matched(data_temperature: float) -> Recipe:
-    """Return `offline` at the decode T itself: one draft for each decode T."""
-    return Recipe("matched", ((data_temperature, 1.0),))
-
-
-def mixture(data_temperature: float) -> Recipe:
-    """Return `offline` on equal shares of 0, 0.1 .. up to the given T: one draft for all decode T."""
-    return Recipe("mixture", tuple((value, 1.0) for value in _up_to(data_temperature)))
-
-
-def composed() -> Recipe:
-    """Return `offline` on equal shares of T = 0.7, 0.8 and 0.9, for decoding at high T.
-
-    Source:  Ouyang et al. 2024, arXiv 2410.10141
-    """
-    return Recipe("composed", tuple((value, 1.0) for value in COMPOSED))
-
-
-def weighted(data_temperature: float) -> Recipe:
-    """Return `offline` on T = 0.1 .. up to the given T, in shares proportional to T: hotter text repeats itself less."""
-    return Recipe("weighted", tuple((value, value) for value in _up_to(data_temperature) if value > 0))
-
-
-def base(data_temperature: float) -> Recipe:
-    """Return the recipe of a draft that others start from: soft labels at loss T 1 on text of 0, 0.1 .. up to the given T."""
-    return Recipe("base", tuple((value, 1.0) for value in _up_to(data_temperature)), "soft", Loss("forward_kl", 1.0))
+def _equal(*temperatures: float) -> tuple[tuple[float, float], ...]:
+    return tuple((temperature, 1.0) for temperature in temperatures)
 
 
 AT_TEMPERATURE: Mapping[str, Callable[[float], Recipe]] = {
-    function.__name__: function for function in (base, offline, soft, online, matched, mixture, weighted)
+    # A draft that others start from: soft labels at loss T 1 on text of T = 0, 0.1 .. up to the given one.
+    "base": lambda t: Recipe("base", _equal(*_up_to(t)), "soft", Loss("forward_kl", 1.0)),
+    # SeqKD: the target's text at one T, its tokens as labels. Source: Kim and Rush 2016, arXiv 1606.07947
+    "offline": lambda t: Recipe("offline", _equal(t)),
+    # The fixed text of `offline` with the labels of `online`: the target's distributions.
+    "soft": lambda t: Recipe("soft", _equal(t), "soft", Loss("forward_kl", t)),
+    # Text that the draft writes as it learns, with the target's distributions as labels (lambda 1).
+    "online": lambda t: Recipe("online", _equal(t), "soft", Loss("forward_kl", t), fresh=True, on_policy=1.0),
+    # `offline` at the decode T itself: one draft for each decode T.
+    "matched": lambda t: Recipe("matched", _equal(t)),
+    # `offline` on equal shares of T = 0, 0.1 .. up to the given one: one draft for all decode T.
+    "mixture": lambda t: Recipe("mixture", _equal(*_up_to(t))),
+    # `offline` on T = 0.1 .. up to the given one, in shares proportional to T: hotter text repeats itself less.
+    "weighted": lambda t: Recipe("weighted", tuple((value, value) for value in _up_to(t) if value > 0)),
 }
+# `offline` on equal shares of three T, for decoding at high T. Source: Ouyang et al. 2024, arXiv 2410.10141
+COMPOSED = Recipe("composed", _equal(0.7, 0.8, 0.9))
 RECIPES = (*AT_TEMPERATURE, "composed")
 MIXED = ("base", "mixture", "weighted", "composed")  # recipes whose temperatures can have other shares
 
@@ -107,7 +86,7 @@ def recipe(name: str, data_temperature: float | None = None) -> Recipe:
     if name == "composed":
         if data_temperature is not None:
             raise ValueError(f"recipe composed mixes its own temperatures; expected none, got {data_temperature}")
-        return composed()
+        return COMPOSED
     if data_temperature is None or not 0 <= data_temperature <= HIGHEST:
         raise ValueError(f"recipe {name}: expected a KD data temperature in 0..{HIGHEST}, got {data_temperature}")
     return AT_TEMPERATURE[name](data_temperature)
@@ -121,8 +100,3 @@ def with_shares(recipe: Recipe, temperatures: tuple[tuple[float, float], ...]) -
     if recipe.name not in MIXED:
         raise ValueError(f"expected a recipe that mixes temperatures ({', '.join(MIXED)}), got {recipe.name}")
     return replace(recipe, temperatures=temperatures)
-
-
-def _up_to(highest: float) -> tuple[float, ...]:
-    """Return 0, 0.1 .. and `highest`, which need not be a multiple of 0.1."""
-    return (*(step / 10 for step in range(10 * HIGHEST + 1) if step / 10 < highest), highest)

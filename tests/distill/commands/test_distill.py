@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench.commands import main
-from distill.training.recipes import offline
+from distill.training.recipes import recipe
+from tests.support.children import Command
 from tests.support.tiny_distillation import tiny_job
-from tests.support.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_t5
+from tests.support.tiny_models import nearby, save_checkpoint, tiny_t5
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +25,7 @@ SMALL = (
 
 
 def arguments(folder: Path) -> tuple[str, ...]:
-    job = tiny_job(folder, offline(0.7))
+    job = tiny_job(folder, recipe("offline", 0.7))
     return (
         *("--target", job.target, "--draft", job.start),
         *("--prompts", f"{job.prompts[0]}@2", "--held-out", job.held_out[0]),
@@ -167,16 +164,14 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(run: Run, tmp_path: 
     given = ("soft", "--data-temperature", "1", *arguments(tmp_path), "--text-tokens", "400")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     texts = tmp_path / "stopped-texts"
-    command = [str(Path(sys.executable).parent / "specheat"), "distill", *given, "--out", str(stopped)]
-    command += ["--texts", str(texts)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*HEED_CTRL_C, *command], env=environment, stderr=subprocess.PIPE, text=True)
+    running = Command("specheat", "distill", *given, "--out", str(stopped), "--texts", str(texts))
     while not texts.exists():  # the models are loaded, and text is being sampled
-        assert process.poll() is None
+        assert running.is_running()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate()[1]
-    assert process.returncode == 130
+    running.press_ctrl_c()
+    interrupted = running.result()
+    assert interrupted.returncode == 130
+    error = interrupted.stderr
     assert error.splitlines()[-1] == f"specheat: interrupted; the same command continues with what is in {stopped}"
     assert "Traceback" not in error
 

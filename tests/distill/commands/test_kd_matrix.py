@@ -11,7 +11,7 @@ from bench.commands import main
 from bench.records.kd_matrix import RECORD, load
 from bench.reporting.formats import pipe_table, terminal_page
 from bench.reporting.suites.kd_matrix import tables
-from distill.training.recipes import offline
+from distill.training.recipes import recipe
 from tests.support.tiny_distillation import tiny_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_bad_input_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str
 ) -> None:
-    job = tiny_job(tmp_path, offline(0.0))
+    job = tiny_job(tmp_path, recipe("offline", 0.0))
     start = () if "--start" in given else ("--draft", job.start)
     known = ("--target", job.target, *start, "--prompts", job.prompts[0], "--held-out", job.held_out[0])
     status = main.main(["kd-matrix", *known, *given, "--out", str(tmp_path / "out")])
@@ -45,7 +45,7 @@ def test_bad_input_is_one_line(
 def test_the_command_prints_the_table_and_again_without_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = tiny_job(tmp_path, offline(0.0))
+    job = tiny_job(tmp_path, recipe("offline", 0.0))
     given = (
         *("kd-matrix", "--target", job.target, "--draft", job.start, "--prompts", job.prompts[0]),
         *("--held-out", job.held_out[0], "--domain", job.held_out[0], "--arms", "offline", "--seeds", "1"),

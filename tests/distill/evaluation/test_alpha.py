@@ -127,7 +127,7 @@ def test_slots_along_the_targets_text_give_the_decoders_alpha_and_block_efficien
 
 
 def test_alpha_text_weighs_positions_otherwise_than_the_decoder(tmp_path: Path) -> None:
-    # A right token behind a wrong one, over and over: at k = 1 only the wrong ones and every other right one are tested.
+    # A right token after a wrong one, over and over: at k = 1 only the wrong ones and every other right one are tested.
     texts = [TextAcceptance(overlap=(0.0, 1.0) * 50, accepted=(0.0, 1.0) * 50)]
     assert alpha_text(texts) == 0.5
     assert slot_totals(texts, 1).alpha != pytest.approx(0.5, abs=0.1)

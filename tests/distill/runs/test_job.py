@@ -21,19 +21,19 @@ from distill.text.prompts import encoded
 from distill.text.table import TEXT, open_table
 from distill.text.teacher import load_teacher
 from distill.training.loop import TrainPlan
-from distill.training.recipes import Recipe, composed, offline, online, soft
+from distill.training.recipes import Recipe, recipe
 from tests.support import children
 from tests.support.tiny_distillation import END, tiny_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPES = {
-    "offline": offline(0.7),
-    "composed": composed(),
-    "soft": soft(1.0),
-    "online": online(0.7),
-    "half": replace(online(0.7), on_policy=0.5),
-    "fresh": replace(online(0.7), on_policy=0.0),
+    "offline": recipe("offline", 0.7),
+    "composed": recipe("composed"),
+    "soft": recipe("soft", 1.0),
+    "online": recipe("online", 0.7),
+    "half": replace(recipe("online", 0.7), on_policy=0.5),
+    "fresh": replace(recipe("online", 0.7), on_policy=0.0),
 }
 
 
@@ -52,14 +52,14 @@ def saved(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_recipes_make_drafts_that_are_accepted_more(tmp_path: Path) -> None:
-    for name, recipe in RECIPES.items():
-        job = tiny_job(tmp_path, recipe, plan=TrainPlan(num_tokens=2000, batch_tokens=256, learning_rate=5e-3))
+    for name, of_case in RECIPES.items():
+        job = tiny_job(tmp_path, of_case, plan=TrainPlan(num_tokens=2000, batch_tokens=256, learning_rate=5e-3))
         out = tmp_path / name
         card = distill(job, out, tmp_path / "texts")
         assert card == json.loads((out / CARD).read_text())
         assert card["recipe"] == json.loads(json.dumps(card["recipe"]))
-        assert card["recipe"]["name"] == recipe.name
-        assert card["recipe"]["on_policy"] == recipe.on_policy
+        assert card["recipe"]["name"] == of_case.name
+        assert card["recipe"]["on_policy"] == of_case.on_policy
         assert card["tokens"]["trained"] >= 2000
         log = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
         assert log[0]["tokens"] < 400, "the first measurement came late"
@@ -68,19 +68,19 @@ def test_the_recipes_make_drafts_that_are_accepted_more(tmp_path: Path) -> None:
         )
         assert after > before
         by = card["tokens"]
-        assert (by["text_by_target"] > 0) == (recipe.on_policy < 1)
-        assert (by["text_by_draft"] > 0) == (recipe.on_policy > 0)
-        if recipe.fresh:
+        assert (by["text_by_target"] > 0) == (of_case.on_policy < 1)
+        assert (by["text_by_draft"] > 0) == (of_case.on_policy > 0)
+        if of_case.fresh:
             text = by["text_by_target"] + by["text_by_draft"]
             assert by["trained"] <= text < by["trained"] + 16 * 16  # the last portion is 16 rows of at most 16 tokens
-            assert by["text_by_draft"] / text == pytest.approx(recipe.on_policy, abs=0.2)
+            assert by["text_by_draft"] / text == pytest.approx(of_case.on_policy, abs=0.2)
         assert str(tmp_path) not in (out / CARD).read_text()
 
 
 def test_the_card_says_what_measuring_the_saved_draft_says(tmp_path: Path) -> None:
     from distill.training import drafts
 
-    job = tiny_job(tmp_path, offline(0.7))
+    job = tiny_job(tmp_path, recipe("offline", 0.7))
     card = distill(job, tmp_path / "out", tmp_path / "texts")
     teacher = load_teacher(Path(job.target), device="cpu")
     held_out = held_out_text(teacher, job.held_out, tmp_path / "texts")
@@ -92,7 +92,7 @@ def test_the_card_says_what_measuring_the_saved_draft_says(tmp_path: Path) -> No
 
 
 def test_held_out_text_answers_every_prompt_once_at_each_temperature(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, offline(0.7))
+    job = tiny_job(tmp_path, recipe("offline", 0.7))
     teacher = load_teacher(Path(job.target), device="cpu")
     prompts = encoded(prompt_sets.load(job.held_out[0]), teacher.tokenizer)
     found = held_out_text(teacher, job.held_out, tmp_path / "texts")
@@ -131,7 +131,7 @@ def tokens_done(out: Path) -> int:
 
 
 def test_a_finished_job_is_not_done_again_and_another_one_is_refused(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, offline(0.7))
+    job = tiny_job(tmp_path, recipe("offline", 0.7))
     card = distill(job, tmp_path / "out", tmp_path / "texts")
     written = (tmp_path / "out" / CARD).stat().st_mtime_ns
     assert distill(job, tmp_path / "out", tmp_path / "texts") == card
@@ -141,7 +141,7 @@ def test_a_finished_job_is_not_done_again_and_another_one_is_refused(tmp_path: P
 
 
 def test_a_run_is_the_same_beside_a_longer_table_of_its_text(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, offline(0.7))
+    job = tiny_job(tmp_path, recipe("offline", 0.7))
     alone = distill(job, tmp_path / "alone", tmp_path / "texts")
     distill(replace(job, text_tokens=2000), tmp_path / "longer", tmp_path / "texts")
     again = distill(job, tmp_path / "again", tmp_path / "texts")
@@ -150,7 +150,7 @@ def test_a_run_is_the_same_beside_a_longer_table_of_its_text(tmp_path: Path) -> 
 
 
 def test_text_can_come_through_a_backend(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, soft(0.7), text_tokens=200)
+    job = tiny_job(tmp_path, recipe("soft", 0.7), text_tokens=200)
     pair = ModelPair("tiny", job.target, job.start, "causal", "bfloat16")
     backend = reference.load(pair, device="cpu", options={})
     card = distill(job, tmp_path / "out", tmp_path / "texts", backend=backend)
@@ -165,7 +165,7 @@ def test_text_can_come_through_a_backend(tmp_path: Path) -> None:
 
 
 def test_a_chat_target_writes_prompts_of_its_own(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, offline(0.7), prompts=(), self_written=12)
+    job = tiny_job(tmp_path, recipe("offline", 0.7), prompts=(), self_written=12)
     template = Path(job.target) / "chat_template.jinja"
     with pytest.raises(ValueError, match="its tokenizer has none"):
         distill(job, tmp_path / "out", tmp_path / "texts")
@@ -179,7 +179,7 @@ def test_a_chat_target_writes_prompts_of_its_own(tmp_path: Path) -> None:
 
 
 def test_adapters_and_layers_of_the_target_are_trained_too(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, soft(1.0), trained="adapters")
+    job = tiny_job(tmp_path, recipe("soft", 1.0), trained="adapters")
     distill(job, tmp_path / "adapters", tmp_path / "texts")
     start = load_file(Path(job.start) / "model.safetensors")
     merged = saved(tmp_path / "adapters")
@@ -192,7 +192,7 @@ def test_adapters_and_layers_of_the_target_are_trained_too(tmp_path: Path) -> No
 
 
 def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, offline(0.7))
+    job = tiny_job(tmp_path, recipe("offline", 0.7))
     check_held_out(job)
     mixed = replace(job, prompts=(*job.prompts, *job.held_out))
     with pytest.raises(ValueError, match="got 8 of 8 that are"):
@@ -200,7 +200,7 @@ def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> Non
 
 
 def test_answers_that_outgrow_the_models_are_refused(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, offline(0.7), max_new_tokens=300)
+    job = tiny_job(tmp_path, recipe("offline", 0.7), max_new_tokens=300)
     with pytest.raises(ValueError, match="at most 256 tokens, got 304"):
         distill(job, tmp_path / "out", tmp_path / "texts")
 
@@ -222,4 +222,4 @@ def test_answers_that_outgrow_the_models_are_refused(tmp_path: Path) -> None:
 )
 def test_a_job_that_cannot_be_is_refused(tmp_path: Path, changed: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
-        tiny_job(tmp_path, offline(0.7), **changed)
+        tiny_job(tmp_path, recipe("offline", 0.7), **changed)

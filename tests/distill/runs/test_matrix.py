@@ -18,7 +18,7 @@ from distill.runs.distillation import distill
 from distill.runs.matrix import MatrixPlan, run
 from distill.text.teacher import load_teacher
 from distill.training import drafts
-from distill.training.recipes import offline
+from distill.training.recipes import recipe
 from tests.support.tiny_distillation import tiny_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +31,7 @@ NAMES = (
 
 
 def tiny_plan(folder: Path) -> MatrixPlan:
-    job = tiny_job(folder, offline(0.0))
+    job = tiny_job(folder, recipe("offline", 0.0))
     job = replace(job, plan=replace(job.plan, num_tokens=300))
     return MatrixPlan(
         arms=("offline", "online@0.5", "composed"),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +18,7 @@ from bench.reporting.suites.distill_speed import derived
 from distill.runs.trl_arms import ARMS, Training
 from distill.runs.trl_comparison import SIZES, ArmProcess, check_same_steps, orders
 from distill.training.losses import Loss
+from tests.support.children import run_suites
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
 ROOT = Path(__file__).parents[3]
@@ -113,20 +111,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     target = tiny_llama(seed=1)
     pair = ["--target", save_checkpoint(target, folder / "target")]
     pair += ["--draft", save_checkpoint(nearby(target, seed=2), folder / "draft")]
-    command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", *pair]
-    return [*command, "--preset", "smoke", "--chat-template", "none", "--results", str(folder / "results")]
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    return [*pair, "--preset", "smoke", "--chat-template", "none", "--results", str(folder / "results")]
 
 
 @needs_trl
 @pytest.mark.slow
 def test_a_run_leaves_a_record_of_arms_that_took_the_same_steps(asked: list[str], tmp_path: Path) -> None:
     report = tmp_path / "benchmark.json"
-    done = run(*asked, SUITE, f"--benchmark-json={report}")
+    done = run_suites(*asked, SUITE, f"--benchmark-json={report}")
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = Path(asked[-1]).rglob("*.jsonl")
     assert str(path) in done.stdout
@@ -153,7 +145,7 @@ def test_a_run_leaves_a_record_of_arms_that_took_the_same_steps(asked: list[str]
 
 @pytest.mark.slow
 def test_it_runs_only_where_it_is_named(asked: list[str], tmp_path: Path) -> None:
-    done = run(*asked, "--results", str(tmp_path), "suites", "-k", "distill_speed")
+    done = run_suites(*asked, "--results", str(tmp_path), "suites", "-k", "distill_speed")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "name suites/test_distill_speed.py to run it" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -17,8 +17,8 @@ from bench.commands import main
 from distill.runs.distillation import distill
 from distill.text.table import open_table
 from distill.text.workers import ALONE, Workers, launched
-from distill.training.loop import TextLabels, TrainPlan, fixed_text, train
-from distill.training.recipes import offline
+from distill.training.loop import TrainPlan, fixed_text, text_labels, train
+from distill.training.recipes import recipe
 from tests.distill.commands.test_distill import arguments
 from tests.support import children
 from tests.support.tiny_distillation import in_training, tiny_job, tiny_text
@@ -104,7 +104,7 @@ def test_a_step_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
     rows = tiny_text(tmp_path / "text", 0.7, num_tokens=50)
     plan = TrainPlan(num_tokens=10, accumulate=3)
     with pytest.raises(ValueError, match="multiple of 2 processes, got 3"):
-        train(in_training(), fixed_text(rows, 99, 0), TextLabels(), plan, tmp_path, workers=Workers(0, 2))
+        train(in_training(), fixed_text(rows, 99, 0), text_labels(), plan, tmp_path, workers=Workers(0, 2))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -117,5 +117,5 @@ def test_a_run_that_nobody_launched_is_alone(tmp_path: Path) -> None:
     assert ALONE.is_main
     assert ALONE.spread(lambda asked: [2 * value for value in asked], [1, 2, 3]) == [2, 4, 6]
     assert ALONE.decided_by_main(True)
-    distill(tiny_job(tmp_path, offline(0.7)), tmp_path / "out", tmp_path / "texts", workers=ALONE)
+    distill(tiny_job(tmp_path, recipe("offline", 0.7)), tmp_path / "out", tmp_path / "texts", workers=ALONE)
     assert not torch.distributed.is_initialized()

@@ -14,16 +14,16 @@ from distill.text.batches import Batch, in_order, shuffled
 from distill.text.table import TextRow
 from distill.training.loop import (
     CHECKPOINT,
-    CachedTarget,
     Labels,
     Position,
-    RunningTarget,
     Stream,
-    TextLabels,
     TrainPlan,
+    cached_target,
     fixed_text,
     learning_rate,
+    running_target,
     step,
+    text_labels,
     train,
 )
 from distill.training.losses import Loss
@@ -50,7 +50,7 @@ def plan(**changed: float) -> TrainPlan:
 
 
 def soft() -> Labels:
-    return CachedTarget(Loss(), tiny_target().get_output_embeddings().weight.detach())
+    return cached_target(Loss(), tiny_target().get_output_embeddings().weight.detach())
 
 
 def killed_after(steps: int) -> object:
@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_and_leaves_the_rest_alone(
 
 
 @pytest.mark.parametrize("changed", [{}, {"accumulate": 2}, {"optimizer": "muon"}], ids=str)
-@pytest.mark.parametrize("at_checkpoint", [True, False], ids=["at a checkpoint", "behind a checkpoint"])
+@pytest.mark.parametrize("at_checkpoint", [True, False], ids=["at a checkpoint", "after a checkpoint"])
 def test_a_killed_run_ends_in_the_same_bits(
     rows: tuple[TextRow, ...], tmp_path: Path, changed: dict, at_checkpoint: bool
 ) -> None:
@@ -119,9 +119,9 @@ def test_muon_turns_matrices_by_orthogonal_steps_and_leaves_the_rest_to_adamw(
 def test_labels_on_a_part_of_the_vocabulary_train_as_well(rows: tuple[TextRow, ...], tmp_path: Path) -> None:
     vocabulary = vocabulary_of(rows, 24, 16)
     head = tiny_target().get_output_embeddings().weight.detach()
-    for labels in (TextLabels(vocabulary), CachedTarget(Loss(), head, vocabulary)):
+    for name, labels in (("hard", text_labels(vocabulary)), ("soft", cached_target(Loss(), head, vocabulary))):
         draft = in_training()
-        folder = tmp_path / type(labels).__name__
+        folder = tmp_path / name
         position = train(draft, fixed_text(rows, 200, 0), labels, plan(num_tokens=6000), folder)
         assert sum(position.losses[-5:]) < 0.8 * sum(position.losses[:5])
 
@@ -160,7 +160,7 @@ def test_accumulation_equals_one_bigger_batch(rows: tuple[TextRow, ...], labels:
         draft = in_training()
         before = weights(draft)
         optimizer = torch.optim.SGD([weight for _, weight in draft.parameters()], lr=1.0)
-        on_batch = TextLabels() if labels == "text" else soft()
+        on_batch = text_labels() if labels == "text" else soft()
         losses.append(step(draft, [optimizer], batches, on_batch, rate=1.0, clip=1e9))
         gradients.append(torch.cat([(before[name] - value).flatten() for name, value in weights(draft).items()]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # products in bf16
@@ -181,7 +181,7 @@ def test_a_cached_target_says_what_a_running_one_says(rows: tuple[TextRow, ...])
     batch = Batch(rows[:8])
     logits = torch.randn(batch.num_tokens, 24, generator=torch.Generator().manual_seed(4))
     found = []
-    for labels in (soft(), RunningTarget(Loss(), tiny_target())):
+    for labels in (soft(), running_target(Loss(), tiny_target())):
         written = logits.clone()
         found.append((labels(batch).on_chunk(slice(0, batch.num_tokens), written), written))
     (cached, cached_slope), (running, running_slope) = found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.text.table import TextRow
-from distill.training.loop import CachedTarget
+from distill.training.loop import cached_target
 from distill.training.losses import Loss, hard_labels, head_loss, soft_labels
 from distill.training.vocabulary import Vocabulary, vocabulary_of
 from tests.support.tiny_distillation import tiny_text
@@ -103,4 +103,4 @@ def test_a_part_that_cannot_be_is_refused(rows: tuple[TextRow, ...], num_tokens:
 
 def test_the_targets_argmax_needs_the_whole_vocabulary() -> None:
     with pytest.raises(ValueError, match="expected the whole vocabulary"):
-        CachedTarget(Loss("forward_kl", 0.0), torch.zeros(VOCAB, WIDTH), vocabulary(12))
+        cached_target(Loss("forward_kl", 0.0), torch.zeros(VOCAB, WIDTH), vocabulary(12))
