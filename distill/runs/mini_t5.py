@@ -61,26 +61,23 @@ class Sizes:
     batch_rows: int = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Prompts and answers as text, in the same order."""
-
-    prompts: list[str]
-    answers: list[str]  # with END unless they were cut off
+Text = list[tuple[str, str]]  # prompts and answers; an answer ends with END unless it was cut off
 
 
 def make(out: Path, work: Path, sizes: Sizes, *, seed: int = 0) -> None:
     """Make both models as checkpoint folders `target` and `draft` of `out`, each with a card."""
     text = _text(work, sizes, seed)
-    prompts = work / "prompts.jsonl"
-    write_atomically(prompts, "".join(json.dumps({"prompt": each}) + "\n" for each in dict.fromkeys(text.prompts)))
-    tokenizer = tokenizer_on([*text.prompts, *text.answers], sizes.vocabulary)
-    _target(out / "target", work / "target", tokenizer, text, sizes, seed)
-    _draft(out / "draft", work, out / "target", prompts, sizes, seed)
+    prompts, (given, answered) = work / "prompts.jsonl", zip(*text, strict=True)
+    write_atomically(prompts, "".join(json.dumps({"prompt": each}) + "\n" for each in dict.fromkeys(given)))
+    tokenizer = tokenizer_on([*given, *answered], sizes.vocabulary)
+    if not (out / "target" / CARD).is_file():
+        _target(out / "target", work / "target", tokenizer, text, sizes, seed)
+    if not (out / "draft" / CARD).is_file():
+        _draft(out / "draft", work, out / "target", prompts, sizes, seed)
 
 
-def _text(work: Path, sizes: Sizes, seed: int) -> Pairs:
-    """Return what SmolLM2 was given and what it answered."""
+def _text(work: Path, sizes: Sizes, seed: int) -> Text:
+    """Return the prompts that SmolLM2 was given, with its answers."""
     teacher = load_teacher(Path(pairs.ready(None).target), device="cpu")
     given = given_prompts(sizes.word_problems, seed)
     with Meter("self-written prompts", sizes.self_written, unit="prompts") as meter:
@@ -96,14 +93,12 @@ def _text(work: Path, sizes: Sizes, seed: int) -> Pairs:
     folder, sampler = work / "texts" / plan.folder_name, teacher.sampler(longest)
     with Meter("SmolLM2's answers", sizes.text_tokens) as meter:
         rows = extend(folder, plan, prompts, sampler, num_tokens=sizes.text_tokens, on_progress=meter.show).rows
-    return Pairs(
-        [words_of[tuple(row.prompt.tolist())] for row in rows],
-        [
-            teacher.tokenizer.decode(row.answer, skip_special_tokens=True)
-            + (END if int(row.answer[-1]) in teacher.end_token_ids else "")
-            for row in rows
-        ],
-    )
+    text = []
+    for row in rows:
+        end = END if int(row.answer[-1]) in teacher.end_token_ids else ""
+        answer = teacher.tokenizer.decode(row.answer, skip_special_tokens=True) + end
+        text.append((words_of[tuple(row.prompt.tolist())], answer))
+    return text
 
 
 def given_prompts(num_word_problems: int, seed: int) -> tuple[Prompt, ...]:
@@ -171,9 +166,7 @@ def _t5(
     return model
 
 
-def _target(out: Path, work: Path, tokenizer: PreTrainedTokenizerFast, text: Pairs, sizes: Sizes, seed: int) -> None:
-    if (out / CARD).is_file():
-        return
+def _target(out: Path, work: Path, tokenizer: PreTrainedTokenizerFast, text: Text, sizes: Sizes, seed: int) -> None:
     table = _in_our_tokens(work / "text", tokenizer, text, sizes)
     model = _t5(vocabulary=len(tokenizer), heads=4, encoder_layers=4, decoder_layers=8, seed=seed)
     draft = drafts.trainable(model, "all")  # a target is trained like a draft
@@ -197,25 +190,23 @@ def _target(out: Path, work: Path, tokenizer: PreTrainedTokenizerFast, text: Pai
     write_atomically(out / CARD, json.dumps(card, indent=1))
 
 
-def _in_our_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast, text: Pairs, sizes: Sizes) -> TextTable:
+def _in_our_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast, text: Text, sizes: Sizes) -> TextTable:
     """Return the text as rows to train on, with answers cut to the length that a run uses."""
 
     def ids(words: str) -> list[int]:
         return list(tokenizer(words, add_special_tokens=False)["input_ids"])
 
     folder.mkdir(parents=True, exist_ok=True)
-    for index, first in enumerate(range(0, len(text.prompts), sizes.batch_rows)):
-        rows = slice(first, first + sizes.batch_rows)
+    for index, first in enumerate(range(0, len(text), sizes.batch_rows)):
+        rows = text[first : first + sizes.batch_rows]
         if not is_there(folder, index):
-            requests = [Request(tuple(ids(prompt + END)), TEXT_TEMPERATURE, 0) for prompt in text.prompts[rows]]
-            answers = [torch.tensor(ids(answer)[: sizes.max_new_tokens]) for answer in text.answers[rows]]
-            write_shard(folder, index, requests, [Answer(answer, None) for answer in answers], seconds=0.0)
+            requests = [Request(tuple(ids(prompt + END)), TEXT_TEMPERATURE, 0) for prompt, _ in rows]
+            answers = [Answer(torch.tensor(ids(answer)[: sizes.max_new_tokens]), None) for _, answer in rows]
+            write_shard(folder, index, requests, answers, seconds=0.0)
     return open_table(folder)
 
 
 def _draft(out: Path, work: Path, target: Path, prompts: Path, sizes: Sizes, seed: int) -> None:
-    if (out / CARD).is_file():
-        return
     tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
     start = work / "start"
     model = _t5(vocabulary=len(tokenizer), heads=3, encoder_layers=1, decoder_layers=1, seed=seed + 1)

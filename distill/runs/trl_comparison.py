@@ -1,6 +1,6 @@
 """The arms of `distill.runs.trl_arms` side by side: each in a separate process, in rotating order, with one record.
 
-A process starts before its turn: it loads its models and takes a first step. It does the measured work when it is told to.
+A process starts before its turn: it loads its models and takes a first step. It does the measured work on request.
 """
 
 from __future__ import annotations
