@@ -91,18 +91,20 @@ def markdown(table: Table, results: str = "", *, figures: str = "figure-{}.svg")
     return "\n\n".join(filter(None, blocks))
 
 
-def markdown_sections(tables: Sequence[Table], results: str = "", *, heading: str = "##") -> str:
-    """Return several tables for GitHub, each under its title."""
-    return "\n\n".join(f"{heading} {markdown_text(table.title)}\n\n{markdown(table, results)}" for table in tables)
+def markdown_sections(
+    tables: Sequence[Table], results: str = "", *, heading: str = "##", figures: str = "figure-{}.svg", page: str = ""
+) -> str:
+    """Return several tables for GitHub, each under its title; the first one's may be the title of the page."""
+    sections = []
+    for number, table in enumerate(tables):
+        sections += [f"{heading} {markdown_text(table.title)}"] if number or table.title != page else []
+        sections.append(markdown(table, results, figures=figures))
+    return "\n\n".join(sections)
 
 
 def markdown_page(title: str, tables: Sequence[Table], *, results: str = "..", figures: str = "figure-{}.svg") -> str:
     """Return a page of tables for GitHub; the arguments are those of `markdown`."""
-    blocks = [f"# {title}", f"_{DERIVED}_"]
-    for number, table in enumerate(tables):
-        heading = [f"## {table.title}"] if number or table.title != title else []
-        blocks += [*heading, markdown(table, results, figures=figures)]
-    return "\n\n".join(blocks) + "\n"
+    return f"# {title}\n\n_{DERIVED}_\n\n{markdown_sections(tables, results, figures=figures, page=title)}\n"
 
 
 # LaTeX

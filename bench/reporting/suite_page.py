@@ -25,6 +25,8 @@ from bench.reporting.suites.out_of_range import degeneracy_table
 from bench.reporting.table import Page, Table
 from bench.reporting.tables import cell_table, mechanism_table, rows_table
 
+_AMOUNT = ("num_prompts", "repeats", "max_new_tokens")
+
 
 def page(runs: Runs, rows: Sequence[Row]) -> Page:
     """Return every table and figure of one suite on one machine.
@@ -50,14 +52,10 @@ def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
     """Name the figures of each group by what they show: pairs and prompts, then what else tells groups apart."""
     candidates = []
     for group in groups:
-        cells, hashes = [row.record.cell for row in group], group[0].run.model_hashes
-        pairs = dict.fromkeys(cell.pair.partition(INFLATED)[0] for cell in cells)
-        prompts = dict.fromkeys(short_prompts(cell.prompt_set) for cell in cells)
-        amounts = (
-            f"{cells[0].num_prompts} prompts",
-            f"{cells[0].max_new_tokens} tokens",
-            f"{cells[0].repeats} repeats",
-        )
+        pairs = dict.fromkeys(row.record.cell.pair.partition(INFLATED)[0] for row in group)
+        prompts = dict.fromkeys(short_prompts(row.record.cell.prompt_set) for row in group)
+        cell, hashes = group[0].record.cell, group[0].run.model_hashes  # the rows of a group share what follows
+        amounts = (f"{cell.num_prompts} prompts", f"{cell.max_new_tokens} tokens", f"{cell.repeats} repeats")
         models = (f"{role} {scalar_text('_hash', hashes.get(role))}" for role in ("draft", "target"))
         candidates.append((" ".join((*pairs, *prompts)), *amounts, *models))
     return distinct_names(candidates)
@@ -103,16 +101,7 @@ def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
         return terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
     own = caption_facts(run)
     certificates = Counter(certificate_text(row.verdict.certificate) for row in rows)
-    shown = (
-        "backend",
-        "rule",
-        "num_draft_tokens",
-        "max_new_tokens",
-        "end_token",
-        "prompt_set",
-        "num_prompts",
-        "repeats",
-    )
+    shown = ("backend", "rule", "num_draft_tokens", "end_token", "prompt_set", *_AMOUNT)
     facts = {
         "formula": FORMULA,
         "T, k": "temperature, num_draft_tokens",
@@ -146,5 +135,5 @@ def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Tabl
     if len(groups) == 1:
         return [table]
     # What tells the tables of several groups apart.
-    apart = shared(group, ("pair", "draft", "dtype", "num_prompts", "repeats", "max_new_tokens"))
+    apart = shared(group, ("pair", "draft", "dtype", *_AMOUNT))
     return [replace(table, facts={"every cell": apart} | table.facts)]
