@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -20,9 +17,9 @@ from bench.records import files, journal
 from bench.reporting import repeat
 from bench.reporting.suites import virtual_scale
 from tests.support import ROOT
-from tests.support.tiny_models import HEED_CTRL_C, nearby, save_checkpoint, tiny_llama
+from tests.support.children import ENVIRONMENT, run_suites, start_suites
+from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # a resumed run must find the threads it had
 GRID = "suites/test_temperature_grid.py"
 SMALL = ("--preset", "smoke", "--num-prompts", "6", "--max-new-tokens", "16", "--chat-template", "none")
 
@@ -33,21 +30,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     target = tiny_llama(seed=1)
     draft = nearby(target, seed=2)
     return ("--target", save_checkpoint(target, folder / "target"), "--draft", save_checkpoint(draft, folder / "draft"))
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", *arguments]
-
-
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=ENVIRONMENT,
-    )
 
 
 def journals(results: Path) -> list[Path]:
@@ -67,7 +49,7 @@ def measured(pair: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) ->
     """All suites, run once."""
     folder = tmp_path_factory.mktemp("measured")
     results, report, storage = folder / "results", folder / "benchmark.json", folder / "storage"
-    done = run(
+    done = run_suites(
         *("suites", *pair, *SMALL, "--inflate", "none", "--results", str(results)),
         *(f"--benchmark-json={report}", "--benchmark-autosave", f"--benchmark-storage=file://{storage}"),
     )
@@ -104,7 +86,7 @@ def test_a_cell_ends_once_gamma_is_known_well_enough(pair: tuple[str, ...], tmp_
     report = tmp_path / "benchmark.json"
     options = ("--temperatures", "1", "--num-prompts", "14", "--max-new-tokens", "8", "--chat-template", "none")
     results = ("--results", str(tmp_path), f"--benchmark-json={report}")
-    done = run(GRID, *pair, *options, *results, "--precision", "5")
+    done = run_suites(GRID, *pair, *options, *results, "--precision", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     path = next(path for path in tmp_path.rglob("*.json") if path != report)
     (record,) = files.load_run(path).cells
@@ -124,7 +106,9 @@ def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: 
     pairs = grid.cells[0].pairs
     assert cold["stats"]["rounds"] == 6
     # Both clocks bracket the same call; ours starts after the first synchronisation.
-    assert sum(cold["stats"]["data"]) == pytest.approx(sum(p.sd.seconds for p in pairs), rel=0.05)
+    # On a busy machine, the process may be paused between them in some of the pairs.
+    ratios = [theirs / pair.sd.seconds for theirs, pair in zip(cold["stats"]["data"], pairs, strict=True)]
+    assert median(ratios) == pytest.approx(1, rel=0.05)
     assert cold["extra_info"]["sd_tokens"] == sum(len(p.sd.token_ids) for p in pairs)
 
 
@@ -133,10 +117,10 @@ def test_pytest_benchmarks_compare_fail_and_histogram_work_on_the_suites(
 ) -> None:
     saved = f"--benchmark-storage=file://{measured.storage}"
     again = (GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), saved, "--benchmark-compare=0001")
-    # Twelve times the text takes longer than 10 % more, whatever else this machine is doing.
-    compared = run(
-        *(*again, "--max-new-tokens", "200", "--ignore-end-token", f"--benchmark-histogram={tmp_path}/plot"),
-        "--benchmark-compare-fail=mean:10%",
+    # Six times the tokens take longer than 10 % more, whatever else this machine is doing.
+    compared = run_suites(
+        *(*again, "--temperatures", "1", "--max-new-tokens", "96", "--ignore-end-token"),
+        *(f"--benchmark-histogram={tmp_path}/plot", "--benchmark-compare-fail=mean:10%"),
     )
     assert "(0001" in compared.stdout, compared.stdout + compared.stderr
     assert "Performance has regressed" in compared.stdout + compared.stderr
@@ -153,33 +137,26 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
         *SMALL,
         "--max-new-tokens",
         "100",
-        "--results",
-        str(tmp_path),
         "--temperatures",
         "0,0.5,1",
+        "--results",
+        str(tmp_path),
     )
-    process = subprocess.Popen(
-        [*HEED_CTRL_C, *command(*arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    running = start_suites(*arguments)
     deadline = time.monotonic() + 120
     while not any(path.read_text().count('"type":"pair"') >= 8 for path in journals(tmp_path)):
-        assert process.poll() is None, process.communicate()[0]
+        assert running.is_running(), running.result()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, said
-    assert "--resume goes on from there" in said
+    running.press_ctrl_c()
+    stopped = running.result()
+    assert stopped.returncode == pytest.ExitCode.INTERRUPTED, stopped
+    assert "--resume goes on from there" in stopped.stderr
     kept = journal.Journal.resume(journals(tmp_path)[0])
     kept.close()
     first_cell = next(iter(kept.measured.finished.values()))
 
-    done = run(*arguments, "--resume")
+    done = run_suites(*arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measured before the interruption" in done.stdout
     (record,) = files.load_runs(tmp_path)
@@ -197,14 +174,7 @@ def test_what_an_interruption_left_open_is_no_error_when_the_run_ends(pair: tupl
         "    Broken()\n"
     )
     arguments = (GRID, *pair, *SMALL, "--plan", "--results", str(tmp_path), "-p", "leaves_open")
-    done = subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)},
-    )
+    done = start_suites(*arguments, environment=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}).result()
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -219,24 +189,17 @@ def test_a_run_of_several_suites_goes_on_after_those_that_were_finished(pair: tu
         "--results",
         str(tmp_path),
     )
-    process = subprocess.Popen(
-        [*HEED_CTRL_C, *command(*arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    running = start_suites(*arguments)
     deadline = time.monotonic() + 120
     while not any("temperature_grid" in str(path) for path in journals(tmp_path)):
-        assert process.poll() is None, process.communicate()[0]
+        assert running.is_running(), running.result()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, said
+    running.press_ctrl_c()
+    stopped = running.result()
+    assert stopped.returncode == pytest.ExitCode.INTERRUPTED, stopped
 
-    done = run(*arguments, "--resume")
+    done = run_suites(*arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 skipped" in done.stdout
     suites = [record.suite for record in files.load_runs(tmp_path)]
@@ -249,7 +212,7 @@ def test_an_inflated_target_has_a_separate_record_and_the_same_acceptance(
 ) -> None:
     shape = "layers=4,hidden=64"
     arguments = [*pair, *SMALL, "--temperatures", "1", "--ignore-end-token", "--dtype", "float32"]
-    done = run(
+    done = run_suites(
         "suites/test_virtual_scale.py", *arguments, "--inflate", "none", "--inflate", shape, "--results", str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -273,7 +236,7 @@ def test_drafts_and_prompt_sets_share_a_record_and_one_baseline(pair: tuple[str,
     prompts = [write(tmp_path / f"{name}.txt", f"{name} w4\n" * 3 + "w5 w6\nw7 w8\nw9 w3\n") for name in ("w3", "w8")]
     arguments = [*pair, "--draft", other, *SMALL, "--temperatures", "1", "--results", str(tmp_path / "results")]
     arguments += [word for path in prompts for word in ("--prompts", path)]
-    done = run("suites/test_kd_grid.py", *arguments)
+    done = run_suites("suites/test_kd_grid.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = files.load_runs(tmp_path / "results")
     measured = {(cell.cell.draft, cell.cell.prompt_set): cell for cell in record.cells}
@@ -286,7 +249,7 @@ def test_drafts_and_prompt_sets_share_a_record_and_one_baseline(pair: tuple[str,
 
 def test_models_that_go_by_one_name_are_refused(pair: tuple[str, ...], tmp_path: Path) -> None:
     other = save_checkpoint(nearby(tiny_llama(seed=1), seed=3), tmp_path / "draft")
-    done = run("suites/test_kd_grid.py", *pair, "--draft", other, *SMALL, "--results", str(tmp_path / "results"))
+    done = run_suites("suites/test_kd_grid.py", *pair, "--draft", other, *SMALL, "--results", str(tmp_path / "results"))
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "different names" in done.stdout + done.stderr
 
@@ -295,8 +258,9 @@ def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...],
     """In the closing table too. Engines that decode one prompt at a time skip the suite of loads."""
     backends = ("reference", "assisted", "assisted-default")
     arguments = [word for name in backends for word in ("--backend", name)]
-    done = run(
-        "suites/test_backends.py", "suites/test_concurrency.py", *arguments, *pair, *SMALL, "--results", str(tmp_path)
+    done = run_suites(
+        *("suites/test_backends.py", "suites/test_concurrency.py", *arguments, *pair, *SMALL, "--max-new-tokens", "8"),
+        *("--results", str(tmp_path)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     runs = files.load_runs(tmp_path)
@@ -308,7 +272,9 @@ def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...],
 
 
 def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), "--plan", "--num-draft-tokens", "1,4")
+    done = run_suites(
+        GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), "--plan", "--num-draft-tokens", "1,4"
+    )
     assert done.returncode == 0
     assert done.stdout.count("::test_temperature_grid[") == 4
     assert "minutes" in done.stdout
@@ -319,11 +285,11 @@ def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tm
 def test_a_suite_has_its_own_defaults_and_fewer_prompts_are_no_error(pair: tuple[str, ...], tmp_path: Path) -> None:
     prompts = write(tmp_path / "few.txt", "w3 w4\nw5 w6\nw7 w8\n")
     where = ("--prompts", prompts, "--chat-template", "none", "--results", str(tmp_path / "results"), "--plan")
-    done = run("suites/test_draft_length.py", *pair, *where)
+    done = run_suites("suites/test_draft_length.py", *pair, *where)
     for k in (1, 2, 3):
         assert f"test_draft_length[reference-T1-rejection-k{k}]" in done.stdout
     assert "8 cells of 3 pairs (3 prompts x 1) of 36 tokens" in done.stdout
-    done = run("suites/test_draft_length.py", *pair, *where, "--num-draft-tokens", "5", "--temperatures", "0.5")
+    done = run_suites("suites/test_draft_length.py", *pair, *where, "--num-draft-tokens", "5", "--temperatures", "0.5")
     assert "test_draft_length[reference-T0.5-rejection-k5]" in done.stdout
     assert "2 cells of 3 pairs" in done.stdout  # k as requested, and k at most
 

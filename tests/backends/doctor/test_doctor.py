@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from bench import errors
 from bench.commands import main
 from bench.records.decoding import DecodeRequest, Generation, Scalar
 from bench.records.runs import BaselineTriple, TimedArm
+from tests.support.children import run_specheat
 from tests.support.fakes import AsynchronousFake, FakeClock
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
@@ -480,16 +480,8 @@ def test_bad_input_is_one_line(options: list[str], words: str, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_the_command_measures_the_noise_floor(tiny_pair: tuple[str, str], tmp_path: Path) -> None:
-    script = "import sys; from bench.commands import main; sys.exit(main.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "doctor", "--target", tiny_pair[0], "--draft", tiny_pair[1], "--json"]
-    done = subprocess.run(
-        [*command, "--seconds", "4", "--results", str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # several threads wait for each other on a busy machine
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    pair = ("--target", tiny_pair[0], "--draft", tiny_pair[1])
+    done = run_specheat("doctor", *pair, "--json", "--seconds", "4", "--results", str(tmp_path))
     found = [Check(**each) for each in json.loads(done.stdout)]
     assert done.returncode == bool(problems(found)), done.stderr
     texts = [each.text for each in found if each.topic == "noise floor"]
