@@ -56,17 +56,7 @@ def _llama_like(config: Callable[..., PretrainedConfig], **options: Any) -> Pret
 
 ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: _llama_like(LlamaConfig),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB_SIZE,
-        n_positions=512,
-        n_embd=64,
-        n_layer=1,
-        n_head=2,
-        initializer_range=0.25,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=END_TOKENS[0],
-    ),
+    "gpt2": lambda: _llama_like(GPT2Config, num_key_value_heads=2),
     # Soft-capped logits, and a layer with a sliding window below one with full attention.
     "gemma2": lambda: _llama_like(
         Gemma2Config,
@@ -177,7 +167,9 @@ def _confined(model: Any, allowed: slice) -> PreTrainedModel:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[0] = 0.0
         layer.mlp.down_proj.weight[0] = 0.0
-    push = torch.full((VOCAB_SIZE,), -1e4)  # times the normalised channel, at least 0.05, gives -500: exp underflows to 0
+    push = torch.full(
+        (VOCAB_SIZE,), -1e4
+    )  # times the normalised channel, at least 0.05, gives -500: exp underflows to 0
     push[allowed] = 0.0
     model.lm_head.weight[:, 0] = push
     return model

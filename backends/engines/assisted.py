@@ -15,7 +15,7 @@ Shape letters: F tokens fed, G draft positions of a round, N rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import takewhile
 from typing import Any
@@ -192,15 +192,13 @@ class GenerateBackend(InProcess):
     def decode(self, request: DecodeRequest, watch: Watch) -> None:
         """Decode one request while `watch` looks on."""
         self._check(request)
-        speculative, sampled = request.num_draft_tokens > 0, request.temperature > 0
+        speculative = request.num_draft_tokens > 0
+        sampling, processors = self.sampling(request) if request.temperature else ({}, [])
+        speculation = self.speculation(request) if speculative else {}
+        draft = self.draft if speculative else None
         with watch.attached(self.target) if speculative else nullcontext():
             call_generate(
-                self.target,
-                request,
-                (self.sampling(request) if sampled else {}) | (self.speculation(request) if speculative else {}),
-                processors=self.processors(request) if sampled else (),
-                draft=self.draft if speculative else None,
-                streamer=watch,
+                self.target, request, sampling | speculation, processors=processors, draft=draft, streamer=watch
             )
 
     def _check(self, request: DecodeRequest) -> None:
@@ -216,13 +214,9 @@ class GenerateBackend(InProcess):
                 f"got {request.draft_temperature:g}"
             )
 
-    def sampling(self, request: DecodeRequest) -> dict[str, Any]:
-        """Return the sampling options of the generation config."""
-        return {"temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p}
-
-    def processors(self, request: DecodeRequest) -> Sequence[Any]:
-        """Return logits processors that run after those which `generate` makes from its config."""
-        return ()
+    def sampling(self, request: DecodeRequest) -> tuple[dict[str, Any], list[Any]]:
+        """Return the sampling options of the generation config, and logits processors that run after those of the config."""
+        return {"temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p}, []
 
     def speculation(self, request: DecodeRequest) -> dict[str, Any]:
         """Return the options of the generation config that turn speculation on, besides the draft model."""
@@ -294,16 +288,13 @@ class Assisted(AssistedDefault):
         if draft.config.is_encoder_decoder:
             draft.register_forward_pre_hook(_without_what_is_cached, with_kwargs=True)
 
-    def sampling(self, request: DecodeRequest) -> dict[str, Any]:
-        return {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-
-    def processors(self, request: DecodeRequest) -> Sequence[Any]:
+    def sampling(self, request: DecodeRequest) -> tuple[dict[str, Any], list[Any]]:
         warpers: list[Any] = [TemperatureLogitsWarper(request.temperature)]
         if request.top_k:
             warpers.append(TopKLogitsWarper(request.top_k))
         if request.top_p < 1:
             warpers.append(TopPLogitsWarper(request.top_p))
-        return warpers
+        return {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, warpers
 
     def decode(self, request: DecodeRequest, watch: Watch) -> None:
         assert self.draft is not None
@@ -352,32 +343,27 @@ class PromptLookup(GenerateBackend):
 
 def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Assisted:
     """Load `assisted`: fixed k, draft at the decode temperature."""
-    _check_pair(Assisted.name, pair, options)
-    return Assisted(*_models(pair, device))
+    return Assisted(*_models(Assisted.name, pair, device, options))
 
 
 def load_default(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> AssistedDefault:
     """Load `assisted-default`: with the options that users get by default."""
-    _check_pair(AssistedDefault.name, pair, options)
-    return AssistedDefault(*_models(pair, device))
+    return AssistedDefault(*_models(AssistedDefault.name, pair, device, options))
 
 
 def load_prompt_lookup(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> PromptLookup:
     """Load `prompt-lookup`: the pair's target alone."""
-    _check_pair(PromptLookup.name, pair, options, ("causal",))  # an encoder's prompt is no part of what is searched
-    return PromptLookup(load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map))
+    if pair.family != "causal":  # an encoder's prompt is no part of what is searched
+        raise BackendUnavailable(f"backend {PromptLookup.name} decodes causal pairs; {pair.name} is {pair.family}")
+    return PromptLookup(next(_models(PromptLookup.name, pair, device, options)))
 
 
-def _models(pair: ModelPair, device: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
-    return target, load_model(pair.draft, dtype=pair.dtype, device=device)
+def _models(name: str, pair: ModelPair, device: str, options: Mapping[str, str]) -> Iterator[PreTrainedModel]:
+    """Yield the target, then the draft, each loaded on demand.
 
-
-def _check_pair(
-    name: str, pair: ModelPair, options: Mapping[str, str], families: Sequence[str] = ("causal", "encoder-decoder")
-) -> None:
-    """Raises: ValueError: an option was given; BackendUnavailable: the pair is of another family."""
+    Raises: ValueError: an option was given
+    """
     if options:
         raise ValueError(f"backend {name} takes no options, got {', '.join(sorted(options))}")
-    if pair.family not in families:
-        raise BackendUnavailable(f"backend {name} decodes {' and '.join(families)} pairs; {pair.name} is {pair.family}")
+    yield load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
+    yield load_model(pair.draft, dtype=pair.dtype, device=device)

@@ -2,7 +2,7 @@
 
 Between two products there are then two or three compiled loops instead of about twenty calls. Two graphs are compiled: one for
 a single token, and one for any other number up to MOST_TOKENS. Longer inputs, such as a prompt, are fed by `FusedLlama`. Each
-graph packs the weights for itself, so they take their memory four times. CPU only; a C++ compiler is needed.
+graph packs the weights for itself, so they take their memory four times in all. CPU only; a C++ compiler is needed.
 
 Shape letters: as in `backends.forwards.fused_llama`; S tokens that attention reads.
 """
@@ -36,25 +36,16 @@ SETTINGS = {
 class Graph(nn.Module):
     """The equations of `FusedLlama.feed`, with weights as parameters: only parameters can be frozen."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, fused: FusedLlama) -> None:
         super().__init__()
-        config = model.config
-        self.eps = config.rms_norm_eps
-        self.num_heads, self.num_key_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_width = model.model.layers[0].self_attn.head_dim
-        self.embedding = _frozen(model.model.embed_tokens.weight)
-        self.last_norm, self.head = _frozen(model.model.norm.weight), _frozen(model.lm_head.weight)
+        self.eps, self.head_width = fused.eps, fused.head_width
+        self.num_heads, self.num_key_heads = fused.num_heads, fused.num_key_heads
+        self.embedding, self.last_norm = _frozen(fused.embedding), _frozen(fused.last_norm)
+        self.head = _frozen(fused.head.weight_ND)
         self.layers = nn.ModuleList()
-        for layer in model.model.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            weights = {
-                "qkv": torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
-                "out": attention.o_proj.weight,
-                "gate_up": torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-                "down": mlp.down_proj.weight,
-                "attention_norm": layer.input_layernorm.weight,
-                "mlp_norm": layer.post_attention_layernorm.weight,
-            }
+        for layer in fused.layers:
+            weights = {name: getattr(layer, name).weight_ND for name in ("qkv", "out", "gate_up", "down")}
+            weights |= {"attention_norm": layer.attention_norm, "mlp_norm": layer.mlp_norm}
             self.layers.append(nn.ParameterDict({name: _frozen(weight) for name, weight in weights.items()}))
 
     def forward(
@@ -117,7 +108,7 @@ class CompiledLlama(FusedLlama):
 
     def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
         super().__init__(model, layout)
-        self.graph: Callable[..., Tensor] = torch.compile(Graph(model), fullgraph=True)
+        self.graph: Callable[..., Tensor] = torch.compile(Graph(self), fullgraph=True)
         try:
             self._compile()
         except RuntimeError as error:

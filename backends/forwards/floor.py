@@ -39,11 +39,11 @@ def inputs_for(products: Sequence[Product], num_tokens: int, like: Tensor) -> di
     generator = torch.Generator(like.device).manual_seed(0)
     return {
         width: torch.randn(num_tokens, width, generator=generator, device=like.device, dtype=like.dtype)
-        for width in {each.shape[1] for each in products}
+        for width in {each.weight_ND.shape[1] for each in products}
     }
 
 
 def run(products: Sequence[Product], rows: dict[int, Tensor]) -> None:
     """Compute all of them, one after the other."""
     for each in products:
-        each(rows[each.shape[1]])
+        each(rows[each.weight_ND.shape[1]])

@@ -21,9 +21,9 @@ Layout = Literal["packed", "plain"]
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Rows (T, D) times a weight (N, D), which gives rows (T, N)."""
+    """Rows (T, D) times a weight, which gives rows (T, N)."""
 
-    shape: tuple[int, int]  # N, D
+    weight_ND: Tensor
     multiply: Callable[[Tensor], Tensor]
     add: Callable[[Tensor, Tensor], Tensor]  # product of the first + the second, (T, N); neither is changed
 
@@ -42,14 +42,13 @@ def can_pack(weight: Tensor) -> bool:
 
 def product(weight_ND: Tensor, layout: Layout) -> Product:
     """Return the product with a weight; plain if it cannot be packed."""
-    shape = (weight_ND.shape[0], weight_ND.shape[1])
     if layout == "plain" or not can_pack(weight_ND):
         multiply = partial(F.linear, weight=weight_ND)
-        return Product(shape, multiply, lambda rows_TD, others_TN: others_TN + multiply(rows_TD))
+        return Product(weight_ND, multiply, lambda rows_TD, others_TN: others_TN + multiply(rows_TD))
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach())
     alone, added = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
     return Product(
-        shape,
+        weight_ND,
         lambda rows_TD: alone(rows_TD, packed, None, "none", [], ""),
         lambda rows_TD, others_TN: added(rows_TD, others_TN, packed, None, "add"),
     )
