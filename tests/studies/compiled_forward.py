@@ -1,9 +1,9 @@
-"""What `torch.compile` gains: bare target forwards of four kinds, a block of calls of each in turn, and their floor.
+"""Measure what `torch.compile` gains: bare target forwards of four kinds, in alternating blocks, and their floor.
 
     python -m tests.studies.compiled_forward --dtype bfloat16 > record.jsonl
 
-A line of JSON for each number of tokens: milliseconds of each kind, sample by sample. Blocks, because each has weights of its
-own, which the last one's calls have pushed out of the caches.
+It prints one line of JSON per number of tokens, with the milliseconds of every sample of each kind. Calls come in blocks,
+because each kind has other weights: the first calls of a block load them into the processor's caches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.records.environment import capture
 
 CONTEXT = 100
 BLOCKS = 3
-SAMPLES = 10  # of a block, behind as many calls that are not timed
+SAMPLES = 10  # per block, after as many calls that are not timed
 KINDS: dict[str, Callable[[Any], Any]] = {
     "transformers": CachedModel,
     "fused, plain": lambda model: FusedLlama(model, "plain"),
@@ -38,7 +38,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 def calls_of(models: dict[str, Any], num_tokens: int) -> dict[str, Callable[[], object]]:
-    """A call of each, behind CONTEXT tokens."""
+    """Return a call of each, after CONTEXT tokens."""
     tokens = torch.arange(300, 300 + num_tokens)[None]
 
     def fed(model: Any) -> Callable[[], Tensor]:

@@ -2,7 +2,7 @@
 
 The direct sum knows nothing of a rule but its `judge`: over every draft sequence of a small vocabulary it measures, to
 1e-9, the share of uniform numbers that leads to each judgement. Models are trees of conditional distributions, different
-behind every prefix, so that a row taken from the wrong position shows.
+after every prefix, so that a row taken from the wrong position shows.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ Outcome = tuple[int, int]  # number accepted, next token
 
 @dataclass(frozen=True)
 class Tree:
-    """A language model over `vocab_size` tokens: a distribution behind every prefix of up to `depth` tokens."""
+    """A language model over `vocab_size` tokens: a distribution after every prefix of up to `depth` tokens."""
 
     vocab_size: int
     levels: tuple[Tensor, ...]  # level d: (V,) * d + (V,)
 
     def rows(self, tokens: Tokens, count: int) -> Tensor:
-        """(count, V) distributions behind the first 0, 1, .. tokens."""
+        """Return (count, V) distributions after the first 0, 1, .. tokens."""
         return torch.stack([self.levels[i][tokens[:i]] for i in range(count)])
 
     def probability(self, tokens: Tokens) -> float:
-        """Of these tokens from the root."""
+        """Return the probability of these tokens from the root."""
         return math.prod(self.levels[i][tokens[: i + 1]].item() for i in range(len(tokens)))
 
 
@@ -64,7 +64,7 @@ def random_tree(vocab_size: int, depth: int, *, seed: int, temperature: float = 
 
 
 def drafts(rule: Rule, draft: Tree, num_drafted: int) -> Iterator[tuple[Tokens, float]]:
-    """Every sequence of draft tokens the rule's way of drafting can give, and its probability."""
+    """Yield every sequence of draft tokens that the rule's way of drafting can give, with its probability."""
     for tokens in itertools.product(range(draft.vocab_size), repeat=num_drafted):
         rows = draft.rows(tokens, num_drafted)
         if rule.drafting == "argmax":
@@ -76,7 +76,7 @@ def drafts(rule: Rule, draft: Tree, num_drafted: int) -> Iterator[tuple[Tokens, 
 
 
 def judged(rule: Rule, tokens: Tokens, draft: Tree, target: Tree) -> Callable[[list[float]], Outcome]:
-    """The rule's judgement of these draft tokens as a function of the uniform numbers alone."""
+    """Return the rule's judgement of these draft tokens as a function of the uniform numbers alone."""
     num_drafted = len(tokens)
     arguments = (
         torch.tensor(tokens, dtype=torch.long),
@@ -92,7 +92,7 @@ def judged(rule: Rule, tokens: Tokens, draft: Tree, target: Tree) -> Callable[[l
 
 
 def jumps(function: Callable[[float], Outcome]) -> list[float]:
-    """Where a step function on [0, 1) that never returns to a value it left changes it, by bisection."""
+    """Return where a step function on [0, 1) changes its value, by bisection. It must never return to a value that it left."""
 
     def between(low: float, at_low: Outcome, high: float, at_high: Outcome) -> list[float]:
         if at_low == at_high:
@@ -108,13 +108,13 @@ def jumps(function: Callable[[float], Outcome]) -> list[float]:
 
 
 def middles(edges: set[float]) -> list[tuple[float, float]]:
-    """Middle and length of each interval between the edges."""
+    """Return middle and length of each interval between the edges."""
     ends = [0.0, *sorted(edges), 1.0]
     return [((low + high) / 2, high - low) for low, high in itertools.pairwise(ends)]
 
 
 def outcome_probabilities(judge: Callable[[list[float]], Outcome], num_drafted: int) -> dict[Outcome, float]:
-    """Probability of each judgement: the unit cube is cut at every jump along an axis and one point a box is judged."""
+    """Return the probability of each judgement: the unit cube is cut at every jump, and one point per box is judged."""
     point = [1 - 2**-40] * (num_drafted + 1)
     edges: list[set[float]] = [set() for _ in point]
 
@@ -131,7 +131,7 @@ def outcome_probabilities(judge: Callable[[list[float]], Outcome], num_drafted: 
             point[axis] = middle
             reached[judge(point)[0]] = middle
             cut(num_drafted)
-        point[axis] = reached[max(reached)]  # the later tests only show behind a pass
+        point[axis] = reached[max(reached)]  # the later tests only show after a pass
     cut(num_drafted)
 
     total: dict[Outcome, float] = defaultdict(float)
@@ -232,14 +232,14 @@ CLOSED_FORMS = {
 
 
 def distributions(vocab_size: int) -> st.SearchStrategy[list[float]]:
-    """Distributions with zeros, ties and near-ties."""
+    """Draw distributions with zeros, ties and near-ties."""
     weights = st.lists(st.sampled_from([0, 0, 1, 1.0000002, 3, 50]), min_size=vocab_size, max_size=vocab_size)
     return weights.filter(any).map(lambda row: [weight / sum(row) for weight in row])
 
 
 @st.composite
 def rounds(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Arguments of a judgement: draft tokens the draft can draw, draft_probs, target_probs, uniforms."""
+    """Draw the arguments of a judgement: draft tokens that the draft can draw, draft_probs, target_probs, uniforms."""
     vocab_size, num_drafted = draw(st.integers(1, 5)), draw(st.integers(0, 3))
     draft_rows = [draw(distributions(vocab_size)) for _ in range(num_drafted)]
     target_rows = [draw(distributions(vocab_size)) for _ in range(num_drafted + 1)]
@@ -342,7 +342,7 @@ CHI_SQUARE_LIMIT = 146.0
 
 @each_lossless_rule
 def test_simulated_decoding_follows_the_target(rule):
-    """4 tokens of a Markov chain over 3, in as many rounds as it takes; about 1 false alarm in 100,000 seeds, seed fixed."""
+    """4 tokens of a Markov chain over 3 states, decoded in rounds; about 1 false alarm in 100,000 seeds, seed fixed."""
     generator = torch.Generator().manual_seed(31)
     target = warp(torch.randn(3, 3, generator=generator), temperature=0.8)
     draft = warp(torch.randn(3, 3, generator=generator), temperature=1.2)

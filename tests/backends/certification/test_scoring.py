@@ -31,7 +31,7 @@ WARPINGS = [
 
 
 def random_texts(lengths: Sequence[tuple[int, int]]) -> list[Text]:
-    """Texts of any tokens, likely or not, of these numbers of prompt and new tokens."""
+    """Return outputs of random tokens, with these numbers of prompt and new tokens."""
     rng = np.random.default_rng(4)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ def decode(backend: ReferenceBackend, num_texts: int, **request: object) -> list
 
 
 def probabilities(text: Text, **warping: float) -> torch.Tensor:
-    """(N, V) by one forward of the text alone."""
+    """Return (N, V) probabilities from one forward of the output alone."""
     with torch.inference_mode():
         logits = TARGET(torch.tensor([text.prompt_ids + text.token_ids])).logits[0]
     start = len(text.prompt_ids) - 1
@@ -113,7 +113,7 @@ def test_greedy_evidence_is_the_gap_to_the_best_logit() -> None:
 
 
 class Fixed:
-    """A target whose logits are the same behind every token."""
+    """A target whose logits are the same after every token."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -136,7 +136,7 @@ def one_of_each_token() -> Text:
     [
         # Logits 3.0, 2.0, 1.96, 0.0 are 0.57, 0.21, 0.20, 0.03 at T = 1.
         ({"top_k": 2}, {2}, {3}),  # the third is 0.04 below the second
-        ({"top_p": 0.56}, {1}, {2, 3}),  # 0.566 lies before the second; the boundary may as well lie behind it
+        ({"top_p": 0.56}, {1}, {2, 3}),  # 0.566 lies before the second; with noise the boundary may lie after it
         ({"top_p": 0.5}, set(), {1, 2, 3}),
     ],
 )
@@ -212,7 +212,7 @@ def evidence_of(texts: list[Text], **warping: float) -> Evidence:
 
 @pytest.mark.parametrize("warping", [*WARPINGS, {"temperature": 0.0}], ids=str)
 def test_a_healthy_decoder_is_not_lossy(warping: dict[str, float]) -> None:
-    """False-alarm rate 1 % a case; the seeds are fixed."""
+    """False-alarm rate 1 % per case; the seeds are fixed."""
     texts = decode(ReferenceBackend(TARGET, nearby(TARGET, seed=5)), 8, num_draft_tokens=3, **warping)
     judged = certify([Sample(evidence_of(texts, **warping), warping["temperature"])])
     assert judged.verdict != "LOSSY", judged.words

@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 class Hot(reference.ReferenceBackend):
-    """Decodes hotter than it was asked, and not quite greedily."""
+    """Decodes hotter than requested, and not quite greedily at T = 0."""
 
     capabilities = Capabilities(rules=frozenset({"rejection"}))
 
@@ -116,7 +116,7 @@ def test_at_temperature_0_a_greedy_decoder_is_lossless_and_a_warm_one_is_not(run
 
 
 def samples_file(path: Path, pair: tuple[str, ...], *, temperature: float, num_texts: int) -> Path:
-    """What the reference decoder makes of the pair, as an engine that drops the end token would write it down."""
+    """Write outputs of the reference decoder as an engine does that drops the end token."""
     models = ModelPair("tiny", pair[1], pair[3], "causal", "float32")
     backend = reference.load(models, device="cpu", options={})
     rows = []

@@ -1,4 +1,4 @@
-"""The reference backend conforms: every check in float32, in bf16 with one rule, since dtype touches them all alike."""
+"""The reference backend conforms: every check in float32, and in bf16 with one rule: all rules get the same dtype."""
 
 from __future__ import annotations
 

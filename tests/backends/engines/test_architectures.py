@@ -1,4 +1,4 @@
-"""Decoders other than Llama, small and random: both arms decode what the target says, or the model is refused."""
+"""Decoders other than Llama, small and random: both arms follow the target, or the model is refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def backend(request: pytest.FixtureRequest) -> ReferenceBackend:
 
 
 @torch.inference_mode()
-def test_the_cache_gives_what_a_fresh_forward_gives_also_behind_a_rewind(backend: ReferenceBackend) -> None:
+def test_the_cache_gives_what_a_fresh_forward_gives_also_after_a_rewind(backend: ReferenceBackend) -> None:
     model = backend.target.model
     tokens = torch.randint(3, VOCAB_SIZE, (1, 40), generator=torch.Generator().manual_seed(0))
     remembering = CachedModel(model)

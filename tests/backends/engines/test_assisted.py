@@ -46,7 +46,7 @@ def rounds_of(generation: Generation) -> tuple[Round, ...]:
 
 
 def counted_and_expected(backend: GenerateBackend, **changes: Any) -> tuple[list[bool], list[float]]:
-    """Of every tested draft token of 20 texts: whether it passed, and its acceptance probability from the replay."""
+    """Return for every tested draft token of 20 outputs whether it passed, and its acceptance probability from the replay."""
     passed: list[bool] = []
     probs: list[float] = []
     for seed in range(20):
@@ -76,7 +76,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(temperature: float, trun
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_out_of_the_box_the_draft_samples_at_temperature_squared(temperature: float) -> None:
-    """If upstream no longer warps the draft twice, this fails: then drop the work-around and the gaps declared for it."""
+    """This fails once upstream no longer warps the draft twice: then drop the work-around and the gaps declared for it."""
     same = tiny(AssistedDefault, noise=0.0)
     passed, probs = counted_and_expected(same, temperature=temperature)
     assert sum(passed) / len(passed) < 0.95
@@ -148,7 +148,7 @@ def test_both_arms_are_what_generate_gives_under_the_same_seed(
     assert generation.token_ids == tuple(ids[0, len(PROMPT) :].tolist())
 
 
-def test_text_stops_behind_the_end_token_wherever_in_a_round_it_falls(backend: GenerateBackend) -> None:
+def test_text_ends_with_the_end_token_wherever_in_a_round_it_falls(backend: GenerateBackend) -> None:
     text = backend.generate(ask(backend, temperature=0.0)).token_ids
     for end_token in set(text):
         generation = backend.generate(ask(backend, temperature=0.0, eos_token_ids=(end_token,)))
@@ -175,7 +175,7 @@ def test_phases_of_a_replay_are_all_timed(backend: GenerateBackend) -> None:
 
 
 def test_a_token_of_the_text_is_never_taken_for_padding() -> None:
-    """Token 0 in the prompt, with and without an end token: the draft must see it, or it is no longer the target."""
+    """Token 0 is in the prompt, with and without an end token: a draft that does not see it differs from the target."""
     same = tiny(Assisted, noise=0.0)
     for end_tokens in ((), (23,)):
         asked = ask(same, prompt_ids=(3, 0, 4, 0, 5), temperature=1.0, eos_token_ids=end_tokens)

@@ -43,7 +43,7 @@ def uncached(model: T5ForConditionalGeneration, prompt: torch.Tensor, generated:
 
 
 @torch.inference_mode()
-def test_the_cache_gives_what_a_fresh_forward_gives_also_behind_a_rewind(target: T5ForConditionalGeneration) -> None:
+def test_the_cache_gives_what_a_fresh_forward_gives_also_after_a_rewind(target: T5ForConditionalGeneration) -> None:
     tokens = torch.randint(3, VOCAB_SIZE, (1, 20), generator=torch.Generator().manual_seed(0))
     prompt, generated, other = tokens[:, :7], tokens[:, 7:15], tokens[:, 15:]
     remembering = CachedEncoderDecoder(target)
@@ -51,9 +51,9 @@ def test_the_cache_gives_what_a_fresh_forward_gives_also_behind_a_rewind(target:
     torch.testing.assert_close(torch.cat(rows), uncached(target, prompt, generated), atol=1e-3, rtol=1e-3)
     remembering.rewind(7 + 3)
     assert remembering.length == 10
-    behind = remembering.feed(other, num_logits=5)
+    following = remembering.feed(other, num_logits=5)
     whole = uncached(target, prompt, torch.cat((generated[:, :3], other), 1))
-    torch.testing.assert_close(behind, whole[-5:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(following, whole[-5:], atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="num_logits = 1 for the prompt of an encoder"):
         CachedEncoderDecoder(target).feed(prompt, num_logits=2)
 

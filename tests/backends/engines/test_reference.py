@@ -84,7 +84,7 @@ def test_the_token_limit_is_met_in_the_middle_of_a_round(backend: ReferenceBacke
         assert len(generation.token_ids) == limit
 
 
-def test_text_stops_behind_the_end_token_wherever_in_a_round_it_falls(backend: ReferenceBackend) -> None:
+def test_text_ends_with_the_end_token_wherever_in_a_round_it_falls(backend: ReferenceBackend) -> None:
     free = request(temperature=0.0, max_new_tokens=40, num_draft_tokens=4)
     text = backend.generate(free).token_ids
     seen = set()
@@ -143,7 +143,7 @@ def test_both_caches_hold_exactly_what_a_fresh_forward_would(backend: ReferenceB
 
 
 def test_the_second_token_follows_the_target_whatever_the_draft() -> None:
-    """One seeded draw of 3,000 texts; chi-square at p > 0.001, so one false alarm in 1,000 had the seeds been free."""
+    """3,000 outputs with fixed seeds; chi-square at p > 0.001, so 1 false alarm in 1,000 if the seeds were free."""
     target = tiny_llama(seed=1, vocab_size=6)
     backend = ReferenceBackend(target, tiny_llama(seed=7, vocab_size=6, num_layers=1))
     counts = np.zeros((6, 6))
@@ -161,7 +161,7 @@ def test_the_second_token_follows_the_target_whatever_the_draft() -> None:
     assert chi2.sf(chi_square, usual.sum() - 1) > 0.001
 
 
-def test_bare_forwards_are_timed_behind_the_context_asked_for(backend: ReferenceBackend) -> None:
+def test_bare_forwards_are_timed_after_the_requested_context(backend: ReferenceBackend) -> None:
     samples = backend.time_forwards(request(), context_length=50, samples=2)
     assert len(samples) == 2
     assert all(s.context_length == 50 and min(s.ar_s, s.draft_s, s.verify_s) > 0 for s in samples)

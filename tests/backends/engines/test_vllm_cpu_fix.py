@@ -57,7 +57,7 @@ def test_switched_off_it_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_it_tokens_do_not_follow_the_target_and_with_it_they_do(
     cpu_fix: str, state: str, verdict: str, tmp_path: Path
 ) -> None:
-    """The certificate's false alarms: at most 1 in 100, had the seeds been free."""
+    """False alarms of the certificate: at most 1 in 100 if the seeds were free."""
     pair = tiny_pair(tmp_path, "near")
     try:
         backend = load(pair, device="cpu", options={"cpu_fix": cpu_fix, "cache_gib": "0.01"})

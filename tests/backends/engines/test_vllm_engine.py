@@ -1,4 +1,4 @@
-"""vLLM behind the protocol: its books, options and refusals without an engine; conformance with one."""
+"""The vLLM backend: its books, options and refusals without an engine; conformance with one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_last_round_ends_with_the_text(
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(0, 4))
 def test_books_balance_wherever_a_text_is_cut(accepted: list[int], num_cut: int) -> None:
-    """Of the last round at least one token is kept: a round that emitted nothing is none."""
+    """At least one token of the last round is kept: a round that emitted nothing would not count."""
     num_tokens = 1 + sum(a + 1 for a in accepted) - min(num_cut, accepted[-1])
     found = rounds_of(tuple((a, 4) for a in accepted), [True] * num_tokens)
     assert found is not None
@@ -87,7 +87,7 @@ def test_a_round_without_a_draft_emits_the_targets_own_token() -> None:
 
 @given(IDS, IDS)
 def test_prompt_lookup_finds_what_stood_earlier(prompt_ids: list[int], token_ids: list[int]) -> None:
-    """Against the definition, written out: the newest tokens are somewhere in the text without its last token."""
+    """Compare with the definition: the newest tokens occur somewhere in the text without its last token."""
     text = [*prompt_ids, *token_ids]
     for place, found in enumerate(lookup_finds(prompt_ids, token_ids)):
         until = text[: len(prompt_ids) + place + 1]
@@ -269,7 +269,7 @@ def test_counted_rounds_are_those_that_the_engine_reports(tmp_path: Path) -> Non
 def test_an_inflated_checkpoint_decodes_to_the_small_ones_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the small one as its draft is always right."""
+    """With the small one as its draft, every draft token is accepted."""
     monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path / "cache"))
     small = tiny_pair(tmp_path, "same")
     large = pairs.inflated(small, "layers=3,hidden=128,heads=4,key_heads=2,neurons=192")
@@ -289,7 +289,7 @@ def test_an_inflated_checkpoint_decodes_to_the_small_ones_texts(
 
 
 class OnEngine(BackendConformance):
-    """Several engines are held, since the checks change k all the time; they are tiny."""
+    """Hold several engines, because the checks change k often; the engines are tiny."""
 
     method = "draft_model"
 

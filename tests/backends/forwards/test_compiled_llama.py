@@ -25,7 +25,7 @@ TOKENS = torch.randint(0, 64, (1, 90), generator=torch.Generator().manual_seed(3
 @needs_compiler
 @torch.inference_mode()
 def test_logits_are_those_of_the_fused_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One token, several, a prompt, behind rewinds and where the room grows; only the two graphs made at first are used."""
+    """One token, several, a prompt, after rewinds and while buffers grow; only the two graphs made at first are used."""
     monkeypatch.setattr(fused_llama, "FIRST_ROOM", 48)
     ours, theirs = CompiledLlama(tiny_models("same")[0]), FusedLlama(tiny_models("same")[0])  # type: ignore[arg-type]
     place = 0

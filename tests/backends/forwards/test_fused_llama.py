@@ -1,4 +1,4 @@
-"""The fused forward gives transformers' own logits, through the cache and behind every rewind."""
+"""The fused forward gives transformers' own logits, through the cache and after every rewind."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PROMPTS = torch.randint(0, VOCAB_SIZE, (3, 40), generator=torch.Generator().manu
 
 
 def difference(small: LlamaForCausalLM, large: LlamaForCausalLM) -> float:
-    """Largest of log probabilities, over all positions."""
+    """Return the largest difference of log probabilities, over all positions."""
     with torch.inference_mode():
         logits = [model(PROMPTS).logits.log_softmax(-1) for model in (small, large)]
     return float((logits[0] - logits[1]).abs().max())
