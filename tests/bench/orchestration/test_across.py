@@ -114,7 +114,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"} | more
+    # To rewrite every assert statement takes each launch more than a second.
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "--assert=plain"} | more
 
 
 def across(repository: Path, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from bench.records import files
 from bench.records.environment import installed_version, machine_slug
 from bench.records.runs import SHARED_BY, RunRecord
 from tests.support import ROOT
-from tests.support.children import run_specheat
+from tests.support.children import run_specheat, run_suites
 from tests.support.record_builder import make_record, make_run
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
@@ -109,9 +109,13 @@ def test_more_gpus_than_this_machine_has_are_refused_at_once(options: list[str],
 
 @pytest.mark.slow
 @pytest.mark.skipif(installed_version("ray") is None, reason="needs ray")
-def test_two_local_workers_decode_what_one_run_does_and_claim_no_times(options: list[str], tmp_path: Path) -> None:
-    alone = [sys.executable, *sweep.PYTEST, "-q", SUITE, *options, "--results", str(tmp_path / "alone")]
-    subprocess.run(alone, check=True, capture_output=True, cwd=ROOT)
+def test_two_local_workers_decode_what_one_run_does_and_claim_no_times(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--assert=plain")  # to rewrite every assert statement takes a process a second
+    alone = run_suites("-q", SUITE, *options, "--results", str(tmp_path / "alone"))
+    assert alone.returncode == 0, alone.stderr
     # A sweep that was stopped after its first shard.
     plan = sweep.plan([SUITE], options, workers=2, results=tmp_path / "shared")
     assert len(plan.shards) == 2
