@@ -90,7 +90,7 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
 T5_SEED, T5_EMBEDDING, T5_NORM = 4, 0.3, 1.84
 
 # What is added to the weights of a `near` draft: with k = 3, T = 0.8 a round then emits about 2 tokens.
-NOISE, T5_NOISE = 0.015, 0.002
+NOISE, T5_NOISE = 0.015, 0.003
 
 
 def family_of(architecture: str) -> str:

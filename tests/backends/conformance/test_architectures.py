@@ -1,6 +1,7 @@
 """The kit on architectures other than Llama: the reference on all of them, transformers' own speculation on a T5.
 
-Rules work on probabilities, whichever model gave them, so decoders run with one rule; the encoder-decoder runs with all.
+Rules work on probabilities, whichever model gave them. So decoders run with one rule, and the encoder-decoder also with one
+that judges a round jointly.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class TestT5(OnReference):
     """An encoder-decoder."""
 
     architecture = "t5"
-    capabilities = None  # all that the reference declares
+    capabilities = Capabilities(rules=frozenset({"rejection", "block"}), adaptive_draft_length=True)
 
 
 class TestT5Bfloat16(OnReference):

@@ -24,7 +24,7 @@ PROMPT = (3, 1, 4, 1, 5)
 
 
 def tiny(kind: type[GenerateBackend], *, noise: float = 0.05) -> GenerateBackend:
-    target = tiny_llama(seed=1)
+    target = tiny_llama(seed=1, num_layers=1)
     if kind is PromptLookup:
         return PromptLookup(target)
     return kind(target, nearby(target, seed=2, noise=noise))
@@ -46,10 +46,10 @@ def rounds_of(generation: Generation) -> tuple[Round, ...]:
 
 
 def counted_and_expected(backend: GenerateBackend, **changes: Any) -> tuple[list[bool], list[float]]:
-    """Return for every tested draft token of 20 outputs whether it passed, and its acceptance probability from the replay."""
+    """Return for every tested draft token of 8 outputs whether it passed, and its acceptance probability from the replay."""
     passed: list[bool] = []
     probs: list[float] = []
-    for seed in range(20):
+    for seed in range(8):
         replay = backend.replay(ask(backend, seed=seed, **changes))
         for round_, of_round in zip(replay.rounds, replay.acceptance_probs, strict=True):
             passed += [place < round_.accepted for place in range(len(of_round))]
@@ -178,7 +178,7 @@ def test_a_token_of_the_text_is_never_taken_for_padding() -> None:
     """Token 0 is in the prompt, with and without an end token: a draft that does not see it differs from the target."""
     same = tiny(Assisted, noise=0.0)
     for end_tokens in ((), (23,)):
-        asked = ask(same, prompt_ids=(3, 0, 4, 0, 5), temperature=1.0, eos_token_ids=end_tokens)
+        asked = ask(same, prompt_ids=(3, 0, 4, 0, 5), temperature=1.0, eos_token_ids=end_tokens, seed=1)
         counts = count_rounds(rounds_of(same.generate(asked)))
         assert counts.accepted == counts.tested > 10
 

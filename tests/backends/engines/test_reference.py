@@ -144,7 +144,7 @@ def test_both_caches_hold_exactly_what_a_fresh_forward_would(backend: ReferenceB
 
 def test_the_second_token_follows_the_target_whatever_the_draft() -> None:
     """3,000 outputs with fixed seeds; chi-square at p > 0.001, so 1 false alarm in 1,000 if the seeds were free."""
-    target = tiny_llama(seed=1, vocab_size=6)
+    target = tiny_llama(seed=1, vocab_size=6, num_layers=1)
     backend = ReferenceBackend(target, tiny_llama(seed=7, vocab_size=6, num_layers=1))
     counts = np.zeros((6, 6))
     for seed in range(3000):
