@@ -12,6 +12,7 @@ from backends.forwards import floor
 from backends.forwards.fused_llama import FusedLlama
 from backends.models.loading import checked_device
 from bench.records.decoding import DecodeRequest, Generation, Round
+from tests.support.logits_by_context import LogitsByContext
 from tests.support.tiny_models import VOCAB_SIZE, nearby, tiny_llama
 
 PROMPT = (3, 1, 4, 1, 5)
@@ -146,6 +147,7 @@ def test_the_second_token_follows_the_target_whatever_the_draft() -> None:
     """3,000 outputs with fixed seeds; chi-square at p > 0.001, so 1 false alarm in 1,000 if the seeds were free."""
     target = tiny_llama(seed=1, vocab_size=6, num_layers=1)
     backend = ReferenceBackend(target, tiny_llama(seed=7, vocab_size=6, num_layers=1))
+    backend.target, backend.draft = LogitsByContext(backend.target.model), LogitsByContext(backend.draft.model)
     counts = np.zeros((6, 6))
     for seed in range(3000):
         first, second = backend.generate(request(max_new_tokens=2, num_draft_tokens=1, seed=seed)).token_ids
