@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from backends.acceptance.warping import SMALLEST_TEMPERATURE, warp
@@ -94,8 +95,10 @@ class TargetScorer:
                 text = texts[i]
                 tokens_N = torch.tensor(text.token_ids, device=logits_NV.device)
                 if temperature == 0 and not schedule:
-                    gap = tuple(_logit_gap(logits_NV, tokens_N).tolist())
-                    scored[i] = TextEvidence(text.prompt_index, text.repeat, text.slots, logit_gap=gap)
+                    gap_N = (logits_NV.amax(-1) - _of_token(logits_NV, tokens_N)).float()
+                    scored[i] = TextEvidence(
+                        text.prompt_index, text.repeat, text.slots, logit_gap=tuple(gap_N.tolist())
+                    )
                     continue
                 chunks = [
                     _place(
@@ -149,10 +152,9 @@ class TargetScorer:
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return rows filled up to the longest, and a mask that is 1 where they are not filled."""
-        longest = max(map(len, rows))
-        tokens = [(*row, *[0] * (longest - len(row))) for row in rows]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        return torch.tensor(tokens, device=self.model.device), torch.tensor(mask, device=self.model.device)
+        tokens_BT = pad_sequence([torch.tensor(row, device=self.model.device) for row in rows], batch_first=True)
+        lengths_B1 = torch.tensor([[len(row)] for row in rows], device=self.model.device)
+        return tokens_BT, (torch.arange(tokens_BT.shape[1], device=self.model.device) < lengths_B1).long()
 
 
 def slots_of(rounds: Sequence[Round] | None, num_tokens: int) -> tuple[int, ...]:
@@ -205,23 +207,14 @@ def _gap_difference(reference_NV: Tensor, other_NV: Tensor) -> NDArray[np.float3
 
 
 def evidence_for_cell(
-    pairs: Sequence[TimedPair],
-    prompt_ids: Sequence[Sequence[int]],
-    cell: Cell,
-    scorer: TargetScorer,
-    near_tie: float,
+    pairs: Sequence[TimedPair], prompt_ids: Sequence[Sequence[int]], cell: Cell, scorer: TargetScorer, near_tie: float
 ) -> Evidence:
     """Score every speculative output of a cell; `prompt_ids` are those of the run, one row per prompt."""
-    texts = [
-        Text(
-            tuple(prompt_ids[pair.prompt_index]),
-            pair.sd.token_ids,
-            slots_of(pair.sd.rounds, len(pair.sd.token_ids)),
-            pair.prompt_index,
-            pair.repeat,
-        )
-        for pair in pairs
-    ]
+    texts = []
+    for pair in pairs:
+        slots = slots_of(pair.sd.rounds, len(pair.sd.token_ids))
+        prompt = tuple(prompt_ids[pair.prompt_index])
+        texts.append(Text(prompt, pair.sd.token_ids, slots, pair.prompt_index, pair.repeat))
     scored = scorer.score_texts(
         texts,
         temperature=cell.temperature,
@@ -304,10 +297,6 @@ def _beyond_top_p(probs_NV: Tensor, above_NV: Tensor, top_k: int, top_p: float, 
 
 def _of_token(values_NV: Tensor, tokens_N: Tensor) -> Tensor:
     return values_NV.gather(1, tokens_N[:, None])[:, 0]
-
-
-def _logit_gap(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    return (logits_NV.amax(-1) - _of_token(logits_NV, tokens_N)).float()
 
 
 def _sampled(text: Text, chunks: Sequence[Places], seed: int) -> TextEvidence:

@@ -112,10 +112,7 @@ class FreshForwards:
         draft_temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
         target_probs_TV, draft_probs_TV = (
             warp(
-                TargetScorer(model).logits([text])[0],
-                temperature=temperature,
-                top_k=request.top_k,
-                top_p=request.top_p,
+                TargetScorer(model).logits([text])[0], temperature=temperature, top_k=request.top_k, top_p=request.top_p
             )
             for model, temperature in ((self.target, request.temperature), (self.draft, draft_temperature))
         )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -468,20 +467,20 @@ class BackendConformance:
 
 def changes_random_state(backend: Backend, request: DecodeRequest) -> bool:
     """Return whether a call changes the global random state of torch, numpy or random; afterwards it is restored."""
-    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
-    # Draw first: a call that seeds the states again as they were seeded before would not show otherwise.
-    torch.rand(1), np.random.random(), random.random()
-    before = _random_states()
-    backend.generate(request)
-    changed = _random_states() != before
-    torch.random.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
+    kept = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        # Draw first: a call that seeds the states again as they were seeded before would not show otherwise.
+        torch.rand(1), np.random.random(), random.random()
+        before = _random_states()
+        backend.generate(request)
+        changed = _random_states() != before
+    np.random.set_state(kept[0])
+    random.setstate(kept[1])
     return changed
 
 
-def _random_states() -> bytes:
-    return pickle.dumps((torch.random.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
+def _random_states() -> tuple[object, ...]:
+    return torch.random.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
 
 
 def _assert_lossless(fresh: FreshForwards, outputs: Sequence[Output]) -> None:

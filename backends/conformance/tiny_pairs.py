@@ -12,20 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    MixtralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    T5Config,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from backends.models.checkpoints import model_family
 from bench.records.decoding import ModelPair
@@ -55,11 +44,11 @@ def _llama_like(config: Callable[..., PretrainedConfig], **options: Any) -> Pret
 
 
 ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: _llama_like(LlamaConfig),
-    "gpt2": lambda: _llama_like(GPT2Config, num_key_value_heads=2),
+    "llama": lambda: _llama_like(transformers.LlamaConfig),
+    "gpt2": lambda: _llama_like(transformers.GPT2Config, num_key_value_heads=2),
     # Soft-capped logits, and a layer with a sliding window below one with full attention.
     "gemma2": lambda: _llama_like(
-        Gemma2Config,
+        transformers.Gemma2Config,
         num_hidden_layers=2,
         head_dim=32,
         sliding_window=WINDOW,
@@ -67,9 +56,9 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
         attn_logit_softcapping=20.0,
         query_pre_attn_scalar=32,
     ),
-    "qwen3": lambda: _llama_like(Qwen3Config, head_dim=32),
-    "mixtral": lambda: _llama_like(MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
-    "t5": lambda: T5Config(
+    "qwen3": lambda: _llama_like(transformers.Qwen3Config, head_dim=32),
+    "mixtral": lambda: _llama_like(transformers.MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
+    "t5": lambda: transformers.T5Config(
         vocab_size=VOCAB_SIZE,
         d_model=64,
         d_kv=32,
@@ -133,7 +122,7 @@ def tiny_pair(folder: Path, relation: Relation, *, architecture: str = "llama", 
 
 def _tiny(architecture: str, *, seed: int) -> PreTrainedModel:
     config = ARCHITECTURES[architecture]()
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(T5_SEED if architecture == "t5" else seed)
         model: PreTrainedModel = auto.from_config(config).eval()
@@ -175,8 +164,10 @@ def _confined(model: Any, allowed: slice) -> PreTrainedModel:
     return model
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
     words = ("<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCAB_SIZE)))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )

@@ -49,13 +49,7 @@ class Graph(nn.Module):
             self.layers.append(nn.ParameterDict({name: _frozen(weight) for name, weight in weights.items()}))
 
     def forward(
-        self,
-        tokens_T: Tensor,
-        places_T: Tensor,
-        cos_T1E: Tensor,
-        sin_T1E: Tensor,
-        seen_S: Tensor,
-        caches: list[Tensor],
+        self, tokens_T: Tensor, places_T: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, seen_S: Tensor, caches: list[Tensor]
     ) -> Tensor:
         """Return the logits (T, V) of tokens at these places. Keys and values go into the caches.
 

@@ -117,44 +117,30 @@ class FusedLlama:
         start, end = self.length, self.length + num_tokens
         if end > self.room:
             self._make_room(max(end, 2 * self.room))
+        heads, key_heads, width = self.num_heads, self.num_key_heads, self.head_width
         cos_T1E, sin_T1E = self.cos_L1E[start:end], self.sin_L1E[start:end]
-        mask_RL = causal_mask(start, num_tokens, self.num_heads // self.num_key_heads, self.embedding)
+        mask_RL = causal_mask(start, num_tokens, heads // key_heads, self.embedding)
         stream_TD = F.embedding(tokens_BT[0], self.embedding)
         for layer in self.layers:
-            mixed_TD = self._attention(layer, stream_TD, cos_T1E, sin_T1E, mask_RL, start, end)
+            qkv = layer.qkv(normed(stream_TD, layer.attention_norm, self.eps))
+            qkv = qkv.view(num_tokens, heads + 2 * key_heads, width)
+            qk = qkv[:, : heads + key_heads]
+            torch.addcmul(qk * cos_T1E, qk.roll(width // 2, -1), sin_T1E, out=qk)
+            layer.cache_KLE[:, start:end] = qkv[:, heads:].transpose(0, 1)
+            # The query heads of one key head become rows of one product, so that no key is read twice: (K, G, T, E).
+            grouped = qkv[:, :heads].view(num_tokens, key_heads, -1, width).permute(1, 2, 0, 3)
+            mixed = F.scaled_dot_product_attention(
+                grouped.reshape(1, key_heads, -1, width),
+                layer.cache_KLE[None, :key_heads, :end],
+                layer.cache_KLE[None, key_heads:, :end],
+                attn_mask=mask_RL,
+            )
+            mixed_TD = mixed.view(key_heads, -1, num_tokens, width).permute(2, 0, 1, 3).reshape(num_tokens, -1)
             stream_TD = layer.out.add(mixed_TD, stream_TD)
             gate, up = layer.gate_up(normed(stream_TD, layer.mlp_norm, self.eps)).chunk(2, -1)
             stream_TD = layer.down.add(F.silu(gate).mul_(up), stream_TD)
         self.length = end
         return self.head(normed(stream_TD[-num_logits:], self.last_norm, self.eps))
-
-    def _attention(
-        self,
-        layer: Layer,
-        stream_TD: Tensor,
-        cos_T1E: Tensor,
-        sin_T1E: Tensor,
-        mask_RL: Tensor | None,
-        start: int,
-        end: int,
-    ) -> Tensor:
-        """Return the heads' output before the output projection, (T, D). Keys and values go into the cache."""
-        num_tokens, heads, key_heads = end - start, self.num_heads, self.num_key_heads
-        qkv = layer.qkv(normed(stream_TD, layer.attention_norm, self.eps))
-        qkv = qkv.view(num_tokens, heads + 2 * key_heads, self.head_width)
-        qk = qkv[:, : heads + key_heads]
-        torch.addcmul(qk * cos_T1E, qk.roll(self.head_width // 2, -1), sin_T1E, out=qk)
-        layer.cache_KLE[:, start:end] = qkv[:, heads:].transpose(0, 1)
-        # The query heads of one key head become rows of one product, so that no key is read twice: (K, G, T, E).
-        grouped = qkv[:, :heads].view(num_tokens, key_heads, -1, self.head_width).permute(1, 2, 0, 3)
-        mixed = F.scaled_dot_product_attention(
-            grouped.reshape(1, key_heads, -1, self.head_width),
-            layer.cache_KLE[None, :key_heads, :end],
-            layer.cache_KLE[None, key_heads:, :end],
-            attn_mask=mask_RL,
-        )
-        mixed = mixed.view(key_heads, -1, num_tokens, self.head_width).permute(2, 0, 1, 3)
-        return mixed.reshape(num_tokens, -1)
 
 
 def _fused(*linears: nn.Module) -> Tensor:

@@ -16,23 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends.models import checkpoints, embedded
 from backends.models import inflated as inflated_models
-from backends.models.checkpoints import (
-    check_compatible,
-    missing_parts,
-    model_config,
-    model_family,
-    model_hash,
-    weight_files,
-)
-from backends.models.embedded import (
-    adapted_draft_folder,
-    adapted_drafts,
-    card_folder,
-    draft_folder,
-    gguf_file,
-    target_folder,
-)
 from bench.errors import BackendUnavailable, first_line
 from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.records.decoding import ModelPair, Scalar
@@ -45,9 +30,9 @@ EMBEDDED_PREFIX = "embedded:smollm2/"
 CARD = "card.json"
 MINI_T5 = Path(__file__).with_name("mini-t5")  # plain checkpoints, made by `python -m distill.commands.mini_t5`
 EMBEDDED: dict[str, Callable[[], Path]] = {
-    "embedded:smollm2/target": target_folder,
-    "embedded:smollm2/draft": draft_folder,
-    **{f"embedded:smollm2/{name}": partial(adapted_draft_folder, name) for name in adapted_drafts()},
+    "embedded:smollm2/target": embedded.target_folder,
+    "embedded:smollm2/draft": embedded.draft_folder,
+    **{f"embedded:smollm2/{name}": partial(embedded.adapted_draft_folder, name) for name in embedded.adapted_drafts()},
     **{f"embedded:mini-t5/{role}": partial(Path, MINI_T5, role) for role in ("target", "draft")},
 }
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -93,7 +78,9 @@ def resolve(
     if dtype is not None:
         row = replace(row, dtype=_one_of("dtype", dtype, DTYPES))
     pair = replace(row, target=str(_folder(row.name, row.target)), draft=str(_folder(row.name, row.draft)))
-    return pair if pair.family else replace(pair, family=model_family(model_config(pair.target)))
+    return (
+        pair if pair.family else replace(pair, family=checkpoints.model_family(checkpoints.model_config(pair.target)))
+    )
 
 
 def ready(
@@ -104,7 +91,7 @@ def ready(
     Raises:  as `resolve` and `check_compatible`
     """
     pair = resolve(name, target=target, draft=draft, pairs_file=pairs_file)
-    check_compatible(pair)
+    checkpoints.check_compatible(pair)
     return pair
 
 
@@ -122,7 +109,7 @@ def check_inflatable(pair: ModelPair, shape: str) -> None:
 
     Raises:  BackendUnavailable: it cannot be inflated at all; ValueError: not to this shape
     """
-    inflated_models.check_inflatable(model_config(pair.target), shape)
+    inflated_models.check_inflatable(checkpoints.model_config(pair.target), shape)
 
 
 def inflated(pair: ModelPair, shape: str) -> ModelPair:
@@ -132,7 +119,11 @@ def inflated(pair: ModelPair, shape: str) -> ModelPair:
     """
     target = Path(pair.target)
     folder, label = inflated_models.checkpoint(
-        target, shape, config=model_config(pair.target), name=_public_name(target), sha256=model_hash(target)
+        target,
+        shape,
+        config=checkpoints.model_config(pair.target),
+        name=_public_name(target),
+        sha256=checkpoints.model_hash(target),
     )
     return replace(pair, name=f"{pair.name}{INFLATED}{label}", target=str(folder), inflation=label)
 
@@ -145,9 +136,9 @@ def recorded(pair: ModelPair) -> ModelPair:
 def _public_name(folder: Path) -> str:
     if made_from := inflated_models.card(folder):
         return f"{made_from['target']}{INFLATED}{made_from['shape']}"
-    embedded = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
-    if embedded and f"{EMBEDDED_PREFIX}{embedded[1]}" in EMBEDDED:
-        return f"{EMBEDDED_PREFIX}{embedded[1]}"
+    name = re.fullmatch(r"smollm2-(.+)-[0-9a-f]{16}", folder.name)
+    if name and f"{EMBEDDED_PREFIX}{name[1]}" in EMBEDDED:
+        return f"{EMBEDDED_PREFIX}{name[1]}"
     if folder.parent == MINI_T5:
         return f"embedded:mini-t5/{folder.name}"
     if folder.parent.name == "snapshots":  # models--<owner>--<name>/snapshots/<commit>
@@ -162,7 +153,7 @@ def draft_card(pair: ModelPair) -> dict[str, Scalar]:
     name = recorded(pair).draft
     folders = [Path(pair.draft), Path(pair.draft).parent]
     if name.startswith(EMBEDDED_PREFIX):
-        folders = [card_folder(name.removeprefix(EMBEDDED_PREFIX))]
+        folders = [embedded.card_folder(name.removeprefix(EMBEDDED_PREFIX))]
     path = next((folder / CARD for folder in folders if (folder / CARD).is_file()), None)
     if path is None:
         return {}
@@ -223,7 +214,7 @@ def _folder(pair: str, model: str) -> Path:
 def _needs_hub(model: str) -> bool:
     if model in EMBEDDED:
         if model.startswith(EMBEDDED_PREFIX):
-            gguf_file()  # raises if the package is missing
+            embedded.gguf_file()  # raises if the package is missing
         return False
     return _found(model) is None
 
@@ -232,7 +223,7 @@ def _found(model: str) -> Path | None:
     """Return the folder of a model that is on this machine; None for a hub id that has to be fetched first."""
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
         folder = Path(model).expanduser().absolute()
-        if missing := missing_parts(folder):
+        if missing := checkpoints.missing_parts(folder):
             raise ValueError(f"expected a transformers checkpoint in {model}, found no {', no '.join(missing)}")
         return folder
     if not HUB_ID.fullmatch(model):
@@ -242,7 +233,7 @@ def _found(model: str) -> Path | None:
     config = try_to_load_from_cache(model, "config.json")
     # Another value than a path: it is not cached, or it is known that the hub has no such file.
     found = Path(config).parent if isinstance(config, str) else None
-    return None if found is None or missing_parts(found) else found
+    return None if found is None or checkpoints.missing_parts(found) else found
 
 
 def _download(pair: str, model: str) -> Path:
@@ -252,9 +243,9 @@ def _download(pair: str, model: str) -> Path:
     small = ["*.json", "*.jinja", "*.model", "*.txt"]
     try:
         folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
-        if not weight_files(folder):
+        if not checkpoints.weight_files(folder):
             folder = Path(snapshot_download(model, allow_patterns=[*small, "*.bin"]))
-        if missing := missing_parts(folder):
+        if missing := checkpoints.missing_parts(folder):
             raise BackendUnavailable(f"pair {pair}: {model} on the hub has no {', no '.join(missing)}")
         return folder
     except errors.GatedRepoError as error:
