@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.doctor.check import Check, State
+from bench.errors import first_line
 from bench.records.decoding import Scalar
 from bench.records.machine import throttle_reasons
 
@@ -89,7 +90,7 @@ def gather_gpu(device: str) -> Gpu:
         name = device if requested else "cuda"
         free_bytes, total_bytes = torch.cuda.mem_get_info(name)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{wrong}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{wrong}: {first_line(error)}") from None
     card = torch.cuda.get_device_name(name)
     return Gpu(True, True, requested, card, free_bytes, total_bytes, throttle_reasons(name))
 

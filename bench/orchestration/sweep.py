@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import BackendUnavailable, IncomparableResults
+from bench.errors import BackendUnavailable, IncomparableResults, first_line
 from bench.records import checkout, environment
 from bench.records.files import load_run, write_run
 from bench.records.runs import SHARED_BY, RunRecord
@@ -165,7 +165,7 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BackendUnavailable(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        raise BackendUnavailable(f"no Ray cluster at {address}: {first_line(error)}") from error
     try:
         yield ray
     finally:
