@@ -63,7 +63,7 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
         d_model=64,
         d_kv=32,
         d_ff=96,
-        num_layers=1,
+        num_layers=2,
         num_heads=2,
         n_positions=512,
         dropout_rate=0.0,
@@ -76,10 +76,11 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
 
 # A T5 is chosen so that greedy output does not repeat itself at once: the seed, a factor of its embedding (which is the head
 # too: unscaled, every token would predict itself), and a factor of its last norm.
-T5_SEED, T5_EMBEDDING, T5_NORM = 4, 0.3, 1.84
+T5_SEED, T5_EMBEDDING, T5_NORM = 3, 0.3, 1.84
 
-# What is added to the weights of a `near` draft: with k = 3, T = 0.8 a round then emits about 2 tokens.
-NOISE, T5_NOISE = 0.015, 0.003
+# What is added to the weights of a `near` draft. It is one value for all architectures, chosen for the draft and never for a result:
+# checks with fixed seeds keep their stated false-alarm rate only if no setting is picked because they pass with it.
+NOISE = 0.015
 
 
 def family_of(architecture: str) -> str:
@@ -96,8 +97,7 @@ def tiny_models(relation: Relation, architecture: str = "llama") -> tuple[PreTra
     if relation == "same":
         return target, copy.deepcopy(target)
     if relation == "near":
-        noise = T5_NOISE if architecture == "t5" else NOISE
-        return target, _disturbed(target, seed=2, noise=noise, confidence=2.0)
+        return target, _disturbed(target, seed=2, noise=NOISE, confidence=2.0)
     if architecture != "llama":
         raise ValueError(f"disjoint models are made of Llamas only, got {architecture}")
     half = VOCAB_SIZE // 2

@@ -47,7 +47,7 @@ class TestT5(OnReference):
     """An encoder-decoder."""
 
     architecture = "t5"
-    capabilities = Capabilities(rules=frozenset({"rejection", "block"}), adaptive_draft_length=True)
+    capabilities = reference.ReferenceBackend.capabilities
 
 
 class TestT5Bfloat16(OnReference):
