@@ -122,11 +122,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         alone = [item for item in items if item.get_closest_marker("compares_backends")]
         config.hook.pytest_deselected(items=alone)
         items[:] = [item for item in items if item not in alone]
-    suites = {
-        item: settings_of(config, item.module)
-        for item in items
-        if isinstance(item, pytest.Function) and _is_suite(item)
-    }
+    suites = {item: settings_of(config, item.module) for item in items if isinstance(item, pytest.Function) and _is_suite(item)}
     if config.option.collectonly or not suites:
         return
     try:
@@ -280,9 +276,7 @@ def suite_name(module: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def suite_run(
-    recording: Recording, backend: Backend, workload: Workload, request: pytest.FixtureRequest
-) -> Iterator[SuiteRun]:
+def suite_run(recording: Recording, backend: Backend, workload: Workload, request: pytest.FixtureRequest) -> Iterator[SuiteRun]:
     """The measuring side of this suite on one draft and one set of prompts."""
     from bench.measurement.suite_run import SuiteRun
 

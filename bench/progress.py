@@ -95,9 +95,7 @@ class Meter:
                 self.task = self.bar.add_task(self.label, total=self.total, text=text)
                 self.bar.start()
             # The total may have changed: a coordinator learns it from its first process.
-            self.bar.update(
-                self.task, completed=self.done, total=self.total, description=self.label, text=text, refresh=True
-            )
+            self.bar.update(self.task, completed=self.done, total=self.total, description=self.label, text=text, refresh=True)
 
     def __enter__(self) -> Meter:
         return self

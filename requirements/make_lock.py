@@ -51,9 +51,7 @@ def main() -> None:
     lines = (line.partition("#")[0].strip() for line in source.read_text().splitlines())
     roots = [Requirement(line) for line in lines if line]
     resolved = resolve(source)
-    print(
-        f"# Made from {source.name} by `make lock` (Python {sys.version_info.major}.{sys.version_info.minor}, Linux x86-64)."
-    )
+    print(f"# Made from {source.name} by `make lock` (Python {sys.version_info.major}.{sys.version_info.minor}, Linux x86-64).")
     print("# Install with pip --no-deps: the packages in make_lock.py's DROPPED are left out on purpose.")
     for name in sorted(reachable(roots, resolved)):
         print(f"{name}=={resolved[name]['version'].partition('+')[0]}")

@@ -63,9 +63,7 @@ def test_distill_speed(
     )
     rounds = trl_comparison.Rounds(training, trl_comparison.orders(size.rounds))
     benchmark.group = f"distill_speed {pair.name}"
-    benchmark.pedantic(
-        rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
-    )
+    benchmark.pedantic(rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1)
     for name in rounds.runs:
         runs = [each.runs[name] for each in rounds.done]
         benchmark.extra_info[f"{name}_seconds"] = sum(run.seconds for run in runs)

@@ -17,9 +17,7 @@ ORDERS = (("hot",), ("cold",), ("hot", "cold"), ("cold", "hot"))
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="_then_".join)
-def test_dynamic_temperature(
-    benchmark, suite_run: SuiteRun, order: tuple[str, ...], rule: str, num_draft_tokens: int
-) -> None:
+def test_dynamic_temperature(benchmark, suite_run: SuiteRun, order: tuple[str, ...], rule: str, num_draft_tokens: int) -> None:
     settings = suite_run.settings
     sampled = [temperature for temperature in settings.temperatures if temperature > 0]
     if len(sampled) < 2:

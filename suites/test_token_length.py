@@ -73,9 +73,7 @@ def test_token_length(
     benchmark.extra_info.update(backend=backend.name, rule=header.rule, num_draft_tokens=header.num_draft_tokens)
     with capsys.disabled(), Meter(f"{SUITE} {backend.name}", total, unit="texts") as meter:
         try:
-            benchmark.pedantic(
-                token_length.measure, (path, header, judge), {"on_text": meter.show}, rounds=1, iterations=1
-            )
+            benchmark.pedantic(token_length.measure, (path, header, judge), {"on_text": meter.show}, rounds=1, iterations=1)
         except KeyboardInterrupt:
             meter.note("interrupted: what was decoded is kept; the same command with --resume goes on from there")
             raise

@@ -114,9 +114,7 @@ def test_files_of_a_package_do_not_import_each_other_in_circles() -> None:
         for path in modules(package):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             wanted = set(imported(path))
-            graph[name] = {
-                other for other in known if other != name and any(within(dotted, other) for dotted in wanted)
-            }
+            graph[name] = {other for other in known if other != name and any(within(dotted, other) for dotted in wanted)}
     while free := [name for name, others in graph.items() if not others & graph.keys()]:
         for name in free:
             del graph[name]
@@ -134,9 +132,7 @@ def test_only_the_named_files_use_importlib() -> None:
 
 
 def test_importing_the_harness_loads_neither_torch_nor_an_engine() -> None:
-    names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules("bench") if path.stem != "__init__"
-    ]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules("bench") if path.stem != "__init__"]
     names.remove("bench.prompts.make_word_problems")  # a program, not part of the harness
     code = f"import sys, {', '.join(names)}; print([m for m in {sorted(HEAVY)} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

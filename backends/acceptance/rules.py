@@ -87,9 +87,7 @@ def rejection_acceptance_probs(draft_tokens_G: Tensor, draft_probs_GV: Tensor, t
     return torch.minimum(target_probs_SV[:-1], draft_probs_GV).sum(-1).clamp_max(1)
 
 
-def judge_one_hot(
-    draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor, uniforms_S: Tensor
-) -> Judgement:
+def judge_one_hot(draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor, uniforms_S: Tensor) -> Judgement:
     """Apply the rejection rule with q = 1 at the draft token: accept with p(x), else draw from p without x."""
     certain_GV = torch.zeros_like(draft_probs_GV).scatter_(1, draft_tokens_G[:, None], 1.0)
     return judge_by_rejection(draft_tokens_G, certain_GV, target_probs_SV, uniforms_S)
@@ -114,9 +112,7 @@ def exact_match_acceptance_probs(draft_tokens_G: Tensor, draft_probs_GV: Tensor,
     return (target_probs_SV[:-1] * draft_probs_GV).sum(-1)
 
 
-def judge_as_block(
-    draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor, uniforms_S: Tensor
-) -> Judgement:
+def judge_as_block(draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor, uniforms_S: Tensor) -> Judgement:
     """Keep the longest prefix whose own test passes, whatever the tests of shorter prefixes gave.
 
     Let P_i be the probability that a prefix of i tokens is kept (`_keep_probs`), and R_i = sum_v max(0, P_i p_v - q_v) at the
@@ -146,9 +142,7 @@ def block_acceptance_probs(draft_tokens_G: Tensor, draft_probs_GV: Tensor, targe
     return _keep_probs(draft_tokens_G, draft_probs_GV, target_probs_SV)[1:]
 
 
-def judge_as_typical(
-    draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor, uniforms_S: Tensor
-) -> Judgement:
+def judge_as_typical(draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_SV: Tensor, uniforms_S: Tensor) -> Judgement:
     """Accept what is typical of the target, p(x) > min(epsilon, delta exp(-entropy)); then draw from p. Lossy.
 
     Source:  Cai et al. 2024 (Medusa), arXiv 2401.10774, section 2.3.1

@@ -17,9 +17,7 @@ from bench.records.runs import Cell, Evidence, TimedPair
 _NEAR_TIES: dict[tuple[object, ...], float] = {}  # measured once per process under the same conditions
 
 
-def cell_scorer(
-    backend: Backend, workload: Workload, settings: Settings
-) -> Callable[[Cell, Sequence[TimedPair]], Evidence]:
+def cell_scorer(backend: Backend, workload: Workload, settings: Settings) -> Callable[[Cell, Sequence[TimedPair]], Evidence]:
     """Return what scores the generations of a cell under the target, which is loaded with the first cell if need be."""
     pair, shown = workload.model_pair, workload.prompt_ids[: scoring.NEAR_TIE_PROMPTS]
     longest = max(settings.num_draft_tokens)

@@ -96,14 +96,10 @@ class TargetScorer:
                 tokens_N = torch.tensor(text.token_ids, device=logits_NV.device)
                 if temperature == 0 and not schedule:
                     gap_N = (logits_NV.amax(-1) - _of_token(logits_NV, tokens_N)).float()
-                    scored[i] = TextEvidence(
-                        text.prompt_index, text.repeat, text.slots, logit_gap=tuple(gap_N.tolist())
-                    )
+                    scored[i] = TextEvidence(text.prompt_index, text.repeat, text.slots, logit_gap=tuple(gap_N.tolist()))
                     continue
                 chunks = [
-                    _place(
-                        logits_NV[some], tokens_N[some], temperature=piece, top_k=top_k, top_p=top_p, near_tie=near_tie
-                    )
+                    _place(logits_NV[some], tokens_N[some], temperature=piece, top_k=top_k, top_p=top_p, near_tie=near_tie)
                     for some, piece in _stretches(len(tokens_N), schedule or ((0, temperature),))
                 ]
                 scored[i] = _sampled(text, chunks, seed)
@@ -145,9 +141,7 @@ class TargetScorer:
         prompts_BT, mask_BT = self._padded([text.prompt_ids for text in texts])
         start = self.model.config.decoder_start_token_id
         decoded_BT, _ = self._padded([(start, *text.token_ids[:-1]) for text in texts])
-        logits_BTV = self.model(
-            prompts_BT, attention_mask=mask_BT, decoder_input_ids=decoded_BT, use_cache=False
-        ).logits
+        logits_BTV = self.model(prompts_BT, attention_mask=mask_BT, decoder_input_ids=decoded_BT, use_cache=False).logits
         return [logits_TV[: len(text.token_ids)] for logits_TV, text in zip(logits_BTV, texts, strict=True)]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -248,9 +242,7 @@ def _stretches(num_tokens: int, schedule: Schedule) -> Iterator[tuple[slice, flo
             yield slice(first, min(first + ROWS_AT_A_TIME, end)), temperature
 
 
-def _place(
-    logits_NV: Tensor, tokens_N: Tensor, *, temperature: float, top_k: int, top_p: float, near_tie: float
-) -> Places:
+def _place(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float, top_k: int, top_p: float, near_tie: float) -> Places:
     scores_NV = logits_NV.float()
     own_N1 = scores_NV.gather(1, tokens_N[:, None])
     ids_V = torch.arange(scores_NV.shape[-1], device=scores_NV.device)

@@ -188,12 +188,7 @@ def _judge(made: _Made, settings: Settings, pair: ModelPair) -> tuple[Certificat
     started = time.perf_counter()
     near_tie = near_tie_tolerance(target, [text.prompt_ids for text in made.texts], settings.num_draft_tokens[0])
     scored = TargetScorer(target).score_texts(
-        made.texts,
-        temperature=temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        near_tie=near_tie,
+        made.texts, temperature=temperature, top_k=settings.top_k, top_p=settings.top_p, seed=settings.seed, near_tie=near_tie
     )
     score_s = time.perf_counter() - started
     sample = Sample(Evidence(pair.dtype, near_tie, scored), temperature, made.differing_texts)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 class Doctor:
-    help = (
-        "check this machine, measure how small a difference it resolves, and list what to fix (exit: 1 with a problem)"
-    )
+    help = "check this machine, measure how small a difference it resolves, and list what to fix (exit: 1 with a problem)"
 
     def configure(self, parser: ArgumentParser) -> None:
         option = parser.add_argument

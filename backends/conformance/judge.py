@@ -55,9 +55,7 @@ class FreshForwards:
         scorer, dtype = TargetScorer(self.target), str(self.target.dtype).removeprefix("torch.")
         samples = []
         for (temperature, top_k, top_p), texts in groups.items():
-            scored = scorer.score_texts(
-                texts, temperature=temperature, top_k=top_k, top_p=top_p, near_tie=self.near_tie
-            )
+            scored = scorer.score_texts(texts, temperature=temperature, top_k=top_k, top_p=top_p, near_tie=self.near_tie)
             samples.append(Sample(Evidence(dtype, self.near_tie, scored), temperature))
         return certify(samples)
 
@@ -111,17 +109,13 @@ class FreshForwards:
         text = Text(request.prompt_ids, token_ids, ())
         draft_temperature = request.temperature if request.draft_temperature is None else request.draft_temperature
         target_probs_TV, draft_probs_TV = (
-            warp(
-                TargetScorer(model).logits([text])[0], temperature=temperature, top_k=request.top_k, top_p=request.top_p
-            )
+            warp(TargetScorer(model).logits([text])[0], temperature=temperature, top_k=request.top_k, top_p=request.top_p)
             for model, temperature in ((self.target, request.temperature), (self.draft, draft_temperature))
         )
         return target_probs_TV, draft_probs_TV
 
 
-def _transforms(
-    law_TV: Tensor, token_ids: Sequence[int], places: Sequence[int], uniforms: np.random.Generator
-) -> list[float]:
+def _transforms(law_TV: Tensor, token_ids: Sequence[int], places: Sequence[int], uniforms: np.random.Generator) -> list[float]:
     """Return the randomised transform of some tokens x: (P(id < x) + u P(x)) / P(any), with u uniform on 0..1."""
     tokens_N1 = torch.tensor([token_ids[place] for place in places], dtype=torch.long)[:, None]
     law_NV = law_TV[list(places)].double()

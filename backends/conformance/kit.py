@@ -35,15 +35,7 @@ from backends.conformance import judge
 from backends.conformance.judge import NUM_DRAFT_TOKENS, PROMPTS, FreshForwards, Output, Tested, unbalanced
 from backends.conformance.tiny_pairs import END_TOKENS, RELATIONS, Relation, family_of, tiny_pair
 from bench.protocols import Backend, Capabilities
-from bench.records.decoding import (
-    AUTOREGRESSIVE,
-    DecodeRequest,
-    Generation,
-    ModelPair,
-    Round,
-    num_tested,
-    placed_rounds,
-)
+from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Generation, ModelPair, Round, num_tested, placed_rounds
 from bench.statistics.intervals import self_normalised_z, two_sided_p
 
 ALLOWED_P = 0.001  # false alarms of one comparison
@@ -114,9 +106,7 @@ def _uncached(relation: Relation) -> Any:
 class BackendConformance:
     """Inherit, name the backend's class, and implement `load`; docs/backends.md has an example."""
 
-    backend: ClassVar[Any] = (
-        None  # declares what is generated; None: everything is, and checks skip once the engine runs
-    )
+    backend: ClassVar[Any] = None  # declares what is generated; None: everything is, and checks skip once the engine runs
     capabilities: ClassVar[Capabilities | None] = None  # what is checked, if not all that the backend declares
     architecture = "llama"  # or another of `backends.conformance.tiny_pairs`
     dtype = "float32"
@@ -419,9 +409,7 @@ class BackendConformance:
         found = 0
         for request in _requests(near, 240, temperature=0.0):
             token_ids, rounds = (generation := near.generate(request)).token_ids, generation.rounds or ()
-            ends = [
-                start + r.emitted for start, r in placed_rounds(rounds, len(token_ids)) if num_tested(r) > r.accepted
-            ]
+            ends = [start + r.emitted for start, r in placed_rounds(rounds, len(token_ids)) if num_tested(r) > r.accepted]
             for end in [end for end in ends if end < len(token_ids)][:5]:
                 prompt, rest = (*request.prompt_ids, *token_ids[:end]), token_ids[end:]
                 assert near.generate(replace(request, prompt_ids=prompt, max_new_tokens=len(rest))).token_ids == rest

@@ -78,7 +78,7 @@ ARCHITECTURES: Mapping[str, Callable[[], PretrainedConfig]] = {
 # too: unscaled, every token would predict itself), and a factor of its last norm.
 T5_SEED, T5_EMBEDDING, T5_NORM = 3, 0.3, 1.84
 
-# What is added to the weights of a `near` draft. It is one value for all architectures, chosen for the draft and never for a result:
+# What is added to the weights of a `near` draft, for all architectures. It is chosen for the draft and never for a result:
 # checks with fixed seeds keep their stated false-alarm rate only if no setting is picked because they pass with it.
 NOISE = 0.015
 
@@ -156,9 +156,7 @@ def _confined(model: Any, allowed: slice) -> PreTrainedModel:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[0] = 0.0
         layer.mlp.down_proj.weight[0] = 0.0
-    push = torch.full(
-        (VOCAB_SIZE,), -1e4
-    )  # times the normalised channel, at least 0.05, gives -500: exp underflows to 0
+    push = torch.full((VOCAB_SIZE,), -1e4)  # times the normalised channel, at least 0.05, gives -500: exp underflows to 0
     push[allowed] = 0.0
     model.lm_head.weight[:, 0] = push
     return model

@@ -99,9 +99,7 @@ def cores(env: Facts, activity: Activity) -> Iterator[Check]:
     """Check whether the cores are free for measuring."""
     topic, usable, quota = "machine", _number(env, "num_usable_cores"), _number(env, "cpu_quota_cores")
     logical, physical = env.get("num_logical_cores"), env.get("num_physical_cores")
-    found = f"{usable:g} of {logical} cores usable" + (
-        f", {physical} physical" if physical not in (None, logical) else ""
-    )
+    found = f"{usable:g} of {logical} cores usable" + (f", {physical} physical" if physical not in (None, logical) else "")
     yield Check(topic, "ok", f"{env.get('cpu_model', 'CPU')}: {found}, {env.get('ram_gib')} GiB of memory")
     if 0 < quota < usable:
         yield Check(topic, "note", f"this container gets the time of {quota:g} cores, though it sees {usable:g}")
@@ -215,9 +213,7 @@ def _num_threads(env: Facts) -> Check:
         text = f"{text} on {physical:g} physical cores: two threads share one core"
         return Check("threads", "note", text, f"Set OMP_NUM_THREADS={physical:g}.")
     if count < math.floor(min(room, physical)):
-        return Check(
-            "threads", "note", f"{text}, and {room:g} cores are usable", "Unset OMP_NUM_THREADS to use them all."
-        )
+        return Check("threads", "note", f"{text}, and {room:g} cores are usable", "Unset OMP_NUM_THREADS to use them all.")
     return Check("threads", "ok", text)
 
 

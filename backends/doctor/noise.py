@@ -143,10 +143,7 @@ def _until(end_s: float, clock: Clock) -> Clock:
 
 
 def _rounds(
-    backend: Backend,
-    requests: Sequence[DecodeRequest],
-    on_triple: Callable[[BaselineTriple], None],
-    clock: Clock,
+    backend: Backend, requests: Sequence[DecodeRequest], on_triple: Callable[[BaselineTriple], None], clock: Clock
 ) -> Iterator[None]:
     """Run both arms of one prompt at a time, over all prompts again and again with new seeds."""
     for repeat in itertools.count():
@@ -166,9 +163,7 @@ def judge(run: NoiseRun) -> Iterator[Check]:
     if not run.warmup_settled and not run.interrupted:
         yield Check(TOPIC, "problem", "the warm-up never settled", "End the other programs, and try again.")
     if run.throttle:
-        yield Check(
-            TOPIC, "problem", f"the GPU was throttled: {', '.join(run.throttle)}", "Let it cool, then try again."
-        )
+        yield Check(TOPIC, "problem", f"the GPU was throttled: {', '.join(run.throttle)}", "Let it cool, then try again.")
     num_prompts = len({triple.prompt_index for triple in run.triples})
     if run.interrupted:
         yield Check(TOPIC, "note", f"interrupted after {num_prompts} prompts")

@@ -135,11 +135,7 @@ class Probe(Watch):
             draft_probs = self.backend.draft_probs(drafts, self.draft_logits, self.request)
             # The last G + 1 rows: in the first round the rows before them belong to the prompt.
             target_probs = warped(self.target_logits[-len(drafts) - 1 :], self.request)
-            probs = (
-                RULES[self.request.rule]
-                .acceptance_probs(drafts, draft_probs, target_probs)[: num_tested(round_)]
-                .tolist()
-            )
+            probs = RULES[self.request.rule].acceptance_probs(drafts, draft_probs, target_probs)[: num_tested(round_)].tolist()
         self.acceptance_probs.append(tuple(probs))
         self.draft_logits.clear()
 
@@ -191,9 +187,7 @@ class GenerateBackend(InProcess):
         speculation = self.speculation(request) if speculative else {}
         draft = self.draft if speculative else None
         with watch.attached(self.target) if speculative else nullcontext():
-            call_generate(
-                self.target, request, sampling | speculation, processors=processors, draft=draft, streamer=watch
-            )
+            call_generate(self.target, request, sampling | speculation, processors=processors, draft=draft, streamer=watch)
 
     def _check(self, request: DecodeRequest) -> None:
         if request.rule not in self.capabilities.rules:
@@ -276,9 +270,7 @@ class Assisted(AssistedDefault):
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
         super().__init__(target, draft)
-        draft.generation_config = GenerationConfig(
-            num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
-        )
+        draft.generation_config = GenerationConfig(num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0)
         if draft.config.is_encoder_decoder:
             draft.register_forward_pre_hook(_without_what_is_cached, with_kwargs=True)
 

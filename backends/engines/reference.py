@@ -57,12 +57,8 @@ class Options:
     """What `--backend-option` may set."""
 
     forward: Forward = "fused"  # if we have one for the architecture
-    weights: Layout = (
-        "packed"  # packed: laid out for the processor, if it gains by that; takes their memory a second time
-    )
-    compile: Literal["true", "false"] = (
-        "false"  # true: both models' fused forwards as graphs of torch.compile, in both arms
-    )
+    weights: Layout = "packed"  # packed: laid out for the processor, if it gains by that; takes their memory a second time
+    compile: Literal["true", "false"] = "false"  # true: both models' fused forwards as graphs of torch.compile, in both arms
     draft_vocabulary: int = 0  # the draft proposes only so many tokens, the most frequent ones; 0: any token
 
 
@@ -131,10 +127,7 @@ class ReferenceBackend(InProcess):
 
     name = "reference"
     capabilities = Capabilities(
-        rules=frozenset(RULES),
-        families=frozenset({"causal", "encoder-decoder"}),
-        schedules=True,
-        adaptive_draft_length=True,
+        rules=frozenset(RULES), families=frozenset({"causal", "encoder-decoder"}), schedules=True, adaptive_draft_length=True
     )
     target: Remembering
     draft: Remembering
@@ -162,9 +155,7 @@ class ReferenceBackend(InProcess):
         probe = Probe(self)
         generation = self._decode(request, probe)
         joint = tuple(probe.joint_length) if RULES[request.rule].jointly else None
-        return Replay(
-            generation.token_ids, generation.rounds or (), tuple(probe.acceptance_probs), joint, probe.seconds
-        )
+        return Replay(generation.token_ids, generation.rounds or (), tuple(probe.acceptance_probs), joint, probe.seconds)
 
     @torch.inference_mode()
     def _decode(self, request: DecodeRequest, probe: Probe | None) -> Generation:
@@ -210,12 +201,7 @@ class ReferenceBackend(InProcess):
         return int(sample(self.target_probs(logits, request), self.uniforms(1, generator)))
 
     def round(
-        self,
-        request: DecodeRequest,
-        tokens: list[int],
-        num_drafts: int,
-        generator: torch.Generator,
-        probe: Probe | None,
+        self, request: DecodeRequest, tokens: list[int], num_drafts: int, generator: torch.Generator, probe: Probe | None
     ) -> Round:
         """Draft, verify and judge once. The emitted tokens are appended to `tokens`."""
         rule = RULES[request.rule]
@@ -336,9 +322,7 @@ class ReferenceBackend(InProcess):
         model = self.target.model
         sampling = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
         output = call_generate(model, request, sampling if request.temperature else {})
-        num_before = (
-            1 if model.config.is_encoder_decoder else len(request.prompt_ids)
-        )  # the decoder's start, or the prompt
+        num_before = 1 if model.config.is_encoder_decoder else len(request.prompt_ids)  # the decoder's start, or the prompt
         token_ids = tuple(output[0, num_before:].tolist())
         return Generation(token_ids, finish_reason(token_ids, request), (), None)
 

@@ -287,8 +287,7 @@ def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -
     length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
     if length > context:
         raise ValueError(
-            f"expected prompt, output and one round within {context} tokens, got {length}; "
-            "try --backend-option context=N"
+            f"expected prompt, output and one round within {context} tokens, got {length}; try --backend-option context=N"
         )
     if request.num_draft_tokens == AUTOREGRESSIVE:
         return
@@ -356,9 +355,7 @@ def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
 def check_facts(facts: EngineFacts, *, device: str, cpu_fix: str) -> None:
     """Raises: ValueError: this vLLM is for another device; BackendUnavailable: it would sample wrongly."""
     if facts.device != device.partition(":")[0]:
-        raise ValueError(
-            f"device {device} was requested, this vLLM is built for {facts.device}; try --device {facts.device}"
-        )
+        raise ValueError(f"device {device} was requested, this vLLM is built for {facts.device}; try --device {facts.device}")
     if facts.device == "cpu" and cpu_fix == "on" and facts.settings["vllm_cpu_fix"] == vllm_cpu_fix.NOT_LOADED:
         raise BackendUnavailable(
             "vLLM did not load our plug-in vllm.general_plugins:specheat_cpu_fix, without which it may sample wrongly: "

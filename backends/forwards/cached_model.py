@@ -69,9 +69,7 @@ class CachedEncoderDecoder:
                 raise ValueError(f"expected num_logits = 1 for the prompt of an encoder, got {num_logits}")
             self.encoded = self.model.get_encoder()(tokens_BT)
             fed = self.start_BT
-        outputs = self.model(
-            encoder_outputs=self.encoded, decoder_input_ids=fed, past_key_values=self.cache, use_cache=True
-        )
+        outputs = self.model(encoder_outputs=self.encoded, decoder_input_ids=fed, past_key_values=self.cache, use_cache=True)
         self.length += tokens_BT.shape[1]
         return outputs.logits[0, -num_logits:]
 

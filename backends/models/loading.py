@@ -26,9 +26,7 @@ def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") ->
     model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True, **spread).eval()
     if spread:
         if {"cpu", "disk"} & {str(part) for part in model.hf_device_map.values()}:
-            raise BackendUnavailable(
-                f"{folder} does not fit the devices: device_map={device_map} left a part outside them"
-            )
+            raise BackendUnavailable(f"{folder} does not fit the devices: device_map={device_map} left a part outside them")
         return model
     if place.type != "cpu":
         try:

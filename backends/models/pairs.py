@@ -78,9 +78,7 @@ def resolve(
     if dtype is not None:
         row = replace(row, dtype=_one_of("dtype", dtype, DTYPES))
     pair = replace(row, target=str(_folder(row.name, row.target)), draft=str(_folder(row.name, row.draft)))
-    return (
-        pair if pair.family else replace(pair, family=checkpoints.model_family(checkpoints.model_config(pair.target)))
-    )
+    return pair if pair.family else replace(pair, family=checkpoints.model_family(checkpoints.model_config(pair.target)))
 
 
 def ready(
@@ -250,8 +248,7 @@ def _download(pair: str, model: str) -> Path:
         return folder
     except errors.GatedRepoError as error:
         raise BackendUnavailable(
-            f"pair {pair}: {model} is gated; accept its licence at https://huggingface.co/{model} "
-            "and run `hf auth login`"
+            f"pair {pair}: {model} is gated; accept its licence at https://huggingface.co/{model} and run `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise BackendUnavailable(

@@ -63,9 +63,7 @@ def of_settings(settings: Settings) -> dict[Variant, Workload] | str:
         return reason
     variants = itertools.starmap(Variant, itertools.product(settings.inflations, settings.drafts, settings.prompts))
     found = {variant: _workload(settings, variant) for variant in variants}
-    names = {
-        (each.model_pair.name, each.recorded_pair.draft, each.prompt_set, each.prompts_hash) for each in found.values()
-    }
+    names = {(each.model_pair.name, each.recorded_pair.draft, each.prompt_set, each.prompts_hash) for each in found.values()}
     if len(names) < len(found):
         known = ", ".join(sorted({f"{draft} on {prompt_set}" for _, draft, prompt_set, _ in names}))
         raise ValueError(f"expected drafts and prompt sets of different names, got only {known}; rename a folder")
@@ -103,12 +101,7 @@ def _workload(settings: Settings, variant: Variant) -> Workload:
 
 @cache
 def _checked_pair(
-    name: str | None,
-    target: str | None,
-    draft: str | None,
-    dtype: str | None,
-    pairs_file: Path | None,
-    inflation: str | None,
+    name: str | None, target: str | None, draft: str | None, dtype: str | None, pairs_file: Path | None, inflation: str | None
 ) -> tuple[ModelPair, dict[str, str]]:
     """Return the resolved pair and the hashes of its models, computed once for all suites."""
     pair = pairs.resolve(name, target=target, draft=draft, dtype=dtype, pairs_file=pairs_file)

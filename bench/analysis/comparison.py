@@ -37,9 +37,7 @@ NO_REGRESSION, REGRESSION, UNDECIDED = 0, 1, 3  # exit statuses; bad input is 2,
 WORSE = frozenset({"SLOWER", "LOWER"})
 FAILURES = frozenset({"MISSING", "INVALID"})
 _MAX_NAMED = 4  # a cell that differs in more fields is not called near
-_ONE_RUN = (
-    "one run of each side does not show how far separate runs drift apart; measure both in turns, by specheat across"
-)
+_ONE_RUN = "one run of each side does not show how far separate runs drift apart; measure both in turns, by specheat across"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,7 @@ class Comparison:
         return sum(outcome.p_holm is not None for cell in self.cells for outcome in cell.outcomes)
 
 
-def compare(
-    base: Side, head: Side, *, margin: float = 0.02, interleaved: bool = False, suite: str | None = None
-) -> Comparison:
+def compare(base: Side, head: Side, *, margin: float = 0.02, interleaved: bool = False, suite: str | None = None) -> Comparison:
     """Compare HEAD with BASE, cell by cell.
 
     If sides were launched several times, intervals cover other launches: the same code on the same machine is a few percent
@@ -320,9 +316,7 @@ def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[Testabl
 
     The AR arm does the same work in all cells of a backend and a target. On a steady machine its ratios would be equal.
     """
-    log_shifts: dict[
-        tuple[object, ...], dict[tuple[str, str], list[float]]
-    ] = {}  # by engine, then by files of both sides
+    log_shifts: dict[tuple[object, ...], dict[tuple[str, str], list[float]]] = {}  # by engine, then by files of both sides
     for cell, of_cell in zip(cells, measured, strict=True):
         base, head = cell.launches[0]
         of_runs = log_shifts.setdefault(_engine(cell), {})

@@ -126,9 +126,7 @@ def entropy_bins(data: Positions) -> NDArray[np.intp]:
     return np.digitize(data.column("entropy"), ENTROPY_EDGES)
 
 
-def binned_shares(
-    shares: Array, bins: NDArray[np.intp], num_bins: int, prompts: NDArray[np.intp]
-) -> list[Interval | None]:
+def binned_shares(shares: Array, bins: NDArray[np.intp], num_bins: int, prompts: NDArray[np.intp]) -> list[Interval | None]:
     """Return the mean of values in 0..1 in each bin, with its interval over prompts; None for an empty bin."""
     return [
         intervals.proportion(shares[bins == place], np.ones((bins == place).sum()), prompts[bins == place])
@@ -171,15 +169,13 @@ def length_models(data: Positions) -> LengthModels:
 
     def statistic(kept: Kept) -> Array:
         fits = [
-            fit_logistic(design[kept], data.accepted[kept], start=start)
-            for design, start in zip(designs, starts, strict=True)
+            fit_logistic(design[kept], data.accepted[kept], start=start) for design, start in zip(designs, starts, strict=True)
         ]
         of_length = [fit[1] for fit in fits]
         return np.array([*of_length, of_length[-1] - of_length[0], *fits[-1][1 : 1 + num_full]])
 
     found = [
-        each if CONSTANT < abs(each.estimate) < SEPARATED else UNDETERMINED
-        for each in jackknifed(statistic, data.prompts)
+        each if CONSTANT < abs(each.estimate) < SEPARATED else UNDETERMINED for each in jackknifed(statistic, data.prompts)
     ]
     return LengthModels(
         length=dict(zip(MODELS, found, strict=False)),

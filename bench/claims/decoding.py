@@ -18,10 +18,7 @@ from bench.statistics.effects import chosen_by_others, contrast
 from bench.statistics.intervals import Array
 
 LEAST_SAMPLED = 0.01  # lowest T that counts as sampled; T = 0 draws nothing
-INSTRUCTIONS, PROBLEMS = (
-    ("instructions", "alpaca"),
-    ("word_problems", "gsm8k"),
-)  # in names of prompt sets; our own set first
+INSTRUCTIONS, PROBLEMS = (("instructions", "alpaca"), ("word_problems", "gsm8k"))  # in names of prompt sets; our own set first
 
 
 def series(records: Records, suite: str, *varied: str) -> tuple[Row, ...]:

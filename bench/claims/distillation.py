@@ -88,9 +88,7 @@ def matched(measured: Cells) -> Means:
     return (1, diagonal), (-1, [cell for cell in offline if cell[1] in columns and cell not in diagonal])
 
 
-def _paired(
-    measured: Cells, arm: str, partner: Callable[[DraftCell], DraftCell], *, at: At = lambda cell: True
-) -> Means:
+def _paired(measured: Cells, arm: str, partner: Callable[[DraftCell], DraftCell], *, at: At = lambda cell: True) -> Means:
     """Return the cells of an arm less their partners, where both were measured."""
     both = sorted(cell for cell in measured if cell[0][0] == arm and at(cell) and partner(cell) in measured)
     return (1, both), (-1, [partner(cell) for cell in both])
@@ -114,9 +112,7 @@ def online_when_greedy(measured: Cells) -> Means:
 
 def composed(measured: Cells) -> Means:
     """Return the composed draft less the offline one of KD T 1, at high decode T."""
-    return _paired(
-        measured, "composed", lambda cell: (("offline", 1.0), cell[1]), at=lambda cell: cell[1] >= COMPOSED_FROM
-    )
+    return _paired(measured, "composed", lambda cell: (("offline", 1.0), cell[1]), at=lambda cell: cell[1] >= COMPOSED_FROM)
 
 
 def mixture(measured: Cells) -> Means:

@@ -55,9 +55,7 @@ class Across:
         words = [word for word in args.pytest_words if word != "--resume"]
         resume = args.resume or words != args.pytest_words
         if early := [word for word in words if word.partition("=")[0] in ("--precision", "--time-budget")]:
-            raise ValueError(
-                f"expected no {early[0]}: all sides measure the same pairs; use --launches and --num-prompts"
-            )
+            raise ValueError(f"expected no {early[0]}: all sides measure the same pairs; use --launches and --num-prompts")
         plan = across.Plan(
             sources(args.revisions, args.packages),
             tuple(words),

@@ -47,9 +47,7 @@ class History:
         }
         files = () if args.figure is None else _figure_files(args.figure)
         runs = read_runs(args.results, suite=args.suite)
-        found = history.histories(
-            runs, wanted=lambda cell: all(getattr(cell, name) == value for name, value in wanted.items())
-        )
+        found = history.histories(runs, wanted=lambda cell: all(getattr(cell, name) == value for name, value in wanted.items()))
         images = history.images(found, [path.suffix[1:] for path in files]) if files else ()
         if args.markdown:
             folder = args.results if args.results.is_dir() else args.results.parent

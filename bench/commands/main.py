@@ -82,9 +82,7 @@ def load(name: str) -> Command:
 
 
 def _list_of_commands() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="specheat", description="Measures how decoding temperature changes speculative decoding."
-    )
+    parser = ArgumentParser(prog="specheat", description="Measures how decoding temperature changes speculative decoding.")
     subparsers = parser.add_subparsers(required=True, metavar="command")
     for name in COMMANDS:
         subparsers.add_parser(name, help=load(name).help)

@@ -12,9 +12,7 @@ USAGE = "specheat sweep --ray local|ADDRESS [options] SUITE ... [-- suite option
 
 
 class Sweep:
-    help = (
-        "distribute the cells of suites over GPUs and machines with Ray; the same command continues an interrupted run"
-    )
+    help = "distribute the cells of suites over GPUs and machines with Ray; the same command continues an interrupted run"
 
     def configure(self, parser: ArgumentParser) -> None:
         parser.usage = USAGE

@@ -32,9 +32,7 @@ class Tables:
             metavar=("ROW", "x", "COLUMN"),
             help="gamma and alpha (or --columns) over two names of cell identity, such as: T x backend",
         )
-        printing.add_argument(
-            "--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)"
-        )
+        printing.add_argument("--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)")
 
     def run(self, args: Namespace) -> int:
         from bench.reporting import derived, formats

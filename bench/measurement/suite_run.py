@@ -162,12 +162,7 @@ class SuiteRun:
         )
 
     def _measure_pairs(
-        self,
-        benchmark: Any,
-        cell: Cell,
-        requests: Sequence[DecodeRequest],
-        pairs: list[TimedPair],
-        throttle: set[str],
+        self, benchmark: Any, cell: Cell, requests: Sequence[DecodeRequest], pairs: list[TimedPair], throttle: set[str]
     ) -> str:
         """Measure what is missing from `pairs` and append it; add to `throttle` what throttled meanwhile.
 
@@ -194,11 +189,7 @@ class SuiteRun:
                 raise _Enough
 
         rounds = timing.pair_rounds(
-            self.backend,
-            plans,
-            requests,
-            on_pairs=on_pairs,
-            instrument_every=self.settings.instrument_every,
+            self.backend, plans, requests, on_pairs=on_pairs, instrument_every=self.settings.instrument_every
         )
         benchmark.extra_info.update(
             backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
@@ -219,9 +210,7 @@ class SuiteRun:
 
     def _run_pedantic(self, benchmark: Any, rounds: ArmRounds[Any]) -> None:
         benchmark.group = f"{self.cell.suite} {self.cell.pair}"
-        benchmark.pedantic(
-            rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1
-        )
+        benchmark.pedantic(rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1)
 
 
 def alone(record: CellRecord, run: RunRecord) -> RunRecord:
@@ -241,9 +230,7 @@ def _check_enabled(benchmark: Any) -> None:
 def whole_groups(pairs: Sequence[TimedPair], concurrency: int) -> list[TimedPair]:
     """Return the pairs without an incomplete group, which an interruption in the middle of writing leaves."""
     sizes = Counter((pair.group, pair.repeat // concurrency) for pair in pairs)
-    return [
-        pair for pair in pairs if pair.group is None or sizes[pair.group, pair.repeat // concurrency] == concurrency
-    ]
+    return [pair for pair in pairs if pair.group is None or sizes[pair.group, pair.repeat // concurrency] == concurrency]
 
 
 def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:

@@ -97,11 +97,7 @@ def time_call(
 
 
 def time_together(
-    backend: Backend,
-    requests: Sequence[DecodeRequest],
-    clock: Clock = time.perf_counter,
-    *,
-    side_by_side: bool = False,
+    backend: Backend, requests: Sequence[DecodeRequest], clock: Clock = time.perf_counter, *, side_by_side: bool = False
 ) -> tuple[TimedArm, ...]:
     """Time generations that are decoded at once; the seconds of each last to its own last token.
 
@@ -262,9 +258,7 @@ def pair_rounds(
             replay: Replay | None = None
             if instrument_every > 0 and sum(text) % instrument_every == 0:
                 request = seeded(text, "sd")
-                if alone and isinstance(
-                    backend, ForwardTimed
-                ):  # bare forwards of one generation do not predict a batch
+                if alone and isinstance(backend, ForwardTimed):  # bare forwards of one generation do not predict a batch
                     # Forwards get slower with the context; the middle of the generation is its mean.
                     length = len(request.prompt_ids) + len(sd.token_ids) // 2
                     forwards = backend.time_forwards(request, context_length=length, samples=FORWARD_SAMPLES)

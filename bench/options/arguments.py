@@ -77,8 +77,7 @@ INFLATE = (
 )
 DRAFT_TEMPERATURE = "draft temperatures, in the form of --temperatures (default: the decode temperature)"
 INSTRUMENT_EVERY = (
-    "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never "
-    "(default: 4, or the suite's)"
+    "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never (default: 4, or the suite's)"
 )
 PRECISION = "end a cell once gamma is known to within this share, such as 0.02 (default: all pairs are measured)"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"

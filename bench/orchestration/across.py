@@ -60,9 +60,7 @@ class Plan:
             )
         for word in self.words:
             if word.partition("=")[0] in OWN_OPTIONS:
-                raise ValueError(
-                    f"expected suites and their options after --, got {word}, which `specheat across` sets"
-                )
+                raise ValueError(f"expected suites and their options after --, got {word}, which `specheat across` sets")
 
 
 @dataclass(frozen=True, slots=True)

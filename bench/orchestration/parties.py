@@ -111,9 +111,7 @@ class Party:
             self.stopped = [self.process]
             for child in self.process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    if (
-                        child.status() != psutil.STATUS_STOPPED
-                    ):  # what the process stopped itself must stay stopped later
+                    if child.status() != psutil.STATUS_STOPPED:  # what the process stopped itself must stay stopped later
                         child.suspend()
                         self.stopped.append(child)
         for process in self.stopped:

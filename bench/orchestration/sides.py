@@ -46,9 +46,7 @@ def sources(revisions: Sequence[str], packages: Sequence[str]) -> tuple[Source, 
     if max(len(revisions), len(packages)) < 2:
         raise ValueError("expected at least two revisions, or two versions of a package with --with")
     if (root := _answer("rev-parse", "--show-toplevel")) is None or Path(root).resolve() != checkout.REPOSITORY:
-        raise ValueError(
-            f"expected to run from a checkout of specheat's repository, found none at {checkout.REPOSITORY}"
-        )
+        raise ValueError(f"expected to run from a checkout of specheat's repository, found none at {checkout.REPOSITORY}")
     found = [_revision(revision) for revision in revisions or WORKTREE[:1]]
     if len(packages) > 1:
         return _numbered([Source(package, found[0].commit, package) for package in packages])

@@ -96,9 +96,7 @@ def split(cells: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:
         yield tuple(cells[start:end])
 
 
-def run_shard(
-    cells: Sequence[str], options: Sequence[str], name: str, threads: str | None
-) -> tuple[Done, dict[str, bytes]]:
+def run_shard(cells: Sequence[str], options: Sequence[str], name: str, threads: str | None) -> tuple[Done, dict[str, bytes]]:
     """Measure these cells on a worker, and return the files that were written. Continue a shard that was stopped here.
 
     Args:    threads: OMP_NUM_THREADS of the machine that started the sweep; Ray sets it to the CPUs of a task
@@ -140,8 +138,7 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
             cpus = 1 if gpus else _cpus_of_a_worker(ray, address, workers)
             remote = ray.remote(run_shard).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
             waiting = {
-                remote.remote(plan.shards[index], plan.options, f"{plan.folder.name}-{index}", threads): index
-                for index in left
+                remote.remote(plan.shards[index], plan.options, f"{plan.folder.name}-{index}", threads): index for index in left
             }
             while waiting:
                 (ready, *_), _ = ray.wait([*waiting], num_returns=1)
@@ -220,8 +217,7 @@ def shared_by(dones: Sequence[Done]) -> int:
     """Return the largest number of shards that ran on the CPU of one machine at the same time; 1: none shared."""
     on_cpu = [done for done in dones if not done.devices]
     counts = (
-        sum(other.machine == one.machine and other.started <= one.started < other.ended for other in on_cpu)
-        for one in on_cpu
+        sum(other.machine == one.machine and other.started <= one.started < other.ended for other in on_cpu) for one in on_cpu
     )
     return max(counts, default=1)
 

@@ -110,8 +110,7 @@ def _ages(rng: random.Random) -> Problem:
     young, old = rng.sample(_NAMES, 2)
     age, factor, years = rng.randint(4, 11), rng.randint(3, 6), rng.randint(3, 12)
     question = (
-        f"{old} is {factor} times as old as {young}, who is {age}. "
-        f"In {years} years, how old will the two of them be together?"
+        f"{old} is {factor} times as old as {young}, who is {age}. In {years} years, how old will the two of them be together?"
     )
     return question, age * factor + age + 2 * years
 

@@ -22,9 +22,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def commit(
-    folder: Path = REPOSITORY, *, role: str = "harness", paths: Sequence[str] = (".", ":!results")
-) -> dict[str, Scalar]:
+def commit(folder: Path = REPOSITORY, *, role: str = "harness", paths: Sequence[str] = (".", ":!results")) -> dict[str, Scalar]:
     """Return `<role>_commit` and `<role>_dirty` of the checkout whose root is `folder`. Changed results do not count."""
     # An installed package has no commit, even if it lies inside another repository.
     unknown: dict[str, Scalar] = {f"{role}_commit": "unknown", f"{role}_dirty": None}

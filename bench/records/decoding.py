@@ -16,10 +16,7 @@ def derive_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-FIRST, BONUS = (
-    0,
-    -1,
-)  # slots of emitted tokens that test no draft token: the prefill's, and the one after the last draft
+FIRST, BONUS = (0, -1)  # slots of emitted tokens that test no draft token: the prefill's, and the one after the last draft
 
 
 class Position(NamedTuple):

@@ -66,9 +66,7 @@ class Matrix:
 
     def on(self, domain: str) -> Matrix:
         """Return what was measured on one domain."""
-        lines = (
-            replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured
-        )
+        lines = (replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured)
         return Matrix(self.plan | {"domains": [domain]}, tuple(lines), self.pair)
 
 
@@ -117,9 +115,7 @@ def merged(records: Sequence[Path]) -> list[Matrix]:
         plan, pair = waiting[-1].plan, waiting[-1].pair
         alike = [each for each in waiting if _conditions(each.plan) == _conditions(plan)]
         waiting = [each for each in waiting if _conditions(each.plan) != _conditions(plan)]
-        groups.append(
-            Matrix(plan, tuple({line.draft: line for each in alike for line in each.measured}.values()), pair)
-        )
+        groups.append(Matrix(plan, tuple({line.draft: line for each in alike for line in each.measured}.values()), pair))
     return groups
 
 

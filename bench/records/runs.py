@@ -24,9 +24,7 @@ from bench.records.decoding import (
 SCHEMA = 2  # of the records that we write; `bench.records.files` also reads those of schema 1
 Order = Literal["ar_first", "sd_first"]
 STEPS = ("baseline", "warm-up", "pairs", "certificate")  # of a cell, in the order in which they run
-SHARED_BY = (
-    "machine_shared_by"  # in an environment: shards of a sweep that ran on one CPU at the same time; absent: one
-)
+SHARED_BY = "machine_shared_by"  # in an environment: shards of a sweep that ran on one CPU at the same time; absent: one
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +95,8 @@ class Cell:
     concurrency: int = 1  # generations decoded at once
     draft_length: DraftLength = "constant"
     schedule: Schedule = ()  # decode T by token; empty: `temperature` throughout
-    inflation: str = (
-        ""  # shape to which the target was inflated, which the pair's name also contains; empty: not inflated
-    )
-    options: tuple[
-        tuple[str, Scalar], ...
-    ] = ()  # what the user passed to the backend, and what a suite varies beyond these
+    inflation: str = ""  # shape to which the target was inflated, which the pair's name also contains; empty: not inflated
+    options: tuple[tuple[str, Scalar], ...] = ()  # what the user passed to the backend, and what a suite varies beyond these
 
     @property
     def label(self) -> str:
@@ -163,9 +157,7 @@ class CellRecord:
     throttle: tuple[str, ...] = ()  # reasons seen before the first pair and after each; empty: none, or not readable
     # Wall-clock seconds of each of STEPS; empty: the cell was resumed, or took turns with other processes.
     wall_s: dict[str, float] = field(default_factory=dict)
-    stopped: str = (
-        ""  # why it ended before its last pair (`bench.measurement.stopping`): precision or time; empty: it did not
-    )
+    stopped: str = ""  # why it ended before its last pair (`bench.measurement.stopping`): precision or time; empty: it did not
     error: str | None = None
 
 

@@ -96,12 +96,7 @@ def judged_positions(replay: Replay) -> Iterator[tuple[int, int, bool, float]]:
 
 
 def judged_text(
-    replay: Replay,
-    *,
-    prompt_index: int,
-    temperature: float,
-    spellings: Sequence[bytes | None],
-    entropies: Sequence[float],
+    replay: Replay, *, prompt_index: int, temperature: float, spellings: Sequence[bytes | None], entropies: Sequence[float]
 ) -> JudgedText:
     """Return the line of one text.
 
@@ -130,9 +125,7 @@ def _num_chars(token: bytes) -> int:
     return sum(byte & 0xC0 != 0x80 for byte in token)
 
 
-def measure(
-    path: Path, header: Header, judge: Callable[[float, int], JudgedText], *, on_text: Callable[[int], None]
-) -> None:
+def measure(path: Path, header: Header, judge: Callable[[float, int], JudgedText], *, on_text: Callable[[int], None]) -> None:
     """Add the missing texts to an unfinished record.
 
     Args:    judge: makes the line of a decode temperature and a prompt; on_text: receives the number of texts so far

@@ -71,8 +71,7 @@ def shared_facts(facts: Mapping[str, Facts]) -> tuple[Facts, Facts]:
     first = next(iter(facts.values()))
     common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
     records = {
-        file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common)
-        for file, own in facts.items()
+        file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common) for file, own in facts.items()
     }
     return common, records
 

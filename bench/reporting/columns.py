@@ -109,18 +109,14 @@ SD_MS = Column("sd_ms", "SD\nms/token", milliseconds("sd"), True, "SD ms\n/token
 MAIN = (
     ALPHA,
     Column("alpha_expected", "alpha\nexpected", shown(point_text, metrics.expected_alpha), narrow="alpha\nexpect."),
-    Column(
-        "draft_utilisation", "draft\nutilisation", shown(point_text, metrics.draft_utilisation), narrow="draft\nutil."
-    ),
+    Column("draft_utilisation", "draft\nutilisation", shown(point_text, metrics.draft_utilisation), narrow="draft\nutil."),
     Column("block_efficiency", "block\nefficiency", shown(point_text, metrics.block_efficiency), narrow="block\neff."),
     AR_MS,
     SD_MS,
     GAMMA,
     Column("gamma_e2e", "gamma_e2e", shown(point_text, metrics.gamma_e2e), True, "gamma\n_e2e"),
     Column("gamma_predicted", "predicted\ngamma", _like_gamma(metrics.predicted_gamma), True, "pred.\ngamma"),
-    Column(
-        "measured_over_predicted", "measured /\npredicted", _like_gamma(_measured_over_predicted), True, "meas.\n/pred."
-    ),
+    Column("measured_over_predicted", "measured /\npredicted", _like_gamma(_measured_over_predicted), True, "meas.\n/pred."),
     Column("aa_floor", "A/A\nfloor", lambda row: percent_text(metrics.aa_floor(row.run))),
     CERTIFICATE,
     VERDICT,

@@ -40,9 +40,7 @@ PAGES: dict[str, Callable[[Sequence[Path]], Page]] = {
 Others = Mapping[Key, Sequence[Path]]  # records of JSON lines
 
 
-def regenerate(
-    results: Path, *, machine: str | None = None, suite: str | None = None, check: bool = False
-) -> list[str]:
+def regenerate(results: Path, *, machine: str | None = None, suite: str | None = None, check: bool = False) -> list[str]:
     """Write the derived files that changed, remove those that are left over, and return a line for each.
 
     Args:    check: write and remove nothing
@@ -64,9 +62,7 @@ def regenerate(
     return messages
 
 
-def derived_files(
-    results: Path, *, machine: str | None = None, suite: str | None = None
-) -> Iterator[tuple[Path, bytes]]:
+def derived_files(results: Path, *, machine: str | None = None, suite: str | None = None) -> Iterator[tuple[Path, bytes]]:
     """Yield path and content of every derived file. The index is always of all records.
 
     Raises:  ValueError: no such folder, no records of that machine or suite, or a broken one

@@ -49,9 +49,7 @@ def terminal_page(tables: Sequence[Table]) -> str:
 
 
 # GitHub
-_MARKDOWN_SPECIAL = str.maketrans(
-    {"\n": " ", "\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "<": "&lt;", ">": "&gt;"}
-)
+_MARKDOWN_SPECIAL = str.maketrans({"\n": " ", "\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "<": "&lt;", ">": "&gt;"})
 
 
 def markdown_text(text: str) -> str:
@@ -170,11 +168,7 @@ def latex_float(table: Table, *, label: str, same_rows: str = "") -> str:
     wide = is_wide(table)
     environment = "sidewaystable" if wide else "table"
     facts = "; ".join([table.title, *(f"{name}: {text}" for name, text in table.facts.items() if text)])
-    rest = (
-        f" Formula, machine, versions, commit and settings are those of Table~\\ref{{{same_rows}}}."
-        if same_rows
-        else ""
-    )
+    rest = f" Formula, machine, versions, commit and settings are those of Table~\\ref{{{same_rows}}}." if same_rows else ""
     notes = [f"$^{{{number}}}$ {_latex(note)}." for number, note in enumerate(table.notes, start=1)]
     for number, (file, detail) in enumerate(table.records.items(), start=1):
         name = file.translate(_LATEX_SPECIAL).replace("/", r"/\allowbreak ").replace("-", r"-\allowbreak ")
@@ -215,7 +209,5 @@ def distinct_names(candidates: Sequence[Sequence[str]]) -> list[str]:
         alike: dict[str, set[str]] = {}
         for name, word in zip(names, words, strict=True):
             alike.setdefault(name, set()).add(word)
-        names = [
-            slug(f"{name} {word}") if len(alike[name]) > 1 else name for name, word in zip(names, words, strict=True)
-        ]
+        names = [slug(f"{name} {word}") if len(alike[name]) > 1 else name for name, word in zip(names, words, strict=True)]
     return names

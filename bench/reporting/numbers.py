@@ -28,8 +28,7 @@ def interval_text(interval: Interval | None) -> str:
         return MISSING
     digits = decimals(interval)
     low, estimate, high = (
-        "∞" if math.isinf(value) else f"{value:.{digits}f}"
-        for value in (interval.low, interval.estimate, interval.high)
+        "∞" if math.isinf(value) else f"{value:.{digits}f}" for value in (interval.low, interval.estimate, interval.high)
     )
     return f"{estimate} [{low}, {high}]"
 

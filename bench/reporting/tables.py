@@ -50,9 +50,7 @@ def rows_table(
     body = []
     for row in rows:
         place = _place_of_note(row, columns)
-        entries = (
-            entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns
-        )
+        entries = (entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns)
         body.append(tuple(entries))
     headers = tuple((narrow and column.narrow) or column.header for column in columns)
     return Table(title, headers, tuple(body), tuple(notes), facts, records or {})

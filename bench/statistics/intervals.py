@@ -129,9 +129,7 @@ def geometric_mean_ratio(
     return _exponentiated(float(log_means.mean()), jackknife(left_out), len(log_means), confidence)
 
 
-def log_ratio_floor(
-    first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column
-) -> float:
+def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column) -> float:
     """Return the A/A floor: the half-width of the 95 % interval of log(AR / AR'), where both arms are the same."""
     interval = ratio_of_totals(first_s, first_tokens, second_s, second_tokens, clusters)
     return math.log(interval.high / interval.estimate)

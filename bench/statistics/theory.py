@@ -44,9 +44,7 @@ def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
     return sum(alpha**length for length in range(num_draft_tokens + 1))
 
 
-def predicted_gamma(
-    block_efficiency: float, *, ar_s: float, draft_s: float, verify_s: float, num_draft_tokens: float
-) -> float:
+def predicted_gamma(block_efficiency: float, *, ar_s: float, draft_s: float, verify_s: float, num_draft_tokens: float) -> float:
     """Return gamma of a loop without overhead: block efficiency x AR forward / (k x draft forward + verify forward).
 
     Args:    seconds of bare forwards: target on 1 token, draft on 1 token, target on k + 1 tokens; num_draft_tokens: of a

@@ -181,9 +181,7 @@ def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
             draft = args.start
     pair = pairs.ready(args.pair, target=args.target, draft=draft, pairs_file=args.pairs_file)
     if layers and pair.family != "causal":
-        raise ValueError(
-            f"--start {LAYERS}...: expected a target that is only a decoder, got {pair.name}; give a draft"
-        )
+        raise ValueError(f"--start {LAYERS}...: expected a target that is only a decoder, got {pair.name}; give a draft")
     num_layers = json.loads((Path(pair.target) / "config.json").read_text()).get("num_hidden_layers", 0)
     if layers and max(layers) >= num_layers:
         raise ValueError(f"--start: expected layers of 0..{num_layers - 1}, got {max(layers)}")

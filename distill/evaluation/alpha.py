@@ -39,10 +39,7 @@ class TextAcceptance:
 
 
 def acceptance(
-    draft: PreTrainedModel,
-    rows: Sequence[TextRow],
-    target_head_VD: Tensor,
-    temperatures: Sequence[tuple[float, float]],
+    draft: PreTrainedModel, rows: Sequence[TextRow], target_head_VD: Tensor, temperatures: Sequence[tuple[float, float]]
 ) -> tuple[tuple[TextAcceptance, ...], ...]:
     """Measure acceptance along each row, for each (decode T, draft T). The target does not run: its states are stored.
 

@@ -33,13 +33,7 @@ EVALUATED_PROMPTS = 16  # of each held-out set, during training
 
 
 def distill(
-    job: Job,
-    out: Path,
-    texts: Path,
-    *,
-    device: str = "cpu",
-    backend: Backend | None = None,
-    workers: Workers = ALONE,
+    job: Job, out: Path, texts: Path, *, device: str = "cpu", backend: Backend | None = None, workers: Workers = ALONE
 ) -> dict[str, Any]:
     """Do the job, or what is left of it, and return the card, which lies beside the draft in `out`.
 

@@ -42,14 +42,10 @@ class Job:
         if self.trained not in TRAINED:
             raise ValueError(f"expected what is trained of {', '.join(TRAINED)}, got {self.trained!r}")
         if bool(self.start) == bool(self.layers):
-            raise ValueError(
-                f"expected a draft to start from or layers of the target, got {self.start!r}, {self.layers}"
-            )
+            raise ValueError(f"expected a draft to start from or layers of the target, got {self.start!r}, {self.layers}")
         if not self.prompts and not self.self_written:
             raise ValueError("expected prompt sets or self-written prompts, got neither")
-        if self.plan.vocabulary and (
-            self.recipe.fresh or (self.recipe.labels == "soft" and not self.recipe.loss.temperature)
-        ):
+        if self.plan.vocabulary and (self.recipe.fresh or (self.recipe.labels == "soft" and not self.recipe.loss.temperature)):
             raise ValueError(
                 "expected the whole vocabulary (0) for fresh text and for soft labels at loss temperature 0, "
                 f"got a part of {self.plan.vocabulary}"

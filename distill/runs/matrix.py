@@ -20,16 +20,7 @@ from transformers import PreTrainedModel
 
 from bench.records import environment, kd_matrix
 from bench.records.command_line import own_words
-from bench.records.kd_matrix import (
-    DRAFTS,
-    IN_SECONDS_OF,
-    NUM_DRAFT_TOKENS,
-    RECORD,
-    START,
-    Matrix,
-    MatrixCell,
-    MeasuredDraft,
-)
+from bench.records.kd_matrix import DRAFTS, IN_SECONDS_OF, NUM_DRAFT_TOKENS, RECORD, START, Matrix, MatrixCell, MeasuredDraft
 from distill.evaluation.alpha import acceptance, slot_totals
 from distill.evaluation.held_out import HeldOut, held_out_text
 from distill.runs.distillation import distill

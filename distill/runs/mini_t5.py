@@ -38,9 +38,7 @@ from distill.training import drafts, recipes
 from distill.training.loop import Position, TrainPlan, fixed_text, text_labels, train
 
 PAD, END = "<pad>", "</s>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message.content }}{% if not loop.last %}\n\n{% endif %}{% endfor %}" + END
-)
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% if not loop.last %}\n\n{% endif %}{% endfor %}" + END
 POSITIONS = 512  # in the configuration of a T5; its relative positions have no limit
 TEXT_TEMPERATURE = 0.7  # of SmolLM2's answers
 
@@ -122,10 +120,7 @@ def tokenizer_on(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=size, special_tokens=[PAD, END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator((text.removesuffix(END) for text in texts), trainer)
     end = tokenizer.token_to_id(END)
@@ -140,9 +135,7 @@ def tokenizer_on(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _t5(
-    *, vocabulary: int, heads: int, encoder_layers: int, decoder_layers: int, seed: int
-) -> T5ForConditionalGeneration:
+def _t5(*, vocabulary: int, heads: int, encoder_layers: int, decoder_layers: int, seed: int) -> T5ForConditionalGeneration:
     """Return a T5 with random weights, gated feed-forward layers, and one matrix for embedding and head."""
     width = 32 * heads
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}

@@ -41,9 +41,7 @@ class Size:
 SIZES = {
     # KD T 0.2, because mixtures up to it sample at few temperatures.
     "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
-    "quick": Size(
-        (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48
-    ),
+    "quick": Size((0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48),
     "paper": Size(
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
         tuple(step / 10 for step in range(11)),
@@ -76,9 +74,7 @@ def measure(
     out = scratch / suite
     if not settings.resume:
         shutil.rmtree(out, ignore_errors=True)
-    header = matrix.record_header(
-        device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes
-    )
+    header = matrix.record_header(device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes)
     run = partial(
         matrix.run,
         *(plan, out, scratch / TEXTS),

@@ -161,9 +161,7 @@ def training_text(setup: Setup, prompts: Prompts) -> TrainingText:
     return TrainingText(Stream(portions, job.plan.batch_tokens, job.seed), TextTable(folder, ()), folders)
 
 
-def _portions(
-    setup: Setup, plan: TextPlan, prompts: Prompts, folders: tuple[Path, Path]
-) -> Iterator[tuple[TextRow, ...]]:
+def _portions(setup: Setup, plan: TextPlan, prompts: Prompts, folders: tuple[Path, Path]) -> Iterator[tuple[TextRow, ...]]:
     """Yield text that is used once. The draft of that moment answers its share of each batch, the target the rest.
 
     Which requests are the draft's follows from the first seed of the batch, so a resumed run divides them alike.

@@ -145,9 +145,7 @@ def check_same_steps(runs: dict[str, ArmRun]) -> None:
     for name, run in runs.items():
         for field in ("num_tokens", "num_steps", "num_threads"):
             if getattr(run, field) != getattr(expected, field):
-                raise ValueError(
-                    f"{name}: expected {field} {getattr(expected, field)} as TRL, got {getattr(run, field)}"
-                )
+                raise ValueError(f"{name}: expected {field} {getattr(expected, field)} as TRL, got {getattr(run, field)}")
         for field in ("first_loss", "mean_loss"):
             if not math.isclose(getattr(run, field), getattr(expected, field), rel_tol=LOSS_TOLERANCE):
                 raise ValueError(

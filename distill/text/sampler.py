@@ -75,8 +75,7 @@ def sample_answers(
                 rows, tokens_B, running = rows[kept], tokens_B[kept], running[kept]
             batch.feed(tokens_B)
     return [
-        Answer(drawn_BA[row, :length].cpu(), hidden_BAD[row, :length].cpu())
-        for row, length in enumerate(length_B.tolist())
+        Answer(drawn_BA[row, :length].cpu(), hidden_BAD[row, :length].cpu()) for row, length in enumerate(length_B.tolist())
     ]
 
 

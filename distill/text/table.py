@@ -130,9 +130,7 @@ def claim(folder: Path, plan: TextPlan) -> None:
         raise ValueError(f"{folder} holds text of another plan; expected\n{text}\ngot\n{path.read_text()}")
 
 
-def sampled_shard(
-    folder: Path, index: int, requests: Sequence[Request], sample: Sampler, *, workers: Workers = ALONE
-) -> Shard:
+def sampled_shard(folder: Path, index: int, requests: Sequence[Request], sample: Sampler, *, workers: Workers = ALONE) -> Shard:
     """Return the shard of this number. If it is not there, all processes sample it and the main one writes it."""
     if not workers.decided_by_main(is_there(folder, index)):
         started = time.perf_counter()
@@ -148,9 +146,7 @@ def is_there(folder: Path, index: int) -> bool:
     return (folder / TEXT.format(index)).is_file()
 
 
-def write_shard(
-    folder: Path, index: int, requests: Sequence[Request], answers: Sequence[Answer], *, seconds: float
-) -> None:
+def write_shard(folder: Path, index: int, requests: Sequence[Request], answers: Sequence[Answer], *, seconds: float) -> None:
     """Store the answers, and the hidden states that came with them."""
     hidden = [answer.hidden_AD for answer in answers if answer.hidden_AD is not None]
     if hidden:

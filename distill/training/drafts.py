@@ -104,9 +104,7 @@ def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8
             import peft
         except ImportError as error:
             raise BackendUnavailable("adapters need peft; pip install -e '.[distill]'") from error
-        config = peft.LoraConfig(
-            r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", lora_dropout=0.0
-        )
+        config = peft.LoraConfig(r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", lora_dropout=0.0)
         with torch.random.fork_rng(devices=[]):  # peft draws the first weights from the global random state
             torch.manual_seed(0)
             adapters = peft.get_peft_model(model, config)
@@ -120,9 +118,7 @@ def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8
 
 def snapshot(draft: Draft) -> PreTrainedModel:
     """Return a bfloat16 copy of the draft as it is now, adapters merged. This is what `save` writes."""
-    model = (
-        copy.deepcopy(draft.model) if draft.adapters is None else _rounded(draft.adapters).float().merge_and_unload()
-    )
+    model = copy.deepcopy(draft.model) if draft.adapters is None else _rounded(draft.adapters).float().merge_and_unload()
     return cast(model, torch.bfloat16).eval()
 
 

@@ -47,17 +47,13 @@ class Loss:
         if self.name not in LOSSES:
             raise ValueError(f"expected a loss of {', '.join(LOSSES)}, got {self.name!r}")
         if not (self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature < math.inf):
-            raise ValueError(
-                f"expected a loss temperature of 0 or at least {LOWEST_TEMPERATURE}, got {self.temperature}"
-            )
+            raise ValueError(f"expected a loss temperature of 0 or at least {LOWEST_TEMPERATURE}, got {self.temperature}")
         if not 0 < self.beta < 1:
             raise ValueError(f"expected beta between 0 and 1, got {self.beta}")
         if not 0 <= self.decay < math.inf:
             raise ValueError(f"expected decay >= 0, got {self.decay}")
 
-    def on_logits(
-        self, target_logits_CV: Tensor, draft_logits_CV: Tensor, log_weight_V: Tensor | None = None
-    ) -> Tensor:
+    def on_logits(self, target_logits_CV: Tensor, draft_logits_CV: Tensor, log_weight_V: Tensor | None = None) -> Tensor:
         """Return the loss of each row, (C,); the gradient replaces `draft_logits_CV`. Both inputs are float32 and overwritten.
 
         Args:    log_weight_V: log of how many tokens each one represents; None: itself only
@@ -173,9 +169,7 @@ def _through_softmax(draft_CV: Tensor, slope_of_draft_CV: Tensor, slope_CV: Tens
     return mean_C
 
 
-def soft_labels(
-    loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor, log_weight_V: Tensor | None = None
-) -> ChunkLoss:
+def soft_labels(loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor, log_weight_V: Tensor | None = None) -> ChunkLoss:
     """Return the loss against the target's whole distribution, computed from its final hidden states.
 
     Args:    log_weight_V: log of how many tokens each token of the head represents; None: itself only
@@ -184,8 +178,7 @@ def soft_labels(
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
         target_logits_CV = target_hidden_ND[rows] @ target_head_VD.T
         return _in_blocks(
-            draft_logits_CV,
-            lambda block, logits: loss.on_logits(target_logits_CV[block].float(), logits, log_weight_V),
+            draft_logits_CV, lambda block, logits: loss.on_logits(target_logits_CV[block].float(), logits, log_weight_V)
         )
 
     return on_chunk

@@ -98,12 +98,7 @@ def _false_alarms(run: int) -> set[str]:
     # Far apart, so that no two runs share a seed.
     stream = decoded(ReferenceBackend, "near", ENDING, seed=10_000 * run)
     fresh = models("near")
-    return {
-        check
-        for samples, _ in grown(stream, HEALTHY_LOOKS)
-        for check in HEALTHY_CHECKS
-        if CHECKS[check](samples, fresh)
-    }
+    return {check for samples, _ in grown(stream, HEALTHY_LOOKS) for check in HEALTHY_CHECKS if CHECKS[check](samples, fresh)}
 
 
 if __name__ == "__main__":

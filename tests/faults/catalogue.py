@@ -83,17 +83,13 @@ FAULTS: tuple[Fault, ...] = (
         d.judging(judge_by_rejection, drafting="argmax"),
         ({"temperature": 1.2},),
     ),
-    distribution(
-        "accepts if p >= q", "a threshold instead of a draw", d.judging(d.accepts_what_the_target_likes_better)
-    ),
+    distribution("accepts if p >= q", "a threshold instead of a draw", d.judging(d.accepts_what_the_target_likes_better)),
     distribution(
         "accepts with p",
         "the test forgets to divide by q, the residual does not",
         d.judging(d.accepts_with_the_target_probability),
     ),
-    distribution(
-        "first draft token always accepted", "the loop over tests starts at 1", d.judging(d.accepts_the_first_token)
-    ),
+    distribution("first draft token always accepted", "the loop over tests starts at 1", d.judging(d.accepts_the_first_token)),
     distribution("tolerance of 20 %", "accepts when u < p/q + 0.2", d.judging(d.accepts_with_tolerance(0.2))),
     distribution(
         "greedy takes the second best",
@@ -112,9 +108,7 @@ FAULTS: tuple[Fault, ...] = (
         "the generator is seeded again before every acceptance draw",
         d.drawing(d.reseeded_from_the_request),
     ),
-    distribution(
-        "reseeded every round", "all rounds of a text use the same random numbers", d.drawing(d.reseeded_every_round)
-    ),
+    distribution("reseeded every round", "all rounds of a text use the same random numbers", d.drawing(d.reseeded_every_round)),
     distribution(
         "noise shared with the draft",
         "the number that drew a draft token also tests it",
@@ -135,9 +129,7 @@ FAULTS: tuple[Fault, ...] = (
         "the rest of the mass falls to the last token of the vocabulary",
         d.judging(d.residual_unnormalised),
     ),
-    distribution(
-        "residual + eps", "1e-2 is added to every entry of the residual", d.judging(d.residual_with_epsilon(1e-2))
-    ),
+    distribution("residual + eps", "1e-2 is added to every entry of the residual", d.judging(d.residual_with_epsilon(1e-2))),
     distribution(
         "recovered one position late",
         "the residual takes the target's next row",
@@ -169,9 +161,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     # the first token, the bonus, the end
     distribution("greedy first token", "prefill takes the argmax", d.GreedyFirstToken, ({"max_new_tokens": 5},)),
-    distribution(
-        "bonus from the draft", "after full acceptance the draft's next token is emitted", d.BonusFromTheDraft
-    ),
+    distribution("bonus from the draft", "after full acceptance the draft's next token is emitted", d.BonusFromTheDraft),
     distribution(
         "bonus one position early",
         "the bonus is drawn from the row of the last draft token",
@@ -198,13 +188,9 @@ FAULTS: tuple[Fault, ...] = (
         d.verifying(lambda r: replace(r, top_p=1.0)),
         TOP_P,
     ),
-    distribution(
-        "repetition penalty", "1.2 from the checkpoint's generation_config, never requested", d.RepetitionPenalty
-    ),
+    distribution("repetition penalty", "1.2 from the checkpoint's generation_config, never requested", d.RepetitionPenalty),
     # the target's cache
-    distribution(
-        "rewinds one too few", "a rejected token stays in the target's cache", d.caching(target=d.RewindsTooLittle)
-    ),
+    distribution("rewinds one too few", "a rejected token stays in the target's cache", d.caching(target=d.RewindsTooLittle)),
     distribution(
         "rewinds one too many",
         "the last accepted token drops out of the target's cache",
@@ -246,9 +232,7 @@ FAULTS: tuple[Fault, ...] = (
         BY_ALPHA,
         d.judging(d.certain_draft, drafting="argmax"),
     ),
-    efficiency(
-        "exact match called rejection", "accepts only the target's own sample", BY_ALPHA, d.judging(d.own_sample)
-    ),
+    efficiency("exact match called rejection", "accepts only the target's own sample", BY_ALPHA, d.judging(d.own_sample)),
     efficiency(
         "bonus skipped",
         "the row after the last accepted draft token is thrown away",
@@ -267,9 +251,7 @@ FAULTS: tuple[Fault, ...] = (
         BY_CLOSED_FORM,
         d.ForgetsTheLastDraft,
     ),
-    efficiency(
-        "draft never rewinds", "rejected tokens stay in the draft's cache", BY_ALPHA, d.caching(draft=d.NeverRewinds)
-    ),
+    efficiency("draft never rewinds", "rejected tokens stay in the draft's cache", BY_ALPHA, d.caching(draft=d.NeverRewinds)),
     efficiency(
         "draft has the last prompt's prefix",
         "the draft's prefix cache compares lengths, not tokens",
@@ -313,13 +295,9 @@ FAULTS: tuple[Fault, ...] = (
         "books",
         d.reporting(d.retokenised),
     ),
-    accounting(
-        "limit seen between rounds", "an output may be longer than requested", "books", d.LimitSeenBetweenRounds
-    ),
+    accounting("limit seen between rounds", "an output may be longer than requested", "books", d.LimitSeenBetweenRounds),
     accounting("rounds of the last prompt", "the list of rounds is not emptied", "books", d.RoundsOfTheLastPrompt),
-    accounting(
-        "replay with another seed", "expected acceptance is that of another text", "replay", d.ReplaysAnotherSeed
-    ),
+    accounting("replay with another seed", "expected acceptance is that of another text", "replay", d.ReplaysAnotherSeed),
     accounting(
         "expected at T = 1",
         "acceptance is expected from unwarped probabilities",

@@ -83,9 +83,7 @@ def by_closed_form(samples: Sequence[Sample], fresh: FreshForwards) -> str | Non
 def by_block_efficiency(samples: Sequence[Sample], fresh: FreshForwards) -> str | None:
     """Check that a draft equal to its target emits k + 1 tokens per round, except in the last round of an output."""
     efficiency = block_efficiency([r for sample in samples for r in (sample.generation.rounds or ())[:-1]])
-    return (
-        f"block efficiency {efficiency:.2f} with draft == target" if efficiency < NUM_DRAFT_TOKENS + 1 - 1e-4 else None
-    )
+    return f"block efficiency {efficiency:.2f} with draft == target" if efficiency < NUM_DRAFT_TOKENS + 1 - 1e-4 else None
 
 
 @torch.inference_mode()

@@ -151,17 +151,13 @@ def residual_unnormalised(tokens: Tensor, draft_probs: Tensor, target_probs: Ten
     return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
 
 
-def residual_one_position_late(
-    tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor
-) -> Judgement:
+def residual_one_position_late(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
     late = residual_distribution(target_probs[1:], draft_probs)
     passed = uniforms[:-1] < ratios(tokens, draft_probs, target_probs)
     return outcome(passed, torch.cat((late, target_probs[-1:])), uniforms[-1:])
 
 
-def residual_of_the_last_draft(
-    tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor
-) -> Judgement:
+def residual_of_the_last_draft(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
     """The q left over from the drafting loop, whichever position was rejected."""
     following = next_probs(draft_probs[-1:].expand_as(draft_probs), target_probs)
     return outcome(uniforms[:-1] < ratios(tokens, draft_probs, target_probs), following, uniforms[-1:])
@@ -227,9 +223,7 @@ def block_without_residual(tokens: Tensor, draft_probs: Tensor, target_probs: Te
     return outcome(passed, target_probs, uniforms[-1:])
 
 
-def block_with_single_residual(
-    tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor
-) -> Judgement:
+def block_with_single_residual(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor) -> Judgement:
     """The lengths of block verification, the recovered token of the rejection rule."""
     num_accepted = judge_as_block(tokens, draft_probs, target_probs, uniforms).num_accepted
     passed = torch.arange(len(tokens)) < num_accepted

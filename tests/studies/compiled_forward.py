@@ -56,9 +56,7 @@ def calls_of(models: dict[str, Any], num_tokens: int) -> dict[str, Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.studies.compiled_forward", description=__doc__.split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.compiled_forward", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dtype", default="float32", choices=pairs.DTYPES)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 3, 4])
     args = parser.parse_args()

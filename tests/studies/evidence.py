@@ -131,9 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.studies.evidence", description=__doc__.split("\n\n")[0])
     parser.add_argument("set", choices=sorted(SETS), help="steps for a machine with or without a GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="limit for all steps together")
-    parser.add_argument(
-        "--prompts", action="append", default=[], metavar="FILE", help="Alpaca, GSM8K, ...; repeat for several"
-    )
+    parser.add_argument("--prompts", action="append", default=[], metavar="FILE", help="Alpaca, GSM8K, ...; repeat for several")
     parser.add_argument("--steps", help="numbers from 1, such as 1,3 (default: all)")
     parser.add_argument("--work", type=Path, default=Path("drafts/evidence"), help="folder for drafts and texts")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, as small as possible, nothing is kept")
@@ -143,9 +141,7 @@ def main() -> int:
     end = time.monotonic() + 60 * args.minutes
     outcomes = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folders = (
-            (Path(temporary) / "work", Path(temporary) / "results") if args.dry_run else (args.work, Path("results"))
-        )
+        folders = (Path(temporary) / "work", Path(temporary) / "results") if args.dry_run else (args.work, Path("results"))
         for number, step in enumerate(steps, 1):
             if number not in wanted or (step.needs_files and not args.prompts):
                 continue

@@ -94,13 +94,9 @@ def one_try(folder: Path, revision: str, seed: int, launches: int, suite: list[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--share", type=float, default=0.05, help="share of a step's seconds that is added (default: 0.05)"
-    )
+    parser.add_argument("--share", type=float, default=0.05, help="share of a step's seconds that is added (default: 0.05)")
     parser.add_argument("--tries", type=int, default=10)
-    parser.add_argument(
-        "--first-seed", type=int, default=0, help="seed of the first try; each further try adds 1 (default: 0)"
-    )
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first try; each further try adds 1 (default: 0)")
     parser.add_argument("--launches", type=int, default=5, help="launches of each side (default: 5)")
     parser.add_argument("suite", nargs="*", default=CELL, help="suite and options, after --")
     args = parser.parse_args()

@@ -50,9 +50,7 @@ def run(command: str, printed: Path) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.studies.readme_commands", description=__doc__.split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.studies.readme_commands", description=__doc__.split("\n\n")[0])
     parser.add_argument("--log", type=Path, required=True, help="JSON lines; commands in it are not run again")
     parser.add_argument("--only", default="", metavar="REGEX", help="only commands that match")
     parser.add_argument("--skip", default="$^", metavar="REGEX", help="commands that match are left out")

@@ -86,9 +86,7 @@ def comparisons(num: int, design: Design, *, seed: int) -> Iterator[Comparison]:
                 luck = design.lottery * rng.standard_normal() if design.lottery else 0.0
                 slowdowns = (luck + side * design.ar_slowdown, luck + side * design.sd_slowdown)
                 records = [
-                    CellRecord(
-                        cell, "", (), True, _pairs(rng, prompts, *of_cell, drift[side, place], slowdowns, design.stalls)
-                    )
+                    CellRecord(cell, "", (), True, _pairs(rng, prompts, *of_cell, drift[side, place], slowdowns, design.stalls))
                     for place, (cell, *of_cell) in enumerate(zip(cells, own, texts, strict=True))
                 ]
                 runs = [make_run(records[place :: design.num_runs], baseline=()) for place in range(design.num_runs)]
@@ -173,9 +171,7 @@ def _rounds(accepted: int, tested: int) -> tuple[Round, ...]:
 # Rates
 def false_difference(comparison: Comparison) -> bool:
     """Return whether a comparison of two equal sides has any verdict but SAME and INCONCLUSIVE."""
-    return any(
-        outcome.verdict not in ("SAME", "INCONCLUSIVE") for cell in comparison.cells for outcome in cell.outcomes
-    )
+    return any(outcome.verdict not in ("SAME", "INCONCLUSIVE") for cell in comparison.cells for outcome in cell.outcomes)
 
 
 def same_speed(comparison: Comparison) -> bool:
@@ -200,9 +196,7 @@ def share_slower(comparison: Comparison) -> float:
 
 def _says(comparison: Comparison, verdicts: Sequence[Verdict], numbers: Sequence[Number]) -> bool:
     return any(
-        outcome.verdict in verdicts and outcome.number in numbers
-        for cell in comparison.cells
-        for outcome in cell.outcomes
+        outcome.verdict in verdicts and outcome.number in numbers for cell in comparison.cells for outcome in cell.outcomes
     )
 
 
@@ -243,9 +237,7 @@ def main(num: int) -> None:
         print(_line(num, replace(slower, num_prompts=prompts), same_speed), "SD or gamma", flush=True)
         less = Design(1, prompts, interleaved=True, alpha_change=ALPHA_MARGIN)
         print(_line(num, less, same_alpha), "alpha", flush=True)
-    print(
-        f"\nspeculation 5 % slower: SLOWER in any cell, share of cells, {num} comparisons a line\n{header}", flush=True
-    )
+    print(f"\nspeculation 5 % slower: SLOWER in any cell, share of cells, {num} comparisons a line\n{header}", flush=True)
     slower = replace(slower, num_cells=5, sd_slowdown=math.log(1.05))
     for prompts in (12, 48):
         for steady in (False, True):

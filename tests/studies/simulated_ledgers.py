@@ -58,9 +58,7 @@ def acceptance(rng: np.random.Generator, num_prompts: int, alphas: Sequence[floa
     return found
 
 
-def timings(
-    rng: np.random.Generator, num_prompts: int, log_gammas: Sequence[float], *, spread: float = 0.12
-) -> list[Array]:
+def timings(rng: np.random.Generator, num_prompts: int, log_gammas: Sequence[float], *, spread: float = 0.12) -> list[Array]:
     """Draw AR seconds and tokens, SD seconds and tokens (P, 4) of cells on the same prompts; spread: of log gamma."""
     score, log_token_s = rng.standard_normal(num_prompts), 0.1 * rng.standard_normal(num_prompts)
     found = []
@@ -107,9 +105,7 @@ def _of_alpha(weights: Sequence[float]) -> Simulation:
     return simulate
 
 
-def _pair_of(
-    quantity: Quantity, draw: Callable[[np.random.Generator, int, Sequence[float]], list[Array]]
-) -> Simulation:
+def _pair_of(quantity: Quantity, draw: Callable[[np.random.Generator, int, Sequence[float]], list[Array]]) -> Simulation:
     def simulate(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
         return _jackknifed(quantity, (1, -1), draw(rng, num_prompts, (truth, 0.0)))
 

@@ -128,9 +128,7 @@ def test_pytest_benchmarks_compare_fail_and_histogram_work_on_the_suites(
     assert list(tmp_path.glob("plot*.svg"))
 
 
-def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(
-    pair: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(pair: tuple[str, ...], tmp_path: Path) -> None:
     arguments = (
         GRID,
         *pair,
@@ -207,9 +205,7 @@ def test_a_run_of_several_suites_goes_on_after_those_that_were_finished(pair: tu
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_inflated_target_has_a_separate_record_and_the_same_acceptance(
-    pair: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_an_inflated_target_has_a_separate_record_and_the_same_acceptance(pair: tuple[str, ...], tmp_path: Path) -> None:
     shape = "layers=4,hidden=64"
     arguments = [*pair, *SMALL, "--temperatures", "1", "--ignore-end-token", "--dtype", "float32"]
     done = run_suites(
@@ -272,9 +268,7 @@ def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...],
 
 
 def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tmp_path: Path) -> None:
-    done = run_suites(
-        GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), "--plan", "--num-draft-tokens", "1,4"
-    )
+    done = run_suites(GRID, *pair, *SMALL, "--results", str(tmp_path / "results"), "--plan", "--num-draft-tokens", "1,4")
     assert done.returncode == 0
     assert done.stdout.count("::test_temperature_grid[") == 4
     assert "minutes" in done.stdout

@@ -60,12 +60,9 @@ def make_record(
     stream = random.Random(f"{cell.temperature} {cell.num_draft_tokens} {cell.rule} {cell.seed}")
     plans = [(prompt, repeat) for repeat in range(cell.repeats) for prompt in range(cell.num_prompts)]
     pairs = tuple(
-        _make_pair(cell, prompt, repeat, gamma=gamma, alpha=alpha, noise=noise, stream=stream)
-        for prompt, repeat in plans
+        _make_pair(cell, prompt, repeat, gamma=gamma, alpha=alpha, noise=noise, stream=stream) for prompt, repeat in plans
     )
-    record = CellRecord(
-        cell, started="2026-11-20T10:00:00+00:00", warmup_s=(0.04, 0.036), warmup_settled=True, pairs=pairs
-    )
+    record = CellRecord(cell, started="2026-11-20T10:00:00+00:00", warmup_s=(0.04, 0.036), warmup_settled=True, pairs=pairs)
     return replace(record, **changes)
 
 

@@ -27,9 +27,7 @@ HEED_CTRL_C = (
 )  # put before a command: children of a background job ignore Ctrl-C otherwise
 
 
-def tiny_llama(
-    *, seed: int, num_layers: int = 2, vocab_size: int = VOCAB_SIZE, spread: float = 0.35
-) -> LlamaForCausalLM:
+def tiny_llama(*, seed: int, num_layers: int = 2, vocab_size: int = VOCAB_SIZE, spread: float = 0.35) -> LlamaForCausalLM:
     """Return a Llama with grouped heads. A larger `spread` (standard deviation of weights) makes likely tokens likelier."""
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -87,8 +85,6 @@ def save_checkpoint(model: PreTrainedModel, folder: Path) -> str:
     words = {f"w{index}": index for index in range(model.config.vocab_size)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2").save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2").save_pretrained(folder)
     model.save_pretrained(folder)
     return str(folder)

@@ -91,11 +91,7 @@ def _pairs(row: Row) -> Iterator[dict[str, Scalar]]:
         **{f"{OPTION}{name}": value for name, value in cell.options},
         **{f"{role}_hash": value for role, value in model_hashes(cell, run).items()},
         **{"schedule": schedule_text(cell.schedule) or None, "target": run.model_pair.target, "file": row.file},
-        **{
-            "verdict": row.verdict.label,
-            "reasons": "; ".join(row.verdict.reasons),
-            "certificate": row.verdict.certificate,
-        },
+        **{"verdict": row.verdict.label, "reasons": "; ".join(row.verdict.reasons), "certificate": row.verdict.certificate},
         **{"machine": machine_slug(env), "commit": env.get("harness_commit"), "dirty": env.get("harness_dirty")},
         **{"created": run.created, "preset": run.preset},
     }

@@ -33,10 +33,7 @@ _STYLE = {
     "legend.fontsize": 8,
     "savefig.dpi": 150,
 }
-_METADATA = {
-    "svg": {"Date": None, "Creator": None},
-    "png": {"Software": None},
-}  # nothing that differs between two drawings
+_METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # nothing that differs between two drawings
 _CAPTION_COLUMNS = 124
 _CAPTION_LINE = 0.14
 WIDTH = 7.2
@@ -97,8 +94,4 @@ def bars(axes: Any, points: Sequence[tuple[float, Interval]], **looks: Any) -> N
 def look(number: int) -> dict[str, str]:
     """Return colour, marker and line style of a series; markers alone tell seven apart."""
     index = number % len(_COLOURS)
-    return {
-        "color": _COLOURS[index],
-        "marker": _MARKERS[index],
-        "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
-    }
+    return {"color": _COLOURS[index], "marker": _MARKERS[index], "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)]}

@@ -29,9 +29,7 @@ class Series:
 
     def points(self, metric: Callable[[CellRecord], T | None]) -> tuple[list[float], list[T]]:
         """Return x and the metric of the cells that have it."""
-        found = [
-            (x, value) for x, row in zip(self.x, self.rows, strict=True) if (value := metric(row.record)) is not None
-        ]
+        found = [(x, value) for x, row in zip(self.x, self.rows, strict=True) if (value := metric(row.record)) is not None]
         return [x for x, _ in found], [value for _, value in found]
 
 
@@ -97,8 +95,7 @@ def _measured(axes: Any, line: Series, metric: Callable[[CellRecord], Interval |
     axes.plot(x, [interval.estimate for interval in found], ms=4, lw=1.5, **style)
     # With one prompt an interval reaches infinity: then there is nothing to draw.
     low, high = (
-        [getattr(interval, end) if math.isfinite(interval.high) else math.nan for interval in found]
-        for end in ("low", "high")
+        [getattr(interval, end) if math.isfinite(interval.high) else math.nan for interval in found] for end in ("low", "high")
     )
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
     axes.vlines(x, low, high, color=style["color"], lw=0.8)

@@ -106,15 +106,9 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None,
         whole = suite is None
         predicted = mechanism.render_predicted([row for each in suites for row in each.rows]) if whole else None
         rows = {each.name: each.rows for each in suites}
-        machines.append(
-            Machine(name, tuple(suites), ledger.ledgers(results, name, rows=rows) if whole else {}, predicted)
-        )
+        machines.append(Machine(name, tuple(suites), ledger.ledgers(results, name, rows=rows) if whole else {}, predicted))
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
+        loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     filters = (alignments, cell_commands, counts, image, machine_text, merged, record_table, slug)
     environment.filters |= {each.__name__: each for each in filters} | {"ledger_table": ledger_table, "look": LOOKS.get}

@@ -40,9 +40,7 @@ def derived(records: Sequence[Path]) -> Page:
     """
     matrices = merged(records)
     shown = [(matrix, domain, _apart(matrix, matrices)) for matrix in matrices for domain in matrix.domains]
-    names = distinct_names(
-        [(f"{matrix.pair} {short_prompts(domain)}{apart}", domain) for matrix, domain, apart in shown]
-    )
+    names = distinct_names([(f"{matrix.pair} {short_prompts(domain)}{apart}", domain) for matrix, domain, apart in shown])
     found: list[Table] = []
     figures = {}
     for name, (matrix, domain, apart) in zip(names, shown, strict=True):
@@ -105,8 +103,7 @@ def _by_temperature(matrix: Matrix) -> tuple[str, ...]:
 def _kind_table(title: str, columns: Sequence[str], rows: Mapping[Kind, Sequence[Entry]], facts: Facts) -> Table:
     """Return a table with one row for each kind of draft."""
     lines: list[list[str | Entry]] = [
-        [_arm_text(arm, on_policy), "" if at is None else f"{at:g}", *cells]
-        for (arm, on_policy, at), cells in rows.items()
+        [_arm_text(arm, on_policy), "" if at is None else f"{at:g}", *cells] for (arm, on_policy, at), cells in rows.items()
     ]
     return table_of(title, ("draft", "KD T", *columns), lines, facts)
 
@@ -125,10 +122,7 @@ def _cost_tables(matrix: Matrix, apart: str = "") -> list[Table]:
     for kind, drafts in kinds_of(matrix).items():
         if kind[0] != START:
             spent = [
-                (
-                    *(line.tokens[name] for name in ("text_by_target", "text_by_draft", "trained")),
-                    sum(line.seconds.values()),
-                )
+                (*(line.tokens[name] for name in ("text_by_target", "text_by_draft", "trained")), sum(line.seconds.values()))
                 for line in drafts
             ]
             rows[kind] = [Entry(f"{sum(of_drafts) / len(drafts):,.0f}") for of_drafts in zip(*spent, strict=True)]

@@ -104,15 +104,10 @@ def _tables(record: LengthRecord, data: Positions) -> tuple[Table, ...]:
         _estimates_table(
             "coefficient of length in logistic models of acceptance",
             {heading: {**found.length, "change": found.change} for heading, found in models.items()},
-            {
-                "rows": "each adds covariates to the row above it; change: from the first model to the last",
-                **coefficients,
-            },
+            {"rows": "each adds covariates to the row above it; change: from the first model to the last", **coefficients},
         ),
         _estimates_table(
-            "all coefficients of the last model",
-            {heading: found.full for heading, found in models.items()},
-            coefficients,
+            "all coefficients of the last model", {heading: found.full for heading, found in models.items()}, coefficients
         ),
     )
 
@@ -154,9 +149,7 @@ def _shares_table(
 
 def _estimates_table(title: str, columns: Mapping[str, Mapping[str, Effect]], facts: Facts) -> Table:
     names = next(iter(columns.values()))
-    lines: list[list[str | Entry]] = [
-        [name, *(_estimate(column[name]) for column in columns.values())] for name in names
-    ]
+    lines: list[list[str | Entry]] = [[name, *(_estimate(column[name]) for column in columns.values())] for name in names]
     return table_of(title, ("", *columns), lines, facts)
 
 

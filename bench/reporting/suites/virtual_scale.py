@@ -94,9 +94,7 @@ def _draw(rows: Sequence[Row], by_temperature: Mapping[float, Sequence[Row]]) ->
     axes = figure.subplots()
     axes.axhline(1, color="0.3", lw=0.8)
     axes.axvline(PAPER_COST, color="0.5", lw=0.8, ls=":")
-    axes.annotate(
-        "13B : 68M", (PAPER_COST, 1), (3, 0), ("data", "axes fraction"), "offset points", va="top", fontsize=7
-    )
+    axes.annotate("13B : 68M", (PAPER_COST, 1), (3, 0), ("data", "axes fraction"), "offset points", va="top", fontsize=7)
     for number, (temperature, at) in enumerate(by_temperature.items()):
         style = canvas.look(number)
         look = {"color": style["color"], "marker": style["marker"], "ms": 4.5, "ls": "none"}

@@ -171,9 +171,7 @@ VARIANTS = {"full support": {}, "top-p": {"top_p": 0.8}, "cold": {"temperature":
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("vocab_size", "num_drafted"), SHAPES)
 @each_rule
-def test_direct_sum_agrees_with_the_target_and_with_the_acceptance_probabilities(
-    rule, vocab_size, num_drafted, variant
-):
+def test_direct_sum_agrees_with_the_target_and_with_the_acceptance_probabilities(rule, vocab_size, num_drafted, variant):
     target = random_tree(vocab_size, num_drafted, seed=11, **VARIANTS[variant])
     draft = random_tree(vocab_size, num_drafted, seed=12, **VARIANTS[variant])
     error, accepted = summed(rule, draft, target, num_drafted)
@@ -259,9 +257,7 @@ def rounds(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @given(rounds())
 def test_acceptance_probabilities_agree_with_their_closed_form(rule, arguments):
     tokens, draft_probs, target_probs, _ = arguments
-    expected = [
-        CLOSED_FORMS[rule.name](p, q) for p, q in zip(target_probs[:-1].tolist(), draft_probs.tolist(), strict=True)
-    ]
+    expected = [CLOSED_FORMS[rule.name](p, q) for p, q in zip(target_probs[:-1].tolist(), draft_probs.tolist(), strict=True)]
     # float32 sums of five terms; min(p, q) may add up to just above 1
     assert rule.acceptance_probs(tokens, draft_probs, target_probs).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -302,9 +298,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted_by_the_ratio_rules(argum
     target_probs = torch.cat((draft_probs, target_probs[-1:]))
     for name in ("rejection", "block"):
         assert RULES[name].judge(tokens, draft_probs, target_probs, uniforms).num_accepted == len(tokens)
-        assert RULES[name].acceptance_probs(tokens, draft_probs, target_probs).tolist() == pytest.approx(
-            [1.0] * len(tokens)
-        )
+        assert RULES[name].acceptance_probs(tokens, draft_probs, target_probs).tolist() == pytest.approx([1.0] * len(tokens))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -195,9 +195,7 @@ def test_a_bad_line_is_named_with_its_number(run: Run, tmp_path: Path, line: Any
     assert err.startswith(f"specheat: error: samples.jsonl, line 2: {complaint}")
 
 
-def test_a_missing_end_token_that_could_be_any_of_several_is_refused(
-    run: Run, pair: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_missing_end_token_that_could_be_any_of_several_is_refused(run: Run, pair: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "target"
     target = tiny_llama(seed=1, num_layers=1)
     target.generation_config.eos_token_id = [END, 7]

@@ -247,9 +247,7 @@ def test_a_dirty_checkout_is_a_note() -> None:
 
 
 def arm(seconds: float) -> TimedArm:
-    return TimedArm(
-        seed=0, seconds=seconds, first_token_s=0.0, token_ids=tuple(range(11)), finish_reason="length", rounds=()
-    )
+    return TimedArm(seed=0, seconds=seconds, first_token_s=0.0, token_ids=tuple(range(11)), finish_reason="length", rounds=())
 
 
 def noise_run(num_prompts: int, *, spread: float, speed: Callable[[int], float] = lambda _: 1.0) -> NoiseRun:

@@ -142,9 +142,7 @@ def test_both_arms_are_what_generate_gives_under_the_same_seed(
     generation = backend.generate(ask(backend, num_draft_tokens=0, temperature=0.7, seed=3))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        ids = backend.target.generate(
-            torch.tensor([PROMPT]), do_sample=True, temperature=0.7, top_k=0, max_new_tokens=40
-        )
+        ids = backend.target.generate(torch.tensor([PROMPT]), do_sample=True, temperature=0.7, top_k=0, max_new_tokens=40)
     assert generation.token_ids == tuple(ids[0, len(PROMPT) :].tolist())
 
 

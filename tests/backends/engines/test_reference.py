@@ -112,9 +112,7 @@ def test_same_seed_same_text_other_seed_other_text_and_the_global_random_state_i
 
 
 @pytest.mark.parametrize("rule", ["rejection", "one_hot", "exact_match", "typical"])
-def test_a_replay_repeats_the_text_and_has_one_probability_per_tested_position(
-    backend: ReferenceBackend, rule: str
-) -> None:
+def test_a_replay_repeats_the_text_and_has_one_probability_per_tested_position(backend: ReferenceBackend, rule: str) -> None:
     asked = request(rule=rule, seed=3)
     generation, replay = backend.generate(asked), backend.replay(asked)
     assert (replay.token_ids, replay.rounds) == (generation.token_ids, generation.rounds)

@@ -266,9 +266,7 @@ def test_counted_rounds_are_those_that_the_engine_reports(tmp_path: Path) -> Non
 
 
 @pytest.mark.engine
-def test_an_inflated_checkpoint_decodes_to_the_small_ones_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_inflated_checkpoint_decodes_to_the_small_ones_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the small one as its draft, every draft token is accepted."""
     monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path / "cache"))
     small = tiny_pair(tmp_path, "same")

@@ -87,8 +87,7 @@ def test_sampled_text_follows_the_target_and_is_accepted_as_q_says(rule: str, ba
 def pair(tmp_path: Path) -> ModelPair:
     target = tiny_llama(seed=1)
     folders = [
-        save_checkpoint(model, tmp_path / name)
-        for name, model in (("target", target), ("draft", nearby(target, seed=2)))
+        save_checkpoint(model, tmp_path / name) for name, model in (("target", target), ("draft", nearby(target, seed=2)))
     ]
     return ModelPair("tiny", *folders, family="causal", dtype="float32")
 

@@ -59,9 +59,7 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.inference_mode()
-def test_logits_are_those_of_transformers(
-    changes: dict[str, Any], layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_are_those_of_transformers(changes: dict[str, Any], layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_llama, "FIRST_ROOM", 8)  # so that the buffers grow on the way
     model = llama(**changes)
     assert supports(model)

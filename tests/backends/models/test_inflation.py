@@ -110,14 +110,10 @@ def test_sizes_that_are_not_given_stay_and_those_that_are_too_small_are_named() 
         inflate(tiny_llama(seed=1), Shape(2, 64, 5, 2, 8, 48))
 
 
-def test_a_checkpoint_is_made_once_and_says_what_it_was_made_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_made_once_and_says_what_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path / "cache"))
     small = tiny_llama(seed=1).to(torch.bfloat16)
-    pair = pairs.resolve(
-        target=save_checkpoint(small, tmp_path / "target"), draft=save_checkpoint(small, tmp_path / "draft")
-    )
+    pair = pairs.resolve(target=save_checkpoint(small, tmp_path / "target"), draft=save_checkpoint(small, tmp_path / "draft"))
     large = pairs.inflated(pair, "layers=5,hidden=80")
     assert large.name == f"{pair.name} inflated layers=5,hidden=80,heads=4,key_heads=2,head_width=8,neurons=48"
     assert pairs.recorded(large).target == f"target inflated {large.name.partition(' inflated ')[2]}"

@@ -33,9 +33,9 @@ def save_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> None:
     words_to_ids = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(words_to_ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
 
 
 def save_llama(folder: Path, *, num_layers: int = 1, words: tuple[str, ...] = WORDS, context: int = 64) -> str:
@@ -81,9 +81,7 @@ def put_in_hub_cache(hub: Path, name: str, folder: str, commit: str) -> None:
 
 
 def write_table(path: Path, **rows: dict[str, str]) -> Path:
-    lines = [
-        f"[{name}]\n" + "\n".join(f'{key} = "{value}"' for key, value in row.items()) for name, row in rows.items()
-    ]
+    lines = [f"[{name}]\n" + "\n".join(f'{key} = "{value}"' for key, value in row.items()) for name, row in rows.items()]
     path.write_text("\n".join(lines))
     return path
 
@@ -295,9 +293,7 @@ def test_the_embedded_pair_answers_and_shares_embedding_and_tokenizer() -> None:
     pair = pairs.resolve()
     checkpoints.check_compatible(pair)
     assert checkpoints.context_length(pair) == 8192
-    target, draft = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for folder in (pair.target, pair.draft)
-    )
+    target, draft = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for folder in (pair.target, pair.draft))
     assert torch.equal(target.model.embed_tokens.weight, draft.model.embed_tokens.weight)
     assert len(draft.model.layers) == 4
     tokenizer = checkpoints.tokenizer(pair)
@@ -307,9 +303,7 @@ def test_the_embedded_pair_answers_and_shares_embedding_and_tokenizer() -> None:
     assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
 
 
-def test_the_embedded_encoder_decoder_pair_needs_neither_hub_nor_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_embedded_encoder_decoder_pair_needs_neither_hub_nor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECHEAT_CACHE", str(tmp_path))
     pair = pairs.ready("mini-t5")
     assert pair.family == "encoder-decoder"

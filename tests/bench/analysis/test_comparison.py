@@ -87,9 +87,7 @@ def test_a_side_against_itself_is_the_same_in_every_number() -> None:
     ("gamma", "verdict", "status"),
     [(1.0, "SLOWER", 1), (1.44, "FASTER", 0)],  # 1.2 on the other side
 )
-def test_a_speculative_arm_that_changes_shows_in_its_seconds_and_in_gamma(
-    gamma: float, verdict: str, status: int
-) -> None:
+def test_a_speculative_arm_that_changes_shows_in_its_seconds_and_in_gamma(gamma: float, verdict: str, status: int) -> None:
     found = against(*(make_record(cell, gamma=gamma, noise=0.05) for cell in cells()))
     for cell in found.cells:
         assert verdicts(cell) == {SD.name: verdict, AR.name: "SAME", GAMMA.name: verdict, COUNTED_ALPHA.name: "SAME"}
@@ -298,9 +296,7 @@ def test_the_hash_of_a_further_draft_counts_for_its_cells() -> None:
         (lambda cell: make_record(cell, throttle=("thermal",)), "HEAD: throttled: thermal"),
     ],
 )
-def test_a_cell_that_head_could_not_measure_fails_the_comparison(
-    broken: Callable[[Cell], CellRecord], said: str
-) -> None:
+def test_a_cell_that_head_could_not_measure_fails_the_comparison(broken: Callable[[Cell], CellRecord], said: str) -> None:
     *same, last = cells()
     found = against(*map(make_record, same), broken(last))
     (invalid,) = by_status(found)["INVALID"]
@@ -315,9 +311,7 @@ def test_a_cell_that_base_could_not_measure_is_no_regression_but_not_conclusive(
     base = measured(*map(make_record, same), failed_record(last))
     for head in (make_record(last), failed_record(last)):
         found = against(*map(make_record, same), head, base=base)
-        assert [cell.reason for cell in by_status(found)["BASE INVALID"]] == [
-            "BASE: error: RuntimeError: out of memory"
-        ]
+        assert [cell.reason for cell in by_status(found)["BASE INVALID"]] == ["BASE: error: RuntimeError: out of memory"]
         assert (exit_status(found, strict=False), exit_status(found, strict=True)) == (0, 3)
 
 
@@ -337,9 +331,7 @@ def test_of_each_cell_the_newest_record_counts() -> None:
 
 
 def test_with_no_cell_in_common_there_is_nothing_to_compare() -> None:
-    with pytest.raises(
-        IncomparableResults, match=r"no cell of base can be compared with one of head; .*seed \(0 against 1\)"
-    ):
+    with pytest.raises(IncomparableResults, match=r"no cell of base can be compared with one of head; .*seed \(0 against 1\)"):
         against(*map(make_record, cells(seed=1)))
     with pytest.raises(IncomparableResults, match="BASE: error: RuntimeError"):
         against(*map(make_record, cells()), base=measured(*map(failed_record, cells())))
@@ -355,9 +347,7 @@ def test_unlike_machines_are_refused_and_other_versions_are_not() -> None:
 
 def test_a_machine_that_only_head_was_measured_on_is_not_mixed_in() -> None:
     other = make_run().environment | {"cpu_model": "Other CPU"}
-    later = make_run(
-        [make_record(c, gamma=0.5) for c in cells()], environment=other, created="2026-12-01T10:00:00+00:00"
-    )
+    later = make_run([make_record(c, gamma=0.5) for c in cells()], environment=other, created="2026-12-01T10:00:00+00:00")
     found = compare(BASE, side("head", make_run(list(map(make_record, cells()))), later))
     assert {name: len(group) for name, group in by_status(found).items()} == {"COMPARED": 3, "NEW": 3}
     assert exit_status(found, strict=True) == 0

@@ -22,9 +22,7 @@ def cell_of(alpha: float, temperature: float = 1.0) -> MatrixCell:
     )
 
 
-def line(
-    arm: str, kd_temperature: float | None, seed: int | None, *alpha: float, on_policy: float = 0.0
-) -> MeasuredDraft:
+def line(arm: str, kd_temperature: float | None, seed: int | None, *alpha: float, on_policy: float = 0.0) -> MeasuredDraft:
     cells = tuple(map(cell_of, alpha, T[-len(alpha) :]))
     return MeasuredDraft(f"{arm}-{kd_temperature}-{seed}", arm, kd_temperature, on_policy, seed, {}, {}, cells)
 

@@ -55,9 +55,7 @@ ROUNDS = (
 PROBS = ((0.9, 0.8, 0.7), (0.6, 0.5), (0.8, 0.9))
 
 
-def arm(
-    seconds: float, num_tokens: int, *, first_token_s: float | None = 0.1, rounds: tuple[Round, ...] = ()
-) -> TimedArm:
+def arm(seconds: float, num_tokens: int, *, first_token_s: float | None = 0.1, rounds: tuple[Round, ...] = ()) -> TimedArm:
     return TimedArm(
         seed=1,
         seconds=seconds,

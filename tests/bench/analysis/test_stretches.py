@@ -138,9 +138,7 @@ def test_a_schedule_of_one_piece_is_that_temperature(backend: ReferenceBackend) 
         assert (scheduled.token_ids, scheduled.rounds) == (plain.token_ids, plain.rounds)
 
 
-def test_rows_of_one_temperature_are_warped_together(
-    backend: ReferenceBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_one_temperature_are_warped_together(backend: ReferenceBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
 
     def noted(logits_NV: torch.Tensor, **how: Any) -> torch.Tensor:
@@ -184,17 +182,13 @@ def test_the_engines_own_decode_has_one_temperature(backend: ReferenceBackend) -
 @pytest.mark.parametrize(
     ("num_draft_tokens", "rule"), [(0, "rejection"), (2, "rejection"), (2, "one_hot"), (2, "block"), (2, "exact_match")]
 )
-def test_texts_have_the_distribution_of_their_temperatures_with_and_without_a_draft(
-    num_draft_tokens: int, rule: str
-) -> None:
+def test_texts_have_the_distribution_of_their_temperatures_with_and_without_a_draft(num_draft_tokens: int, rule: str) -> None:
     """All texts of three tokens against their exact probabilities; chi-square at p > 0.001 each, seeds fixed."""
     temperatures, num_texts, vocab_size = (2.0, 0.4, 1.2), 2000, 6
     target = tiny_llama(seed=1, vocab_size=vocab_size)
     backend = ReferenceBackend(target, tiny_llama(seed=7, vocab_size=vocab_size, num_layers=1))
     backend.target, backend.draft = LogitsByContext(backend.target.model), LogitsByContext(backend.draft.model)
-    asked = request(
-        schedule=tuple(enumerate(temperatures)), max_new_tokens=3, num_draft_tokens=num_draft_tokens, rule=rule
-    )
+    asked = request(schedule=tuple(enumerate(temperatures)), max_new_tokens=3, num_draft_tokens=num_draft_tokens, rule=rule)
     counts = np.zeros((vocab_size,) * 3)
     for seed in range(num_texts):
         counts[backend.generate(replace(asked, seed=seed)).token_ids] += 1
@@ -291,9 +285,7 @@ def test_a_decoder_that_keeps_the_schedule_is_not_lossy(
 @pytest.mark.parametrize(("schedule", "way"), [(HOT_THEN_COLD, "unlikely"), (COLD_THEN_HOT, "likely")])
 def test_a_decoder_that_verifies_at_the_first_temperature_throughout_is_lossy(schedule: Schedule, way: str) -> None:
     first = schedule[0][1]
-    ignoring = verifying(lambda asked: replace(asked, temperature=first, schedule=()))(
-        *MODELS, Options(weights="plain")
-    )
+    ignoring = verifying(lambda asked: replace(asked, temperature=first, schedule=()))(*MODELS, Options(weights="plain"))
     judged = certificate(decode(ignoring, 24, schedule=schedule), schedule)
     assert judged.verdict == "LOSSY"
     assert f"too {way}" in judged.words[0]
@@ -309,9 +301,7 @@ def test_a_switch_one_round_late_is_lossy() -> None:
             return super().target_probs(logits_NV, replace(request, temperature=temperature, schedule=()))
 
     often = tuple((4 * piece, (2.0, 0.2)[piece % 2]) for piece in range(10))
-    assert (
-        certificate(decode(OnceARound(*MODELS, Options(weights="plain")), 24, schedule=often), often).verdict == "LOSSY"
-    )
+    assert certificate(decode(OnceARound(*MODELS, Options(weights="plain")), 24, schedule=often), often).verdict == "LOSSY"
     assert certificate(decode(reference(), 24, schedule=often), often).verdict != "LOSSY"
 
 
@@ -384,9 +374,7 @@ def test_no_two_cells_that_are_pooled_draw_the_same_random_numbers() -> None:
         replace(cell, num_draft_tokens=7),
     ]
     assert len({without.seed, *(request_of(each).seed for each in siblings)}) == 6
-    assert (
-        request_of(replace(cell, options=(("forward", "fused"),))).seed == without.seed
-    )  # the same work for an engine
+    assert request_of(replace(cell, options=(("forward", "fused"),))).seed == without.seed  # the same work for an engine
     assert (without.schedule, without.draft_temperature) == ((), 1.5)
     asked = [request_of(scheduled_cell(each)) for each in (HOT_THEN_COLD, COLD_THEN_HOT, ((0, 1.5),))]
     assert len({without.seed, *(each.seed for each in asked)}) == 4
@@ -429,9 +417,7 @@ def test_a_cell_whose_schedule_contradicts_it_is_refused(cell: Any, message: str
 ROUNDS = (Round(2, 2, 3), Round(2, 0, 1), Round(2, 1, 2), Round(2, 1, 1), Round(0, 0, 1), Round(2, 2, 3))
 
 
-def by_token(
-    rounds: Sequence[Round], num_tokens: int, probs: Sequence[Sequence[float]]
-) -> list[tuple[int, bool, float]]:
+def by_token(rounds: Sequence[Round], num_tokens: int, probs: Sequence[Sequence[float]]) -> list[tuple[int, bool, float]]:
     """Index, outcome and probability of every tested token, written from the definition."""
     found, index = [], num_tokens - sum(round_.emitted for round_ in rounds)
     for round_, of_round in zip(rounds, probs, strict=True):
@@ -569,8 +555,6 @@ def test_hot_and_cold_are_the_extremes_above_0_and_change_at_half_of_the_text() 
         ({"draft_temperatures": (1.0,)}, "leave --draft-temperature out"),
     ],
 )
-def test_the_suite_is_skipped_in_one_line_where_there_is_nothing_to_change(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_the_suite_is_skipped_in_one_line_where_there_is_nothing_to_change(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(pytest.skip.Exception, match=reason):
         asked_of(("hot", "cold"), **changes)

@@ -195,9 +195,7 @@ def write_matrix(
     drafts = [("start", None, None), *((*kind, seed) for seed in seeds for kind in kinds)]
     for arm, kd_t, seed in drafts:
         cells = tuple(kd_cell(kd_alpha(arm, kd_t, t), domain, t, rng) for t in DECODE_TEMPERATURES)
-        lines.append(
-            kd_matrix.MeasuredDraft(f"{arm}-{kd_t}-{seed}", arm, kd_t, float(arm == "online"), seed, {}, {}, cells)
-        )
+        lines.append(kd_matrix.MeasuredDraft(f"{arm}-{kd_t}-{seed}", arm, kd_t, float(arm == "online"), seed, {}, {}, cells))
     plan = {"job": {}, "domain": domain, "decode_temperatures": DECODE_TEMPERATURES}
     entries = [{"plan": plan, "command": "specheat kd-matrix --pair tiny", **header}, *map(asdict, lines)]
     path = results / MACHINE / suite / "records" / file

@@ -80,9 +80,7 @@ def test_missing_invalid_and_new_cells_say_why(base: Path, tmp_path: Path, capsy
     assert "the nearest differs in prompts_hash (01234567 against ffff)" in text
 
 
-def test_markdown_is_a_table_with_what_it_rests_on(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_markdown_is_a_table_with_what_it_rests_on(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     environment = make_run().environment | {
         "torch": "2.14.0", "harness_commit": "1234567890", "harness_dirty": True
     }  # fmt: skip
@@ -103,9 +101,7 @@ def test_markdown_is_a_table_with_what_it_rests_on(
     assert facts["HEAD"] == f"{head}: commit 1234567890+, head.json"
 
 
-def test_suites_have_tables_of_their_own_and_can_be_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_suites_have_tables_of_their_own_and_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = [*records(), *(replace(r, cell=replace(r.cell, suite="draft_length")) for r in records())]
     path = write(tmp_path / "both.json", make_run(both))
     status, text, _ = run(capsys, path, path)
@@ -157,9 +153,7 @@ def test_bad_input_ends_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_unlike_machines_end_in_the_keys_that_differ(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unlike_machines_end_in_the_keys_that_differ(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     environment = make_run().environment | {"ram_gib": 32}
     head = write(tmp_path / "head.json", make_run(records(), environment=environment))
     status, _, error = run(capsys, base, head)
@@ -180,9 +174,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_commit_stands_for_the_records_that_were_measured_at_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_stands_for_the_records_that_were_measured_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)  # of a hook that runs the tests
     git(tmp_path, "init", "--quiet", "--initial-branch=trunk")

@@ -28,9 +28,7 @@ def published(tmp_path: Path, *arguments: object) -> int:
     return main.main(["publish", *map(str, arguments), "--results", str(tmp_path / "results")])
 
 
-def test_records_are_copied_and_their_machine_is_regenerated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_records_are_copied_and_their_machine_is_regenerated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = stored(tmp_path / "runs")
     (tmp_path / "runs" / "note.txt").write_text("mine")
     assert published(tmp_path, tmp_path / "runs") == 0
@@ -46,9 +44,7 @@ def test_records_are_copied_and_their_machine_is_regenerated(
     assert main.main(["tables", str(tmp_path / "results"), "--check"]) == 0
 
 
-def test_a_record_that_is_published_already_is_left_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_that_is_published_already_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = stored(tmp_path / "runs")
     assert published(tmp_path, record) == 0
     before = files(tmp_path)

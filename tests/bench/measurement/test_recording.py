@@ -41,9 +41,7 @@ def a_recording(settings: Settings, *workloads: Workload) -> Recording:
     return Recording("temperature_grid", "fake", settings=settings, workloads=workloads or (WORKLOAD,), meter=Meter())
 
 
-def test_a_cell_whose_test_ended_early_does_not_keep_the_record_from_being_written(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_a_cell_whose_test_ended_early_does_not_keep_the_record_from_being_written(settings: Settings, tmp_path: Path) -> None:
     whole, cut = make_record(make_cell(temperature=0.0)), make_record(make_cell(temperature=1.0))
     record = a_recording(settings)
     journal = record.journal(BACKEND)

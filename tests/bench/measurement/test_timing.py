@@ -169,9 +169,7 @@ def test_every_baseline_order_comes_up_equally_often() -> None:
 
 
 def test_seeds_depend_on_prompt_repeat_and_arm_and_on_nothing_else() -> None:
-    seeds = {
-        decoding.derive_seed(0, prompt, repeat, arm) for prompt in range(5) for repeat in (0, 1) for arm in ("ar", "sd")
-    }
+    seeds = {decoding.derive_seed(0, prompt, repeat, arm) for prompt in range(5) for repeat in (0, 1) for arm in ("ar", "sd")}
     assert len(seeds) == 20
     assert decoding.derive_seed(0, 1, "ar") == decoding.derive_seed(0, 1, "ar")
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -179,9 +179,7 @@ def calls_of(parties: list[Party], files: list[Path], *, slice_s: float) -> list
     return [json.loads(file.read_text()) for file in files]
 
 
-def test_calls_are_made_in_slices_and_each_knows_when_it_stood_still(
-    party: Callable[..., Party], tmp_path: Path
-) -> None:
+def test_calls_are_made_in_slices_and_each_knows_when_it_stood_still(party: Callable[..., Party], tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.json" for name in "ab"]
     sides = calls_of([party(file.stem, CALLS, file, 2) for file in files], files, slice_s=0.02)
     for one, other in zip(*sides, strict=True):

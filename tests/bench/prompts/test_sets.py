@@ -79,9 +79,7 @@ def test_the_answers_agree_with_a_calculation_by_hand(beginning: str, answer: in
         ({"question": "1 + 1?", "answer": "#### 2"}, "1 + 1?"),
     ],
 )
-def test_every_shape_of_one_question_becomes_a_user_message(
-    row: dict[str, object], content: str, tmp_path: Path
-) -> None:
+def test_every_shape_of_one_question_becomes_a_user_message(row: dict[str, object], content: str, tmp_path: Path) -> None:
     (prompt,) = load(written(tmp_path, json.dumps(row))).prompts
     assert prompt == Prompt(index=0, messages=(Message(USER, content),), text=None)
 

@@ -59,9 +59,7 @@ def test_the_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.M
     assert commit(tmp_path)["harness_commit"] == "unknown"
 
 
-def test_backends_of_another_checkout_have_a_commit_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backends_of_another_checkout_have_a_commit_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkout(tmp_path)
     (tmp_path / "backends").mkdir()
     (tmp_path / "backends" / "__init__.py").write_text("")

@@ -50,8 +50,7 @@ def test_capturing_imports_no_torch() -> None:
     [
         ({"cpu_model": "AMD EPYC", "num_physical_cores": 2, "device_type": "cpu"}, "amd-epyc-2c"),
         (
-            {"cpu_model": "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz", "num_physical_cores": 56}
-            | {"device_type": "cpu"},
+            {"cpu_model": "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz", "num_physical_cores": 56} | {"device_type": "cpu"},
             "intel-xeon-platinum-8480-56c",
         ),
         (

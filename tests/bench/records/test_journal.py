@@ -119,9 +119,7 @@ def test_a_finished_run_is_one_file_that_gives_back_the_very_record(tmp_path: Pa
         journal.append_pair(CELL, pair)
     journal.finish_cell(RECORD)
     path = journal.finish()
-    assert path.relative_to(tmp_path) == Path(
-        "amd-epyc-2c/temperature_grid/records/20261122T125400Z-0123456789-fake.json"
-    )
+    assert path.relative_to(tmp_path) == Path("amd-epyc-2c/temperature_grid/records/20261122T125400Z-0123456789-fake.json")
     assert list(path.parent.iterdir()) == [path]
     assert load_run(path) == replace(HEADER, baseline=(TRIPLE,), cells=(RECORD,))
     assert load_runs(tmp_path) == (load_run(path),)

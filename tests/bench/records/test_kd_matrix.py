@@ -23,9 +23,7 @@ HEADER: dict[str, Any] = {
         "harness_commit": "0123456789",
     },
 }
-CELLS = tuple(
-    MatrixCell(domain, 1.0, (3, 4), (2.5, 3.0), (3.0, 4.0), (2.0, 3.5), (4, 5), (2.0, 2.5)) for domain in "ab"
-)
+CELLS = tuple(MatrixCell(domain, 1.0, (3, 4), (2.5, 3.0), (3.0, 4.0), (2.0, 3.5), (4, 5), (2.0, 2.5)) for domain in "ab")
 DRAFT = MeasuredDraft("offline-t1-seed0", "offline", 1.0, 0.0, 0, {"steps": 9}, {"train": 1.5}, CELLS)
 
 

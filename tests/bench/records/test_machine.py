@@ -59,9 +59,7 @@ def test_the_number_of_threads_is_read_from_torch_only_where_it_is_loaded(monkey
     assert machine.threads()["torch_num_threads"] == 3
 
 
-@pytest.mark.parametrize(
-    ("cores", "written"), [((0,), "0"), ((0, 1), "0-1"), ((0, 2, 3, 4, 7), "0,2-4,7"), ((5, 6), "5-6")]
-)
+@pytest.mark.parametrize(("cores", "written"), [((0,), "0"), ((0, 1), "0-1"), ((0, 2, 3, 4, 7), "0,2-4,7"), ((5, 6), "5-6")])
 def test_affinity_is_written_as_ranges(cores: tuple[int, ...], written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores))
     assert machine.processor()["cpu_affinity"] == written

@@ -53,9 +53,7 @@ def test_a_first_round_may_carry_the_prefill() -> None:
     ("token_ids", "probs", "said"),
     [((5, 6), [(0.5, 0.5)], "expected 1 acceptance"), ((5, 6, 7, 8, 9), [(0.5,)], "expected rounds that emit")],
 )
-def test_rounds_that_do_not_fit_are_refused(
-    token_ids: tuple[int, ...], probs: list[tuple[float, ...]], said: str
-) -> None:
+def test_rounds_that_do_not_fit_are_refused(token_ids: tuple[int, ...], probs: list[tuple[float, ...]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         list(judged_positions(replay_of(token_ids, [Round(2, 0, 1)], probs)))
 
@@ -172,9 +170,7 @@ def test_the_suite_leaves_a_record_and_skips_an_engine_without_the_rule(tmp_path
     (path,) = (tmp_path / "results").rglob("*.jsonl")
     assert str(path) in done.stdout
     record = token_length.load(path)
-    assert [(text.temperature, text.prompt_index) for text in record.texts] == [
-        (t, i) for t in (0.0, 1.0) for i in range(6)
-    ]
+    assert [(text.temperature, text.prompt_index) for text in record.texts] == [(t, i) for t in (0.0, 1.0) for i in range(6)]
     assert record.header.num_draft_tokens == 2
     assert str(tmp_path) not in json.dumps(asdict(replace(record.header, command=())))  # no folder of this machine
     data = positions(record)

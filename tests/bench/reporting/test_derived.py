@@ -123,9 +123,7 @@ def test_two_processes_give_the_same_bytes(results: Path, tmp_path: Path):
     for hash_seed in ("1", "2"):
         copy = tmp_path / hash_seed
         shutil.copytree(results, copy)
-        program = (
-            "import sys; from tests.bench.reporting.test_derived import run_command; sys.exit(run_command(sys.argv[1]))"
-        )
+        program = "import sys; from tests.bench.reporting.test_derived import run_command; sys.exit(run_command(sys.argv[1]))"
         subprocess.run(
             [sys.executable, "-c", program, copy],
             check=True,

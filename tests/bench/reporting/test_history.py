@@ -19,9 +19,7 @@ from tests.support.record_builder import make_cell, make_record, make_run
 ENVIRONMENT = make_run().environment
 
 
-def run_on(
-    day: int, cells: Iterable[CellRecord] = (), *, env: dict[str, Any] | None = None, **changes: Any
-) -> RunRecord:
+def run_on(day: int, cells: Iterable[CellRecord] = (), *, env: dict[str, Any] | None = None, **changes: Any) -> RunRecord:
     """A run of that day of November, of a commit of its own."""
     own = {"harness_commit": f"commit{day:04}", **(env or {})}
     cells = tuple(cells) or (make_record(),)
@@ -73,9 +71,7 @@ def test_another_cell_model_or_machine_is_another_history(other: RunRecord) -> N
 
 def test_drafts_that_a_cell_does_not_use_are_not_its_models() -> None:
     own = make_run().model_hashes
-    found = history.histories(
-        runs_of(run_on(20), run_on(21, model_hashes=own | {"draft drafts/other": "another draft"}))
-    )
+    found = history.histories(runs_of(run_on(20), run_on(21, model_hashes=own | {"draft drafts/other": "another draft"})))
     assert [len(one) for one in found] == [2]
 
 
@@ -88,9 +84,7 @@ def test_cells_of_several_records_come_first() -> None:
 def test_only_versions_and_settings_that_changed_are_named() -> None:
     settings = {"attention": "sdpa", "threads": 2}
     before = run_on(20, env={"torch": "2.13.0"}, backend_settings=settings | {"torch": "2.13.0"})
-    after = run_on(
-        21, env={"torch": "2.14.0"}, backend_settings=settings | {"torch": "2.14.0", "threads": 4, "compiled": True}
-    )
+    after = run_on(21, env={"torch": "2.14.0"}, backend_settings=settings | {"torch": "2.14.0", "threads": 4, "compiled": True})
     (found,) = history.histories(runs_of(before, after))
     changed = texts(history.tables([found])[0])["changed since the row before"]
     assert changed == ["", f"threads 2 → 4, torch 2.13.0 → 2.14.0, compiled {MISSING} → True"]
@@ -179,9 +173,7 @@ def test_a_table_a_cell_and_options_choose_cells(
     assert captions.FORMULA in " ".join(shown.split())
 
 
-def test_markdown_links_to_the_raw_records_and_a_figure_is_written(
-    results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_markdown_links_to_the_raw_records_and_a_figure_is_written(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = results.parent / "history"
     assert main.main(["history", str(results), "--markdown", "--figure", str(drawn)]) == 0
     assert {path.name for path in results.parent.glob("history.*")} == {"history.svg", "history.png"}

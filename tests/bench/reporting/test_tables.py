@@ -171,9 +171,7 @@ def test_rows_are_sorted_by_everything_else_and_then_by_temperature():
 
 def test_what_varies_is_a_column_and_what_does_not_is_in_the_caption():
     cells = [
-        make_cell(rule=rule, options=(("draft_layers", layers),))
-        for rule in ("rejection", "one_hot")
-        for layers in (2, 4)
+        make_cell(rule=rule, options=(("draft_layers", layers),)) for rule in ("rejection", "one_hot") for layers in (2, 4)
     ]
     table = main_table(make_run(map(make_record, cells)))
     assert table.headers[:3] == ("rule", "temperature", "draft_layers")
@@ -370,9 +368,7 @@ def test_a_run_without_cells_and_baseline_prints_that_nothing_was_measured():
 
 # LaTeX and markdown
 def hostile() -> RunRecord:
-    return make_run(
-        [make_record(), failed_record(make_cell(temperature=0.0), error=r"E: 5% of a_b & c|d {x} \y #1 ~^ <z>$")]
-    )
+    return make_run([make_record(), failed_record(make_cell(temperature=0.0), error=r"E: 5% of a_b & c|d {x} \y #1 ~^ <z>$")])
 
 
 def test_latex_escapes_every_special_character():

@@ -49,9 +49,7 @@ def runs_of_equal_prompts(gamma: float, *, num_prompts: int, repeats: int, seed:
 
 @pytest.mark.parametrize("repeats", [1, 2])
 @pytest.mark.parametrize("num_prompts", sorted({MIN_CLUSTERS, 8, 16, 32, *(p.num_prompts for p in PRESETS.values())}))
-def test_the_95_percent_interval_of_gamma_covers_the_truth_in_93_to_97_percent_of_runs(
-    num_prompts: int, repeats: int
-) -> None:
+def test_the_95_percent_interval_of_gamma_covers_the_truth_in_93_to_97_percent_of_runs(num_prompts: int, repeats: int) -> None:
     runs = simulate_runs(NUM_RUNS, num_prompts, repeats=repeats, seed=num_prompts * 10 + repeats)
     # false-alarm rate of one case at the coverage found with 10,000 runs (95.0 to 95.4 %): under 1e-3, seed not fixed
     assert 0.93 <= coverage(runs, true_gamma()) <= 0.97
@@ -95,9 +93,7 @@ def test_the_simulation_exposes_an_interval_that_takes_pairs_for_prompts() -> No
 def test_the_aa_floor_is_crossed_by_one_aa_comparison_in_twenty() -> None:
     runs = runs_of_equal_prompts(1.0, num_prompts=8, repeats=1, seed=10)
     arms = list(zip(runs.ar_s, runs.ar_tokens, runs.sd_s, runs.sd_tokens, strict=True))
-    crossed = [
-        abs(math.log(ratio_of_totals(*a, runs.clusters).estimate)) > log_ratio_floor(*a, runs.clusters) for a in arms
-    ]
+    crossed = [abs(math.log(ratio_of_totals(*a, runs.clusters).estimate)) > log_ratio_floor(*a, runs.clusters) for a in arms]
     # standard error 0.44 %
     assert 0.03 <= sum(crossed) / NUM_RUNS <= 0.07
 
@@ -267,9 +263,7 @@ def test_the_p_value_of_few_uncertain_positions_is_no_smaller_than_chance(chance
 def test_many_uncertain_positions_are_taken_for_normal_at_nearly_the_same_p() -> None:
     accepted, expected = [1] * 570 + [0] * 430, [0.6] * 1000  # a variance of 240
     z = martingale_z(accepted, expected)
-    assert (
-        martingale_p(accepted, expected, z) == two_sided_p(z) == pytest.approx(2 * binom.cdf(570, 1000, 0.6), rel=0.1)
-    )
+    assert martingale_p(accepted, expected, z) == two_sided_p(z) == pytest.approx(2 * binom.cdf(570, 1000, 0.6), rel=0.1)
     few = martingale_p([1] * 30 + [0] * 30, [0.6] * 60, martingale_z([1] * 30 + [0] * 30, [0.6] * 60))
     assert few == pytest.approx(2 * binom.cdf(30, 60, 0.6))
 

@@ -73,9 +73,7 @@ def test_targets_with_an_encoder_are_distilled_by_the_same_command(run: Run, tmp
     status, said, errors = run("online", "--data-temperature", 0.5, *given, "--out", tmp_path / "out")
     assert (status, errors) == (0, "")
     assert "alpha_text" in said
-    status, _, errors = run(
-        "offline", "--data-temperature", 0, "--target", models[0], "--start", "layers:0", "--out", "x"
-    )
+    status, _, errors = run("offline", "--data-temperature", 0, "--target", models[0], "--start", "layers:0", "--out", "x")
     assert status == 2
     assert "expected a target that is only a decoder" in errors
 

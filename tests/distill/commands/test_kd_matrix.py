@@ -29,9 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         (("--start", "layers:0"), "train a base draft first"),
     ],
 )
-def test_bad_input_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str
-) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str) -> None:
     job = tiny_job(tmp_path, recipe("offline", 0.0))
     start = () if "--start" in given else ("--draft", job.start)
     known = ("--target", job.target, *start, "--prompts", job.prompts[0], "--held-out", job.held_out[0])
@@ -42,9 +40,7 @@ def test_bad_input_is_one_line(
     assert said in errors[0]
 
 
-def test_the_command_prints_the_table_and_again_without_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_the_table_and_again_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = tiny_job(tmp_path, recipe("offline", 0.0))
     given = (
         *("kd-matrix", "--target", job.target, "--draft", job.start, "--prompts", job.prompts[0]),

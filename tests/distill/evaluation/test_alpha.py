@@ -106,9 +106,7 @@ def ratio(counts: Sequence[Counts], top: int, bottom: int) -> tuple[float, torch
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_slots_along_the_targets_text_give_the_decoders_alpha_and_block_efficiency(
-    tmp_path: Path, temperature: float
-) -> None:
+def test_slots_along_the_targets_text_give_the_decoders_alpha_and_block_efficiency(tmp_path: Path, temperature: float) -> None:
     target = tiny_target(num_layers=1)  # one layer: half the time of two, and acceptance is much the same
     rows = tiny_windows(tmp_path, temperature, num_windows=2, max_new_tokens=NEW_TOKENS, target=target)
     (texts,) = acceptance(tiny_draft(num_layers=1), rows, head(num_layers=1), [(temperature, temperature)])

@@ -45,9 +45,7 @@ def test_greedy_text_is_that_of_generate(target: T5ForConditionalGeneration) -> 
     answers = sample_answers(target, asked, max_new_tokens=12, end_token_ids=ends)
     assert len({len(answer.token_ids_A) for answer in answers}) > 1  # some rows were dropped before others
     for ask, answer in zip(asked, answers, strict=True):
-        (expected,) = target.generate(
-            torch.tensor([ask.prompt_ids]), max_new_tokens=12, do_sample=False, eos_token_id=ends
-        )
+        (expected,) = target.generate(torch.tensor([ask.prompt_ids]), max_new_tokens=12, do_sample=False, eos_token_id=ends)
         assert answer.token_ids_A.tolist() == expected[1:].tolist()
 
 
@@ -61,9 +59,7 @@ def test_hidden_states_of_sampling_and_of_a_batch_give_the_distributions(
     write_shard(tmp_path, 0, asked, answers, seconds=1.0)
     batch = Batch(Shard(tmp_path, 0).rows)
     head = target.get_output_embeddings()
-    texts = [
-        Text(ask.prompt_ids, tuple(answer.token_ids_A.tolist()), ()) for ask, answer in zip(asked, answers, strict=True)
-    ]
+    texts = [Text(ask.prompt_ids, tuple(answer.token_ids_A.tolist()), ()) for ask, answer in zip(asked, answers, strict=True)]
     expected_NV = torch.cat(TargetScorer(target).logits(texts))
     torch.testing.assert_close(head(batch.target_hidden_ND()), expected_NV, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(head(batch.hidden_ND(target)), expected_NV, atol=1e-3, rtol=1e-3)

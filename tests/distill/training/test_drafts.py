@@ -144,8 +144,7 @@ def test_shipped_adapters_are_merged_into_the_embedded_draft_as_they_were_in_tra
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, target = (
-        Path(save_checkpoint(model, tmp_path / name))
-        for model, name in ((tiny_draft(), "start"), (tiny_target(), "target"))
+        Path(save_checkpoint(model, tmp_path / name)) for model, name in ((tiny_draft(), "start"), (tiny_target(), "target"))
     )
     draft = in_training(drafts.load(start, dtype=torch.float32), trained="adapters")
     disturb(draft)
@@ -157,9 +156,7 @@ def test_shipped_adapters_are_merged_into_the_embedded_draft_as_they_were_in_tra
     assert embedded.adapted_drafts() == ("offline-t0.2",)
     made = embedded.adapted_draft_folder("offline-t0.2")
     assert AutoTokenizer.from_pretrained(made)("w5 w7")["input_ids"] == [5, 7]
-    as_trained, shipped = (
-        drafts.load(folder, dtype=torch.bfloat16) for folder in (tmp_path / "offline-t0.2" / "draft", made)
-    )
+    as_trained, shipped = (drafts.load(folder, dtype=torch.bfloat16) for folder in (tmp_path / "offline-t0.2" / "draft", made))
     assert all(torch.equal(weight, shipped.get_parameter(name)) for name, weight in as_trained.named_parameters())
 
 

@@ -62,9 +62,7 @@ def killed_after(steps: int) -> object:
 
 
 @pytest.mark.parametrize("trained", ["layers", "all", "adapters"])
-def test_training_lowers_the_loss_and_leaves_the_rest_alone(
-    rows: tuple[TextRow, ...], tmp_path: Path, trained: str
-) -> None:
+def test_training_lowers_the_loss_and_leaves_the_rest_alone(rows: tuple[TextRow, ...], tmp_path: Path, trained: str) -> None:
     draft = in_training(trained=trained)
     frozen = {name: w.clone() for name, w in draft.model.named_parameters() if not w.requires_grad}
     position = train(draft, fixed_text(rows, 200, 0), soft(), plan(num_tokens=6000), tmp_path)

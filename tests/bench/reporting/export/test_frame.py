@@ -174,9 +174,7 @@ def test_csv_and_parquet_hold_the_same_table(tmp_path: Path, capsys: pytest.Capt
     assert main.main(["frame", str(tmp_path / "results"), "--csv", str(csv), "--parquet", str(parquet)]) == 0
     rows = bench.frame(tmp_path / "results")
     pd.testing.assert_frame_equal(pd.read_parquet(parquet), rows)
-    again = pd.read_csv(
-        csv, dtype=rows.dtypes.to_dict(), keep_default_na=False, na_values={"group": [""], "schedule": [""]}
-    )
+    again = pd.read_csv(csv, dtype=rows.dtypes.to_dict(), keep_default_na=False, na_values={"group": [""], "schedule": [""]})
     pd.testing.assert_frame_equal(again, rows)
     assert capsys.readouterr().out == ""
     assert main.main(["frame", str(tmp_path / "results"), "--csv", "-"]) == 0

@@ -24,9 +24,7 @@ from tests.support.record_builder import failed_record, make_cell, make_record, 
 
 ROOT = Path(__file__).parents[4]
 DOCUMENT = ROOT / "docs" / "results.md"
-RECORD = (
-    ROOT / "results/amd-epyc-2c/temperature_grid/records/20261123T004149Z-a5295b099d-reference.json"
-)  # the document's
+RECORD = ROOT / "results/amd-epyc-2c/temperature_grid/records/20261123T004149Z-a5295b099d-reference.json"  # the document's
 GRID = make_run([make_record(make_cell(temperature=t), gamma=1.25) for t in (0.0, 1.0)])
 
 
@@ -68,15 +66,11 @@ def test_pyperfs_ratio_of_a_committed_record_is_that_of_the_plain_means_of_its_t
 ) -> None:
     rows = bench.frame(RECORD)
     rows = rows[(rows["ar_decode_tokens"] > 0) & (rows["sd_decode_tokens"] > 0)]
-    rows = rows.assign(
-        ar=rows["ar_decode_s"] / rows["ar_decode_tokens"], sd=rows["sd_decode_s"] / rows["sd_decode_tokens"]
-    )
+    rows = rows.assign(ar=rows["ar_decode_s"] / rows["ar_decode_tokens"], sd=rows["sd_decode_s"] / rows["sd_decode_tokens"])
     found = speedups(*committed)
     for made in pyperf.BenchmarkSuite.load(str(committed[0])):
         cell = made.get_metadata()
-        own = rows[
-            (rows["temperature"] == cell["temperature"]) & (rows["num_draft_tokens"] == cell["num_draft_tokens"])
-        ]
+        own = rows[(rows["temperature"] == cell["temperature"]) & (rows["num_draft_tokens"] == cell["num_draft_tokens"])]
         assert len(own) == made.get_nvalue()
         assert found[made.get_name()] == pytest.approx(own["ar"].mean() / own["sd"].mean(), abs=0.0051)
 
@@ -86,10 +80,7 @@ def test_the_documents_table_is_what_pyperf_and_our_record_say(committed: tuple[
     table = re.findall(r"^  \| ([\d.]+) \| (\S+ \w+), .*? \| (.+) \|$", DOCUMENT.read_text(), flags=re.MULTILINE)
     shown = pyperf_says("compare_to", "--verbose", *committed)
     said = re.findall(r"T=([\d.]+) k=\d+\n=+\n+Mean .*: (\S+ \w+)$", shown, flags=re.MULTILINE)
-    ours = {
-        made.get_metadata()["temperature"]: made.get_metadata()
-        for made in pyperf.BenchmarkSuite.load(str(committed[0]))
-    }
+    ours = {made.get_metadata()["temperature"]: made.get_metadata() for made in pyperf.BenchmarkSuite.load(str(committed[0]))}
     assert table == [(temperature, ratio, ours[float(temperature)]["gamma"]) for temperature, ratio in said]
 
 

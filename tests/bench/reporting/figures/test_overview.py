@@ -42,9 +42,7 @@ def test_the_users_own_matplotlib_settings_change_nothing():
     import matplotlib
 
     plain = drawn(GRID)
-    with matplotlib.rc_context(
-        {"font.size": 20, "axes.facecolor": "black", "svg.hashsalt": "other", "savefig.dpi": 40}
-    ):
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black", "svg.hashsalt": "other", "savefig.dpi": 40}):
         assert drawn(GRID) == plain
 
 

@@ -60,9 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     write(folder, grid_run())
     lengths = [
-        make_record(make_cell(suite="draft_length", num_draft_tokens=k, temperature=t))
-        for k in (1, 2)
-        for t in (0.0, 1.0)
+        make_record(make_cell(suite="draft_length", num_draft_tokens=k, temperature=t)) for k in (1, 2) for t in (0.0, 1.0)
     ]
     write(folder, make_run(lengths, suite="draft_length"), suite="draft_length")
     return folder
@@ -124,9 +122,7 @@ def test_verdicts_differ_in_shape_as_well_as_in_colour(page: str) -> None:
     assert '<span class="verdict void" data-shape="✕">INVALID</span>' in page
     looks = list(LOOKS.values())
     assert all(one != other for one, other in (("FASTER", "SLOWER"), ("SUPPORTED", "REFUTED")))
-    assert {shape for kind, shape in looks if kind == "good"}.isdisjoint(
-        shape for kind, shape in looks if kind == "bad"
-    )
+    assert {shape for kind, shape in looks if kind == "good"}.isdisjoint(shape for kind, shape in looks if kind == "bad")
 
 
 def test_every_number_of_the_tables_is_on_the_page(results: Path, page: str) -> None:
@@ -161,9 +157,7 @@ def test_pages_of_other_records_become_tables(tmp_path: Path, monkeypatch: pytes
     folder.mkdir(parents=True)
     header = {"command": "specheat own", "created": "2026-11-22T10:00:00", "environment": {"harness_commit": "c0ffee"}}
     folder.joinpath("1-a.jsonl").write_text(json.dumps(header) + "\n")
-    table = replace(
-        table_of("of it", ("T", "alpha"), [("0", Entry("0.5", bold=True))], {"alpha": "<own>"}), figures=("a",)
-    )
+    table = replace(table_of("of it", ("T", "alpha"), [("0", Entry("0.5", bold=True))], {"alpha": "<own>"}), figures=("a",))
     monkeypatch.setitem(derived.PAGES, "own", lambda paths: Page((table,), {"a": b"<svg/>"}))
     text = html_page.page(tmp_path, suite="own")
     assert "<dt>alpha</dt><dd>&lt;own&gt;</dd>" in text
@@ -206,9 +200,7 @@ def test_one_suite_can_be_asked_for(results: Path) -> None:
         (["--out", "nowhere/page.html"], "expected a file in a folder that exists"),
     ],
 )
-def test_bad_input_is_one_line(
-    results: Path, arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line(results: Path, arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["report", str(results), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line

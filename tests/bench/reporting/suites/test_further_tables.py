@@ -115,9 +115,7 @@ def test_rows_of_other_options_are_retuned_apart() -> None:
         cell = make_cell(temperature=0.0, num_draft_tokens=k, options=(("draft_vocabulary", size),))
         return make_record(cell, gamma=gamma)
 
-    table = table_of(
-        "draft_length", measured(1, 1.1, 10), measured(4, 1.6, 10), measured(1, 1.3, 20), measured(4, 0.9, 20)
-    )
+    table = table_of("draft_length", measured(1, 1.1, 10), measured(4, 1.6, 10), measured(1, 1.3, 20), measured(4, 0.9, 20))
     assert column(table, "draft_vocabulary") == ["10", "20"]
     assert column(table, "best k") == ["4", "1"]
 
@@ -137,8 +135,7 @@ def test_texts_beyond_the_range_are_told_apart_from_loops_and_word_salad() -> No
     salad = replace(
         salad,
         pairs=tuple(
-            replace(pair, sd=replace(pair.sd, token_ids=tuple(range(40)), finish_reason="length"))
-            for pair in salad.pairs
+            replace(pair, sd=replace(pair.sd, token_ids=tuple(range(40)), finish_reason="length")) for pair in salad.pairs
         ),
     )
     table = table_of("out_of_range", loop, salad)

@@ -35,9 +35,7 @@ def drafts(arm: str, kd_temperature: float | None, gain: float, *, on_policy: fl
     """Two seeds that accept so much more than the start."""
     cost = {"text_by_target": 50_000, "text_by_draft": 0, "trained": 52_000}, {"trained": 1800.0}
     return [
-        MeasuredDraft(
-            f"{arm}-{kd_temperature}-{seed}", arm, kd_temperature, on_policy, seed, *cost, cells(gain + 0.002 * seed)
-        )
+        MeasuredDraft(f"{arm}-{kd_temperature}-{seed}", arm, kd_temperature, on_policy, seed, *cost, cells(gain + 0.002 * seed))
         for seed in (0, 1)
     ]
 

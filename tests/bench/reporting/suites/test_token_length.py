@@ -23,9 +23,7 @@ def test_the_page_says_what_acceptance_is_conditional_on_and_is_the_same_the_sec
     facts = page.tables[0].facts
     assert "conditional on the token that was emitted" in facts["accepted"]
     assert "special tokens left out: 12" in facts["positions"]
-    assert {*LENGTH_BINS, *MODELS, *COVARIATES, "change"} <= {
-        line[0].text for table in page.tables for line in table.body
-    }
+    assert {*LENGTH_BINS, *MODELS, *COVARIATES, "change"} <= {line[0].text for table in page.tables for line in table.body}
     assert sum(table.headers.count("all T") for table in page.tables) == 5
     with pytest.raises(ValueError, match="finished record"):
         derived([unfinished])
