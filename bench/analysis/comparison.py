@@ -16,15 +16,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from bench.analysis import metrics
-from bench.analysis.quantities import ALPHA, LOG_GAMMA, Quantity, compared, log_quotient
+from bench.analysis.quantities import ALPHA, LOG_GAMMA, Quantity, log_quotient, prompt_sums
 from bench.analysis.rows import Row, model_hashes, oldest_first, rows_of, scalar_text
 from bench.errors import IncomparableResults
 from bench.records.decoding import Scalar
 from bench.records.environment import COMPARABLE_KEYS, check_comparable
 from bench.records.files import Runs
 from bench.records.runs import Cell, CellRecord
-from bench.statistics.effects import LEVEL, Effect, contrast, holm
+from bench.statistics.effects import (
+    LEVEL,
+    Effect,
+    contrast,
+    holm,
+    left_out,
+    over_launches_and_prompts,
+    paired_effect,
+    prompt_weights,
+)
 from bench.statistics.intervals import MIN_CLUSTERS, Interval, Part
 
 # BASE INVALID: BASE itself could not measure the cell, so nothing can be concluded and nothing was lost
@@ -227,7 +238,7 @@ def _named(row: Row) -> dict[str, Any]:
 def _seconds_of(arm: metrics.ArmName, first: int) -> Number:
     """Return seconds per token of one arm as a number; its columns of gamma begin at `first`."""
     quantity = Quantity(
-        lambda record: ((prompt, sums[first : first + 2]) for prompt, sums in LOG_GAMMA.columns(record)), log_quotient
+        lambda record: ((pair, sums[first : first + 2]) for pair, sums in LOG_GAMMA.columns(record)), log_quotient, timed=True
     )
     verdicts: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")
     of_cell = functools.partial(metrics.seconds_per_token, arm=arm)
@@ -273,9 +284,6 @@ def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Out
     effect = _difference(number, launches)
     if effect is None or effect.standard_error == math.inf:
         return _undecided(number, f"fewer than {MIN_CLUSTERS} prompts in common")
-    if len(launches) > 1:
-        of_each = [one for launch in launches if (one := _difference(number, (launch,))) is not None]
-        effect = clustered_twice(effect, of_each)
     if effect.testable:
         return effect
     if effect.estimate == effect.standard_error == 0:
@@ -283,28 +291,17 @@ def _effect(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | Out
     return _undecided(number, "prompts show no spread to test against")
 
 
-def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effect:
-    """Return the mean over launches with an error that covers other prompts and other launches.
-
-    The noise of a single output in a single launch is part of both spreads, over prompts and over launches. It is subtracted
-    from the spread over prompts: a few launches may lie close together by chance, and their t must cover just that.
-
-    Source:  Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering
-    """
-    num = len(of_launches)
-    between = statistics.stdev(one.estimate for one in of_launches) / math.sqrt(num)
-    of_both = sum(one.standard_error**2 for one in of_launches) / num**2
-    (error, freedom), *further = over_prompts.parts
-    rest = math.sqrt(max(0.0, error**2 - of_both))
-    return Effect(over_prompts.estimate, ((rest, freedom), *further, (between, num - 1.0)))
-
-
 def _difference(number: Number, launches: Sequence[tuple[Row, Row]]) -> Effect | None:
-    """Return HEAD less BASE over prompts; None if they have no prompt in common."""
-    columns, share = number.quantity.columns, 1 / len(launches)
-    statistic = contrast(number.quantity.of, (-share, share) * len(launches))
-    finding = compared(statistic, [(row, columns) for launch in launches for row in launch], "")
-    return None if finding is None else finding.effect
+    """Return HEAD less BASE, the mean over launches; None if they have no prompt in common."""
+    cells = [(row, number.quantity) for launch in launches for row in launch]
+    sums = prompt_sums(cells)
+    if sums is None:
+        return None
+    head_less_base = contrast(number.quantity.of, (-1, 1))
+    if len(launches) == 1 or len(sums[0].totals) < MIN_CLUSTERS:
+        return paired_effect(head_less_base, sums[:2])
+    of_launches = [left_out(head_less_base, sums[first : first + 2]) for first in range(0, len(sums), 2)]
+    return over_launches_and_prompts(np.stack(of_launches), prompt_weights([each.totals for each in sums]))
 
 
 def _undecided(number: Number, reason: str) -> Outcome:

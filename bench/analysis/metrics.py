@@ -2,7 +2,7 @@
 
 Records hold counts and seconds; ratios exist only here. None means that the record does not contain the number: nothing was
 measured, or the engine does not report it. Decode seconds omit the call up to its first token, and decode tokens omit that
-token, in both arms alike. Prompts are the clusters of every interval.
+token, in both arms alike. Every interval is over prompts.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def expected_alpha(record: CellRecord) -> Interval | None:
     found = []
     for pair, replay in replays_of(record):
         probs = [min(prob, 1.0) for prob in chain.from_iterable(replay.acceptance_probs)]  # a sum may round to above 1
-        found.append((cluster(pair), (sum(probs), len(probs))))
+        found.append((pair.prompt_index, (sum(probs), len(probs))))
     return share_of(found)
 
 
@@ -135,14 +135,16 @@ def gamma_geometric(record: CellRecord) -> Interval | None:
     columns = time_columns(record, times_measured(record))
     if columns is None or not any(map(all, zip(*columns, strict=True))):
         return None
-    return intervals.geometric_mean_ratio(*columns, _clusters(record))
+    return intervals.geometric_mean_ratio(*columns, _prompts(record), groups=groups_of(record))
 
 
 def seconds_per_token(record: CellRecord, arm: ArmName) -> Interval | None:
     """Return seconds per token of one arm, of the seconds that `times_measured` names."""
     times = times_measured(record)
-    of_pairs = [(*spent(getattr(pair, arm), times), cluster(pair)) for pair in record.pairs]
-    return intervals.mean_ratio(*zip(*of_pairs, strict=True)) if any(tokens for _, tokens, _ in of_pairs) else None
+    of_pairs = [(*spent(getattr(pair, arm), times), pair.prompt_index) for pair in record.pairs]
+    if not any(tokens for _, tokens, _ in of_pairs):
+        return None
+    return intervals.mean_ratio(*zip(*of_pairs, strict=True), groups=groups_of(record))
 
 
 def first_token_seconds(record: CellRecord, arm: ArmName) -> Interval | None:
@@ -150,7 +152,7 @@ def first_token_seconds(record: CellRecord, arm: ArmName) -> Interval | None:
     seconds = [getattr(pair, arm).first_token_s for pair in record.pairs]
     if not seconds or None in seconds:
         return None
-    return intervals.mean_ratio(seconds, [1] * len(seconds), _clusters(record))
+    return intervals.mean_ratio(seconds, [1] * len(seconds), _prompts(record), groups=groups_of(record))
 
 
 def share_after_end_token(record: CellRecord, arm: ArmName, *, end_token_ids: Collection[int]) -> float | None:
@@ -187,8 +189,10 @@ def speed_against(record: CellRecord, reference: CellRecord) -> Interval | None:
     times = times_measured(record)
     if times != times_measured(reference):
         return None
-    seconds, of_reference = (((cluster(p), spent(p.sd, times)) for p in each.pairs) for each in (record, reference))
-    return ratio_of_ratios(of_reference, seconds)
+    seconds, of_reference = (((p.prompt_index, spent(p.sd, times)) for p in each.pairs) for each in (record, reference))
+    batches, others = groups_of(reference), groups_of(record)
+    together = None if batches is None or others is None else [*batches, *others]
+    return ratio_of_ratios(of_reference, seconds, groups=together)
 
 
 def alpha_against(record: CellRecord, reference: CellRecord) -> Interval | None:
@@ -287,7 +291,7 @@ def replays_of(record: CellRecord) -> Iterator[tuple[TimedPair, Replay]]:
 
 def counts_of(record: CellRecord) -> Iterator[tuple[int, RoundCounts]]:
     """Yield the prompt and the counts of each pair whose engine reports rounds."""
-    return ((cluster(pair), count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None)
+    return ((pair.prompt_index, count_rounds(pair.sd.rounds)) for pair in record.pairs if pair.sd.rounds is not None)
 
 
 def tested_of(record: CellRecord) -> Iterator[OfPrompt]:
@@ -316,9 +320,17 @@ def first_round_has_prefill(arm: TimedArm) -> bool:
     return bool(arm.rounds) and sum(round_.emitted for round_ in arm.rounds or ()) == len(arm.token_ids)
 
 
-def cluster(pair: TimedPair) -> int:
-    """Return the key under which pairs are summed before any interval: the prompt, or the group decoded at once."""
-    return pair.prompt_index if pair.group is None else pair.group
+def groups_of(record: CellRecord, pairs: Sequence[TimedPair] | None = None) -> list[int] | None:
+    """Return the number of the batch in which each pair was decoded; None if pairs were decoded alone.
+
+    Args:    pairs: some of the record's; None: all
+    """
+    some = record.pairs if pairs is None else pairs
+    batches = [(pair.group, pair.repeat // record.cell.concurrency) for pair in some]
+    if any(group is None for group, _ in batches):
+        return None
+    numbers = {batch: number for number, batch in enumerate(dict.fromkeys(batches))}
+    return [numbers[batch] for batch in batches]
 
 
 def share_of(counts: Iterable[OfPrompt]) -> Interval | None:
@@ -327,12 +339,17 @@ def share_of(counts: Iterable[OfPrompt]) -> Interval | None:
     return intervals.proportion(*zip(*entries, strict=True)) if any(trials for _, trials, _ in entries) else None
 
 
-def ratio_of_ratios(above: Iterable[OfPrompt], below: Iterable[OfPrompt]) -> Interval | None:
-    """Return (sum of firsts / sum of seconds) of one list over that of another, paired by prompt; None if a total is zero."""
+def ratio_of_ratios(
+    above: Iterable[OfPrompt], below: Iterable[OfPrompt], *, groups: Sequence[int] | None = None
+) -> Interval | None:
+    """Return (sum of firsts / sum of seconds) of one list over that of another, paired by prompt; None if a total is zero.
+
+    Args:    groups: the batch of each entry of both lists, if the numbers are seconds of texts that were decoded together
+    """
     entries = [(*values, 0, 0, prompt) for prompt, values in above]
     others = [(0, 0, *values, prompt) for prompt, values in below]
     columns = tuple(zip(*entries, *others, strict=True))
-    return intervals.ratio_of_totals(*columns) if columns and all(map(sum, columns[:4])) else None
+    return intervals.ratio_of_totals(*columns, groups=groups) if columns and all(map(sum, columns[:4])) else None
 
 
 def _times(arms: Iterable[TimedArm]) -> Times:
@@ -346,11 +363,11 @@ def _columns(first: Sequence[Spent], second: Sequence[Spent]) -> Columns | None:
 
 def _ratio_of_arms(record: CellRecord, times: Times, confidence: float = 0.95) -> Interval | None:
     columns = time_columns(record, times)
-    return columns and intervals.ratio_of_totals(*columns, _clusters(record), confidence=confidence)
+    return columns and intervals.ratio_of_totals(*columns, _prompts(record), groups=groups_of(record), confidence=confidence)
 
 
-def _clusters(record: CellRecord) -> list[int]:
-    return [cluster(pair) for pair in record.pairs]
+def _prompts(record: CellRecord) -> list[int]:
+    return [pair.prompt_index for pair in record.pairs]
 
 
 def _phase_seconds(record: CellRecord) -> dict[str, float]:

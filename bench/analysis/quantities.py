@@ -14,8 +14,8 @@ import numpy as np
 from bench.analysis import metrics
 from bench.analysis.rows import Row
 from bench.records.command_line import shell_text
-from bench.records.runs import CellRecord
-from bench.statistics.effects import Effect, Number, PromptSums, Statistic, contrast, paired_effect
+from bench.records.runs import CellRecord, TimedPair
+from bench.statistics.effects import Effect, LargestEffect, Number, PromptSums, Statistic, contrast, paired_effect
 from bench.statistics.intervals import Array
 
 
@@ -23,13 +23,13 @@ from bench.statistics.intervals import Array
 class Finding:
     """An effect and where it comes from."""
 
-    effect: Effect
+    effect: Effect | LargestEffect
     detail: str  # what was compared with what
     files: tuple[str, ...]  # below the folder of results
     commands: tuple[str, ...]  # that made them
 
 
-Summands = Callable[[CellRecord], Iterator[tuple[int, Sequence[float]]]]  # prompt and summands of each pair
+Summands = Callable[[CellRecord], Iterator[tuple[TimedPair, Sequence[float]]]]  # the summands of each pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,61 +38,101 @@ class Quantity:
 
     columns: Summands
     of: Number
+    timed: bool = False  # the summands are seconds, whose noise the texts of a batch share
 
 
-def compared(statistic: Statistic, cells: Sequence[tuple[Row, Summands]], detail: str) -> Finding | None:
-    """Return a statistic of cells, on the prompts that all cells of a prompt set have; None if one lacks such numbers."""
-    sums = [_by_prompt(columns(row.record)) for row, columns in cells]
+CellOf = tuple[Row, Quantity]  # a cell, and what is taken from it
+
+
+def prompt_sums(cells: Sequence[CellOf]) -> list[PromptSums] | None:
+    """Return the sums of each cell, on the prompts that all cells of a prompt set have; None if one lacks such numbers."""
+    pairs = [list(quantity.columns(row.record)) for row, quantity in cells]
     sets = [row.record.cell.prompts_hash for row, _ in cells]
     shared: dict[str, set[int]] = {}
-    for prompt_set, of_prompts in zip(sets, sums, strict=True):
-        shared[prompt_set] = shared.get(prompt_set, set(of_prompts)) & of_prompts.keys()
+    for prompt_set, of_cell in zip(sets, pairs, strict=True):
+        prompts = {pair.prompt_index for pair, _ in of_cell}
+        shared[prompt_set] = shared.get(prompt_set, prompts) & prompts
     if not all(shared.values()):
         return None
-    samples = [
-        PromptSums(prompt_set, np.array([of_prompts[prompt] for prompt in sorted(shared[prompt_set])]))
-        for prompt_set, of_prompts in zip(sets, sums, strict=True)
-    ]
+    found = []
+    for (row, quantity), prompt_set, of_cell in zip(cells, sets, pairs, strict=True):
+        kept = [(pair, values) for pair, values in of_cell if pair.prompt_index in shared[prompt_set]]
+        batches = metrics.groups_of(row.record, [pair for pair, _ in kept]) if quantity.timed else None
+        found.append(
+            PromptSums(
+                prompt_set,
+                _summed([pair.prompt_index for pair, _ in kept], [values for _, values in kept]),
+                None if batches is None else _summed(batches, [values for _, values in kept]),
+            )
+        )
+    return found
+
+
+def compared(statistic: Statistic, cells: Sequence[CellOf], detail: str) -> Finding | None:
+    """Return a statistic of cells, on the prompts that all cells of a prompt set have; None if one lacks such numbers."""
+    sums = prompt_sums(cells)
+    return None if sums is None else finding(paired_effect(statistic, sums), cells, sums, detail)
+
+
+def largest(statistics: Sequence[Statistic], cells: Sequence[CellOf], detail: str, *, num_choices: int = 1) -> Finding | None:
+    """Return the largest of several statistics of the same cells, as `compared`; num_choices: see `LargestEffect`."""
+    sums = prompt_sums(cells)
+    if sums is None:
+        return None
+    effects = tuple(paired_effect(statistic, sums) for statistic in statistics)
+    return finding(LargestEffect(effects, num_choices), cells, sums, detail)
+
+
+def finding(effect: Effect | LargestEffect, cells: Sequence[CellOf], sums: Sequence[PromptSums], detail: str) -> Finding:
+    """Return an effect of cells, with the number of prompts, the files and the commands of these cells."""
+    num_prompts = {each.prompt_set: len(each.totals) for each in sums}
     runs = {row.file: row.run for row, _ in cells}
-    detail = f"{detail}; {' and '.join(str(len(prompts)) for prompts in shared.values())} prompts"
     commands = tuple(dict.fromkeys(shell_text(run.command) for run in runs.values()))
-    return Finding(paired_effect(statistic, samples), detail, tuple(runs), commands)
+    return Finding(effect, f"{detail}; {' and '.join(map(str, num_prompts.values()))} prompts", tuple(runs), commands)
 
 
 def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str) -> Finding | None:
     """Return a weighted sum of the quantity of cells."""
     statistic = contrast(quantity.of, [weight for weight, _ in cells])
-    return compared(statistic, [(row, quantity.columns) for _, row in cells], detail)
+    return compared(statistic, [(row, quantity) for _, row in cells], detail)
 
 
-def _by_prompt(summands: Iterator[tuple[int, Sequence[float]]]) -> dict[int, Array]:
-    found: dict[int, Array] = {}
-    for prompt, values in summands:
-        found[prompt] = found.get(prompt, np.zeros(len(values))) + np.array(values, float)
-    return found
+def _summed(labels: Sequence[int], values: Sequence[Sequence[float]]) -> Array:
+    """Return the sums over the rows of each label, in the order of labels."""
+    _, places = np.unique(labels, return_inverse=True)
+    sums = np.zeros((int(places.max()) + 1, len(values[0])))
+    np.add.at(sums, places, np.array(values, float))
+    return sums
 
 
 # Quantities
-def _arm_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+def _accepted_of_tested(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
+    for pair in record.pairs:
+        if pair.sd.rounds is not None:
+            counts = metrics.count_rounds(pair.sd.rounds)
+            yield pair, (counts.accepted, counts.tested)
+
+
+def _arm_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
     columns = metrics.time_columns(record, metrics.times_measured(record))
     if columns is not None:
-        yield from zip(map(metrics.cluster, record.pairs), zip(*columns, strict=True), strict=True)
+        yield from zip(record.pairs, zip(*columns, strict=True), strict=True)
 
 
-def _arm_seconds_of_rounds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+def _arm_seconds_of_rounds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
     """Yield seconds and tokens of the autoregressive arm, seconds and rounds of the speculative one."""
     of_decoding = metrics.times_measured(record) == "decode"
-    for (prompt, (ar_s, ar_tokens, sd_s, _)), pair in zip(_arm_seconds(record), record.pairs, strict=True):
+    for pair, (ar_s, ar_tokens, sd_s, _) in _arm_seconds(record):
         if pair.sd.rounds is not None:
             # Decode seconds omit the first round if it has the prefill.
             untimed = of_decoding and metrics.first_round_has_prefill(pair.sd)
-            yield prompt, (ar_s, ar_tokens, sd_s, len(pair.sd.rounds) - untimed)
+            yield pair, (ar_s, ar_tokens, sd_s, len(pair.sd.rounds) - untimed)
 
 
-def _phase_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
+def _phase_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
     for pair in record.pairs:
         if pair.replay is not None:
-            yield metrics.cluster(pair), (pair.replay.phase_s.accept, pair.replay.phase_s.verify)
+            yield pair, (pair.replay.phase_s.accept, pair.replay.phase_s.verify)
 
 
 def alpha_of(sums: Array) -> Array:
@@ -112,9 +152,9 @@ def log_ratio_of(sums: Array) -> Array:
     return found
 
 
-ALPHA = Quantity(metrics.tested_of, alpha_of)
-LOG_GAMMA = Quantity(_arm_seconds, log_ratio_of)
+ALPHA = Quantity(_accepted_of_tested, alpha_of)
+LOG_GAMMA = Quantity(_arm_seconds, log_ratio_of, timed=True)
 
 # Cells run minutes apart. A drift of the machine cancels against seconds of the same minute.
-LOG_ROUND_COST = Quantity(_arm_seconds_of_rounds, lambda sums: -log_ratio_of(sums))  # in autoregressive tokens
-LOG_ACCEPT_COST = Quantity(_phase_seconds, log_quotient)  # in verifications
+LOG_ROUND_COST = Quantity(_arm_seconds_of_rounds, lambda sums: -log_ratio_of(sums), timed=True)  # in autoregressive tokens
+LOG_ACCEPT_COST = Quantity(_phase_seconds, log_quotient, timed=True)  # in verifications

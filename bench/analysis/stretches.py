@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from bench.analysis import metrics
 from bench.records.decoding import BONUS, emitted_positions, placed_rounds
-from bench.records.runs import Cell, CellRecord
+from bench.records.runs import Cell, CellRecord, TimedPair
 from bench.statistics.intervals import Interval
 
 
@@ -28,20 +28,20 @@ def stretches(cell: Cell) -> tuple[Stretch, ...]:
     return tuple(Stretch(start, end, piece) for (start, piece), (end, _) in pairwise((*reached, (limit, 0.0))))
 
 
-def counts_in(record: CellRecord, stretch: Stretch) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield the prompt of each pair whose engine reports rounds, with the accepted and the tested draft tokens of a stretch."""
+def counts_in(record: CellRecord, stretch: Stretch) -> Iterator[tuple[TimedPair, tuple[int, int]]]:
+    """Yield each pair whose engine reports rounds, with the accepted and the tested draft tokens of a stretch."""
     for pair in record.pairs:
         if pair.sd.rounds is not None:
             tested = (p for p in emitted_positions(pair.sd.rounds, len(pair.sd.token_ids)) if p.slot != BONUS)
             passed = [p.accepted for p in tested if stretch.start <= p.place < stretch.end]
-            yield metrics.cluster(pair), (sum(passed), len(passed))
+            yield pair, (sum(passed), len(passed))
 
 
 def counted_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
     """Return accepted / tested draft tokens of a stretch; None if none was tested, or if the rule judges jointly."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
-    return metrics.share_of(counts_in(record, stretch))
+    return metrics.share_of(_by_prompt(record, stretch))
 
 
 def expected_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
@@ -56,7 +56,7 @@ def expected_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
             for (first, _), round_probs in zip(rounds, replay.acceptance_probs, strict=True)
             for prob in round_probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
         ]
-        found.append((metrics.cluster(pair), (sum(probs), len(probs))))
+        found.append((pair.prompt_index, (sum(probs), len(probs))))
     return metrics.share_of(found)
 
 
@@ -64,4 +64,8 @@ def alpha_against(record: CellRecord, constant: CellRecord, stretch: Stretch) ->
     """Return counted alpha / that of another schedule over the same stretch, paired by prompt; None without a ratio."""
     if record.cell.rule in metrics.JOINT_RULES:
         return None
-    return metrics.ratio_of_ratios(counts_in(record, stretch), counts_in(constant, stretch))
+    return metrics.ratio_of_ratios(_by_prompt(record, stretch), _by_prompt(constant, stretch))
+
+
+def _by_prompt(record: CellRecord, stretch: Stretch) -> Iterator[metrics.OfPrompt]:
+    return ((pair.prompt_index, counts) for pair, counts in counts_in(record, stretch))

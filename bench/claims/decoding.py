@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from bench.analysis import quantities
 from bench.analysis.certificate import LOSSY_RULES
 from bench.analysis.metrics import JOINT_RULES
-from bench.analysis.quantities import Finding, Quantity, compared, weighted
+from bench.analysis.quantities import Finding, Quantity, compared, largest, weighted
 from bench.analysis.rows import Row, identity
 from bench.analysis.stretches import counts_in, stretches
 from bench.claims.claim import Find, Records
 from bench.records.decoding import schedule_text
-from bench.statistics.effects import chosen_by_others, contrast
-from bench.statistics.intervals import Array
+from bench.statistics.effects import Statistic, contrast
 
 LEAST_SAMPLED = 0.01  # lowest T that counts as sampled; T = 0 draws nothing
 INSTRUCTIONS, PROBLEMS = (("instructions", "alpaca"), ("word_problems", "gsm8k"))  # in names of prompt sets; our own set first
@@ -97,42 +96,39 @@ def draft_temperatures(records: Records) -> tuple[Row, ...]:
 
 
 def tuned_draft_temperature(records: Records) -> Finding | None:
-    """Return alpha at the best other draft T, chosen on other prompts, less alpha at draft T = decode T."""
+    """Return the largest gain of alpha by another draft T over alpha at draft T = decode T."""
     rows = draft_temperatures(records)
     if not rows:
         return None
     tried = ", ".join(f"{row.record.cell.draft_temperature:g}" for row in rows[1:])
     detail = f"{_temperatures(rows[0])}, draft T of {tried}"
-    return compared(draft_temperature_gain, [(row, quantities.ALPHA.columns) for row in rows], detail)
+    gains = gains_over_first(quantities.ALPHA, len(rows))
+    return largest(gains, [(row, quantities.ALPHA) for row in rows], detail)
 
 
-def draft_temperature_gain(cells: Sequence[Array]) -> float:
-    """Return the gain of alpha from counts of the cell whose draft T is the decode T, then of the others."""
-    return chosen_by_others(quantities.alpha_of, cells[1:], cells[1:]) - float(quantities.alpha_of(cells[0].sum(0)))
+def gains_over_first(quantity: Quantity, num_cells: int) -> list[Statistic]:
+    """Return for each further cell the statistic that is its quantity less that of the first cell."""
+    return [contrast(quantity.of, [-1, *(place == other for other in range(1, num_cells))]) for place in range(1, num_cells)]
 
 
 def tuned_draft_length(records: Records) -> Finding | None:
-    """Return log gamma at the hottest T with the k that is best there less that with the k that is best at the coldest T.
-
-    For each prompt, other prompts choose the best k.
-    """
+    """Return the largest gain of log gamma at the hottest T by another k than the one that is best at the coldest T."""
     rows = _up_to_one(series(records, "draft_length", "temperature", "num_draft_tokens"))
     at: dict[float, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         at[row.record.cell.temperature][row.record.cell.num_draft_tokens] = row
     hot, cold = (at[max(at)], at[min(at)]) if len(at) > 1 else ({}, {})
     lengths = sorted(hot.keys() & cold.keys())
-    if len(lengths) < 2:
+    of_cold = {length: weighted(quantities.LOG_GAMMA, [(1, cold[length])], "") for length in lengths}
+    estimates = {length: found.effect.estimate for length, found in of_cold.items() if found is not None}
+    if len(estimates) < len(lengths) or len(lengths) < 2:
         return None
-    detail = f"{_temperatures(rows[-1], rows[0])}, k of {', '.join(map(str, lengths))}"
-    cells = [(of[length], quantities.LOG_GAMMA.columns) for of in (hot, cold) for length in lengths]
-    return compared(draft_length_gain, cells, detail)
-
-
-def draft_length_gain(cells: Sequence[Array]) -> float:
-    """Return the gain of log gamma from seconds and tokens of each k at the hottest T, then of each k at the coldest."""
-    hot, cold = cells[: len(cells) // 2], cells[len(cells) // 2 :]
-    return chosen_by_others(quantities.log_ratio_of, hot, hot) - chosen_by_others(quantities.log_ratio_of, hot, cold)
+    best = max(estimates, key=estimates.__getitem__)
+    others = [length for length in lengths if length != best]
+    detail = f"{_temperatures(rows[-1], rows[0])}, k of {', '.join(map(str, others))} against {best}"
+    cells = [(hot[length], quantities.LOG_GAMMA) for length in (best, *others)]
+    # The data of the coldest T chose the k to beat, so all of them count as tried.
+    return largest(gains_over_first(quantities.LOG_GAMMA, len(lengths)), cells, detail, num_choices=len(lengths))
 
 
 def rule_against_temperature(records: Records) -> Finding | None:
@@ -163,7 +159,8 @@ def within_a_text(records: Records) -> Finding | None:
         return None
     both = (starts_hot[0], starts_cold[0])  # hot half first in each
     detail = " and ".join(schedule_text(row.record.cell.schedule) for row, _ in both)
-    cells = [(row, functools.partial(counts_in, stretch=half)) for row, of in both for half in of]
+    halves_of = [(row, functools.partial(counts_in, stretch=half)) for row, of in both for half in of]
+    cells = [(row, Quantity(counts, quantities.alpha_of)) for row, counts in halves_of]
     return compared(contrast(quantities.alpha_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
 
 

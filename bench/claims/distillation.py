@@ -160,7 +160,7 @@ def tuned_against_matched(records: Records, *, suites: Sequence[str]) -> Finding
         return None
     decode_t = rows[0].record.cell.temperature
     distilled = in_matrix(records, suites=suites, design=functools.partial(matched_at, decode_t=decode_t))
-    if distilled is None:
+    if distilled is None or not isinstance(distilled.effect, Effect):
         return None
     return Finding(
         tuned.effect.minus(distilled.effect),

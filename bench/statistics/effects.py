@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,47 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(corrected.tolist())
 
 
+@dataclass(frozen=True, slots=True)
+class LargestEffect:
+    """The largest of several effects, where the data choose which one is the largest.
+
+    A jackknife does not estimate the error of such a choice. Instead all effects are tested at once. "Some effect is above the
+    threshold" is tested by the smallest p value times the number of tests: Bonferroni's bound of the max-t test. "No effect is
+    above it" is tested by the largest p value (an intersection-union test).
+
+    Source:  Berger 1982, Multiparameter hypothesis testing and acceptance sampling
+    """
+
+    effects: tuple[Effect, ...]
+    num_choices: int = 1  # how many such families the data chose from
+
+    @property
+    def estimate(self) -> float:
+        return max(effect.estimate for effect in self.effects)
+
+    @property
+    def testable(self) -> bool:
+        return all(effect.testable for effect in self.effects)
+
+    @property
+    def interval(self) -> Interval:
+        """The interval at 95 %: some effect is above its low end, and none is above its high end."""
+        above, below = 0.05 / (len(self.effects) * self.num_choices), 0.05 / self.num_choices
+        low = max(effect.estimate - effect.half_width(above) for effect in self.effects)
+        return Interval(self.estimate, low, max(effect.estimate + effect.half_width(below) for effect in self.effects))
+
+    def p_value(self, threshold: float) -> float:
+        """Return the two-sided p value if the largest effect were just the threshold."""
+        p_values = [effect.p_value(threshold) for effect in self.effects if effect.estimate > threshold]
+        if p_values:
+            return min(1.0, min(p_values) * len(self.effects) * self.num_choices)
+        return min(1.0, max(effect.p_value(threshold) for effect in self.effects) * self.num_choices)
+
+    def minus(self, other: Effect) -> LargestEffect:
+        """Return the difference to an effect of independent data."""
+        return replace(self, effects=tuple(effect.minus(other) for effect in self.effects))
+
+
 # Effects over seeds and prompts
 def left_out_ratios(above: Sequence[float], below: Sequence[float]) -> Array:
     """Return (1 + P,): the ratio of the totals of two sums over P prompts, then the same ratio without each prompt."""
@@ -98,6 +139,28 @@ def over_seeds_and_prompts(of_seeds: Array) -> Effect:
     return Effect(float(mean[0]), (by_seed, *over_prompts(mean).parts))
 
 
+def over_launches_and_prompts(of_launches: Array, weights: Array) -> Effect:
+    """Return the mean over launches of the same prompts; its error covers other launches and other prompts.
+
+    The spread over launches counts in full. The noise of a single output in a single launch is in it, and also in the spread
+    over prompts. It is subtracted from the latter, but what all launches have in common on a prompt is not:
+
+        noise[l, p] = value[l, p] - mean over launches[p] - mean over prompts[l] + mean of all
+
+    Args:    of_launches: (L, 1 + P), L > 1: for each launch the value of all prompts, then without each prompt
+             weights: (P,) as for `jackknife`
+    Source:  two-way analysis of variance; Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering
+    """
+    num_launches, left_out = len(of_launches), of_launches[:, 1:]
+    num_prompts, mean = left_out.shape[1], of_launches.mean(0)
+    noise = left_out - left_out.mean(0) - left_out.mean(1, keepdims=True) + left_out.mean()
+    noise_variance = (num_prompts - 1) / num_prompts * float((noise**2).sum()) / (num_launches * (num_launches - 1))
+    error, freedom = jackknife(mean[1:], weights)
+    over_launches = math.sqrt(float(of_launches[:, 0].var(ddof=1)) / num_launches)
+    rest = math.sqrt(max(0.0, error**2 - noise_variance))
+    return Effect(float(mean[0]), ((rest, freedom), (over_launches, num_launches - 1.0)))
+
+
 # Effects of cells
 Number = Callable[[Array], Array]  # of sums (..., C)
 Statistic = Callable[[Sequence[Array]], float]  # of the totals (P, C) of each cell
@@ -109,24 +172,43 @@ class PromptSums:
 
     prompt_set: str
     totals: Array  # (P, C); the last column is the weight of a prompt
+    batches: Array | None = None  # (B, C): the same summed over each batch, if the seconds are of texts decoded together
 
 
 def paired_effect(statistic: Statistic, cells: Sequence[PromptSums]) -> Effect:
     """Return a statistic of several cells, with its jackknife error.
 
     A prompt is left out of all cells of its set at once, which keeps them paired. Sets of prompts are independent parts of
-    the error.
+    the error. So are the batches of each cell: the texts of a batch share the noise of its machine.
     """
     parts = []
+    totals = [cell.totals for cell in cells]
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = float(statistic([cell.totals for cell in cells]))
         for prompt_set in dict.fromkeys(cell.prompt_set for cell in cells):
             own = [cell.totals for cell in cells if cell.prompt_set == prompt_set]
             if len(own[0]) < MIN_CLUSTERS:
-                return Effect(estimate, (UNKNOWN,))
-            left_out = np.array([statistic(_without(cells, prompt_set, prompt)) for prompt in range(len(own[0]))])
-            parts.append(jackknife(left_out, np.sum([totals[:, -1] / totals[:, -1].sum() for totals in own], axis=0)))
-    return Effect(estimate, tuple(parts))
+                return Effect(float(statistic(totals)), (UNKNOWN,))
+            parts.append(jackknife(left_out(statistic, cells, prompt_set)[1:], prompt_weights(own)))
+        for place, cell in enumerate(cells):
+            if cell.batches is not None:
+                rest = [np.delete(cell.batches, batch, 0) for batch in range(len(cell.batches))]
+                values = [statistic([*totals[:place], each, *totals[place + 1 :]]) for each in rest]
+                parts.append(jackknife(np.array(values)))
+        return Effect(float(statistic(totals)), tuple(parts))
+
+
+def left_out(statistic: Statistic, cells: Sequence[PromptSums], prompt_set: str | None = None) -> Array:
+    """Return (1 + P,): a statistic of cells, then the same without each prompt of a set; None: the set of the first cell."""
+    prompt_set = cells[0].prompt_set if prompt_set is None else prompt_set
+    num_prompts = next(len(cell.totals) for cell in cells if cell.prompt_set == prompt_set)
+    rests = (_without(cells, prompt_set, prompt) for prompt in range(num_prompts))
+    return np.array([statistic(totals) for totals in ([cell.totals for cell in cells], *rests)])
+
+
+def prompt_weights(totals: Sequence[Array]) -> Array:
+    """Return how much each prompt weighs: its shares of the last columns, summed over cells of one prompt set (P,)."""
+    weights: Array = np.sum([each[:, -1] / each[:, -1].sum() for each in totals], axis=0)
+    return weights
 
 
 def _without(cells: Sequence[PromptSums], prompt_set: str, prompt: int) -> list[Array]:
@@ -136,15 +218,3 @@ def _without(cells: Sequence[PromptSums], prompt_set: str, prompt: int) -> list[
 def contrast(of: Number, weights: Sequence[float]) -> Statistic:
     """Return the statistic that is a weighted sum of the numbers of cells."""
     return lambda cells: float(sum(weight * of(cell.sum(0)) for weight, cell in zip(weights, cells, strict=True)))
-
-
-def chosen_by_others(of: Number, cells: Sequence[Array], judged_by: Sequence[Array]) -> float:
-    """Return the number of a made-up cell: each prompt comes from the cell that is best on all other prompts.
-
-    The best of several cells is better on the prompts that chose it than on new ones. Here no prompt influences its own
-    choice, so cells that are alike in truth show no gain.
-
-    Args:    judged_by: the cells that decide which of `cells` is best, in the same order
-    """
-    best = np.argmax([of(totals.sum(0) - totals) for totals in judged_by], axis=0)
-    return float(of(np.stack(cells)[best, np.arange(len(best))].sum(0)))

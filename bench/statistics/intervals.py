@@ -88,34 +88,53 @@ def t_half_width(parts: Iterable[Part], level: float) -> float:
 
 # Ratios
 def ratio_of_totals(
-    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = 0.95
+    ar_s: Column,
+    ar_tokens: Column,
+    sd_s: Column,
+    sd_tokens: Column,
+    clusters: Column,
+    *,
+    groups: Column | None = None,
+    confidence: float = 0.95,
 ) -> Interval:
     """Return the relative wall-time improvement: (sum ar_s / sum ar_tokens) / (sum sd_s / sum sd_tokens).
 
     Args:    seconds and tokens of each arm, with one entry for each pair; clusters: the prompt of each pair
+             groups: the batch of each pair, whose noise its texts share; None: decoded alone
     Returns: above 1 if SD is faster; an interval from 0 to infinity if one prompt has all tokens of an arm
     Raises:  ValueError: an arm has no tokens or no seconds
     """
-    totals = _prompt_totals((ar_s, ar_tokens, sd_s, sd_tokens), clusters)
-    return _log_ratio_interval(totals, (1, -1, -1, 1), weights=totals[:, 1] + totals[:, 3], confidence=confidence)
+    return _log_ratio_interval(
+        (ar_s, ar_tokens, sd_s, sd_tokens), (1, -1, -1, 1), clusters, groups=groups, confidence=confidence
+    )
 
 
-def mean_ratio(numerators: Column, denominators: Column, clusters: Column, *, confidence: float = 0.95) -> Interval:
+def mean_ratio(
+    numerators: Column, denominators: Column, clusters: Column, *, groups: Column | None = None, confidence: float = 0.95
+) -> Interval:
     """Return the ratio of two positive totals, such as tokens emitted / rounds.
 
+    Args:    groups: as in `ratio_of_totals`
     Raises:  ValueError: a total is zero
     """
-    totals = _prompt_totals((numerators, denominators), clusters)
-    return _log_ratio_interval(totals, (1, -1), weights=totals[:, 1], confidence=confidence)
+    return _log_ratio_interval((numerators, denominators), (1, -1), clusters, groups=groups, confidence=confidence)
 
 
 def geometric_mean_ratio(
-    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = 0.95
+    ar_s: Column,
+    ar_tokens: Column,
+    sd_s: Column,
+    sd_tokens: Column,
+    clusters: Column,
+    *,
+    groups: Column | None = None,
+    confidence: float = 0.95,
 ) -> Interval:
     """Return the geometric mean over prompts of the geometric mean over a prompt's pairs of AR / SD seconds per token.
 
     Every prompt weighs the same, however long its texts. A pair in which an arm has no tokens has no ratio and is left out.
 
+    Args:    as in `ratio_of_totals`
     Raises:  ValueError: no pair has tokens in both arms
     """
     seconds_and_tokens = np.stack([np.asarray(column, dtype=float) for column in (ar_s, ar_tokens, sd_s, sd_tokens)])
@@ -123,10 +142,12 @@ def geometric_mean_ratio(
     if not usable.any():
         raise ValueError("expected a pair with seconds and tokens in both arms, got none")
     log_ratio = np.array([1.0, -1.0, -1.0, 1.0]) @ np.log(seconds_and_tokens[:, usable])
-    sums = _prompt_totals((log_ratio, np.ones_like(log_ratio)), np.asarray(clusters)[usable])
-    log_means = sums[:, 0] / sums[:, 1]
-    left_out = (log_means.sum() - log_means) / max(1, len(log_means) - 1)
-    return _exponentiated(float(log_means.mean()), jackknife(left_out), len(log_means), confidence)
+    means = []
+    for labels in (clusters,) if groups is None else (clusters, groups):
+        sums = _cluster_totals((log_ratio, np.ones_like(log_ratio)), np.asarray(labels)[usable])
+        means.append(sums[:, 0] / sums[:, 1])
+    parts = [jackknife((each.sum() - each) / max(1, len(each) - 1)) for each in means]
+    return _exponentiated(float(means[0].mean()), parts, len(means[0]), confidence)
 
 
 def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column) -> float:
@@ -142,7 +163,7 @@ def proportion(successes: Column, trials: Column, clusters: Column, *, confidenc
     Returns: at a share of exactly 0 or 1 prompts show no spread, and the interval is Clopper and Pearson's over trials
     Raises:  ValueError: no trials, or a share outside 0..1
     """
-    totals = _prompt_totals((successes, trials), clusters)
+    totals = _cluster_totals((successes, trials), clusters)
     num_successes, num_trials = (float(total) for total in totals.sum(axis=0))
     if num_trials <= 0 or not 0 <= num_successes <= num_trials:
         raise ValueError(f"expected 0 <= successes <= trials and trials > 0, got {num_successes:g} of {num_trials:g}")
@@ -160,8 +181,8 @@ def proportion(successes: Column, trials: Column, clusters: Column, *, confidenc
     return Interval(share, low, high, len(totals), confidence)
 
 
-def _prompt_totals(columns: Sequence[Column], clusters: Column) -> Array:
-    """Sum each column over each prompt (prompts, columns); leave out prompts that contributed nothing."""
+def _cluster_totals(columns: Sequence[Column], clusters: Column) -> Array:
+    """Sum each column over each cluster (clusters, columns); leave out clusters that contributed nothing."""
     labels, index = np.unique(np.asarray(clusters), return_inverse=True)
     values = (np.asarray(column, dtype=float) for column in columns)
     sums = [np.bincount(index, weights=value, minlength=len(labels)) for value in values]
@@ -169,18 +190,28 @@ def _prompt_totals(columns: Sequence[Column], clusters: Column) -> Array:
     return totals[totals.any(axis=1)]
 
 
-def _log_ratio_interval(totals: Array, exponents: Sequence[int], *, weights: Array, confidence: float) -> Interval:
-    """Return the interval of the product of column totals raised to +1 or -1."""
-    sums = totals.sum(axis=0)
+def _log_ratio_interval(
+    columns: Sequence[Column], exponents: Sequence[int], clusters: Column, *, groups: Column | None, confidence: float
+) -> Interval:
+    """Return the interval of the product of column totals raised to +1 or -1.
+
+    With groups, the error has two parts: over prompts, each left out of all groups, and over groups, because texts that are
+    decoded together share the machine's noise. A little noise counts twice, so the interval is on the safe side.
+    """
+    of_prompts = _cluster_totals(columns, clusters)
+    sums = of_prompts.sum(axis=0)
     if not (sums > 0).all():
         raise ValueError(f"expected positive totals, got {sums.tolist()}")
-    rest = sums - totals  # what is left without each prompt
-    part = jackknife(np.log(rest) @ exponents, weights) if (rest > 0).all() else UNKNOWN
-    return _exponentiated(float(np.log(sums) @ exponents), part, len(totals), confidence)
+    parts = []
+    for totals in (of_prompts,) if groups is None else (of_prompts, _cluster_totals(columns, groups)):
+        rest = sums - totals  # what is left without each prompt, or without each group
+        weights = totals[:, 1::2].sum(axis=1)  # the tokens, or whatever else the seconds are divided by
+        parts.append(jackknife(np.log(rest) @ exponents, weights) if (rest > 0).all() else UNKNOWN)
+    return _exponentiated(float(np.log(sums) @ exponents), parts, len(of_prompts), confidence)
 
 
-def _exponentiated(log_ratio: float, part: Part, num_prompts: int, confidence: float) -> Interval:
-    half_width = t_half_width([part], 1 - confidence)
+def _exponentiated(log_ratio: float, parts: Sequence[Part], num_prompts: int, confidence: float) -> Interval:
+    half_width = t_half_width(parts, 1 - confidence)
     low, estimate, high = np.exp([log_ratio - half_width, log_ratio, log_ratio + half_width]).tolist()
     return Interval(estimate, low, high, num_prompts, confidence)
 

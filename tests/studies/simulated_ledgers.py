@@ -21,7 +21,9 @@ from bench.claims.claim import Claim
 from bench.claims.ledger import claims, judge
 from bench.statistics.effects import (
     Effect,
+    LargestEffect,
     PromptSums,
+    Statistic,
     contrast,
     left_out_ratios,
     over_seeds_and_prompts,
@@ -29,7 +31,7 @@ from bench.statistics.effects import (
 )
 
 Array = NDArray[np.float64]
-Simulation = Callable[[np.random.Generator, int, int, float], Effect]  # prompts, seeds, the effect in truth
+Simulation = Callable[[np.random.Generator, int, int, float], Effect | LargestEffect]  # prompts, seeds, the effect in truth
 
 # How far beyond its threshold the effect of a true claim lies
 POINTS, LOG_RATIO = 0.08, 0.12  # of cells
@@ -125,16 +127,23 @@ def _two_domains(rng: np.random.Generator, num_prompts: int, num_seeds: int, tru
     return paired_effect(contrast(ALPHA.of, (0.5, 0.5, -0.5, -0.5)), cells)
 
 
-def _draft_temperature(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
+def _draft_temperature(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> LargestEffect:
     """Draw a gain by one of three other draft temperatures; with a truth of 0 all are alike."""
     cells = acceptance(rng, num_prompts, (0.5, 0.5, 0.5 + truth, 0.5))
-    return paired_effect(decoding.draft_temperature_gain, [PromptSums("", totals) for totals in cells])
+    return _largest(decoding.gains_over_first(ALPHA, len(cells)), cells)
 
 
-def _draft_length(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
+def _draft_length(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> LargestEffect:
     """Draw three k: the first gains when hot and the last when cold; with a truth of 0 all are alike when hot."""
-    cells = timings(rng, num_prompts, (truth, 0.0, 0.0, 0.0, 0.0, 0.1))
-    return paired_effect(decoding.draft_length_gain, [PromptSums("", totals) for totals in cells])
+    *hot, cold_first, cold_second, cold_third = timings(rng, num_prompts, (truth, 0.0, 0.0, 0.0, 0.0, 0.1))
+    best = int(np.argmax([LOG_GAMMA.of(totals.sum(0)) for totals in (cold_first, cold_second, cold_third)]))
+    cells = [hot[best], *hot[:best], *hot[best + 1 :]]
+    return _largest(decoding.gains_over_first(LOG_GAMMA, len(cells)), cells, num_choices=len(cells))
+
+
+def _largest(gains: Sequence[Statistic], cells: Sequence[Array], *, num_choices: int = 1) -> LargestEffect:
+    sums = [PromptSums("", totals) for totals in cells]
+    return LargestEffect(tuple(paired_effect(gain, sums) for gain in gains), num_choices)
 
 
 def _distilled(rng: np.random.Generator, num_prompts: int, num_seeds: int, truth: float) -> Effect:
@@ -197,7 +206,7 @@ def simulate(
 
 def _effect(
     rng: np.random.Generator, claim: Claim, is_true: bool, num_seeds: int, *, num_prompts: int, num_kd_prompts: int
-) -> Effect:
+) -> Effect | LargestEffect:
     simulation, in_logs = SIMULATIONS.get(claim.name), claim.rule.unit == "ratio"
     sign = (1 if claim.rule.side == ">" else -1) * is_true
     if simulation is None:

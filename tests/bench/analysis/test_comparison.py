@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,6 @@ from bench.analysis.comparison import (
     Comparison,
     Outcome,
     Side,
-    clustered_twice,
     compare,
     exit_status,
 )
@@ -409,17 +407,6 @@ def test_numbers_are_means_over_launches_and_intervals_cover_others() -> None:
         spread = abs(effects[0] - effects[1]) / 2  # standard error of a mean of two
         assert by_number[name].effect.parts[1] == (pytest.approx(spread), 1.0)
         assert by_number[name].verdict == "INCONCLUSIVE"
-
-
-def test_what_single_texts_add_counts_once_and_launches_count_whole() -> None:
-    prompts = Effect(0.05, ((0.03, 5.0),))
-    launches = [Effect(estimate, ((0.02, 5.0),)) for estimate in (0.03, 0.05, 0.05, 0.07)]
-    over_launches = statistics.stdev([0.03, 0.05, 0.05, 0.07]) / 2
-    rest = math.sqrt(0.03**2 - 4 * 0.02**2 / 16)
-    found = clustered_twice(prompts, launches)
-    assert found.parts == ((pytest.approx(rest), 5.0), (pytest.approx(over_launches), 3.0))
-    steady = Effect(0.05, ((0.001, 5.0),))  # no more than single texts make it
-    assert clustered_twice(steady, launches).parts == ((0.0, 5.0), (pytest.approx(over_launches), 3.0))
 
 
 def one(found: Comparison) -> dict[str, Outcome]:

@@ -15,6 +15,7 @@ from bench.records import decoding
 from bench.records.decoding import DecodeRequest, ForwardSeconds, Generation, PhaseSeconds, Replay
 from bench.records.runs import TimedPair
 from tests.support.fakes import AsynchronousFake, ConcurrentFake, FakeClock
+from tests.support.record_builder import make_cell, make_record
 
 REQUEST = DecodeRequest(prompt_ids=(1,), max_new_tokens=10, num_draft_tokens=1, seed=4)
 REQUESTS = (REQUEST,) * 6
@@ -108,7 +109,7 @@ def test_with_concurrency_every_prompt_comes_equally_often_and_no_text_twice() -
     assert len(timing.plan_pairs(2, 1, seed=1, concurrency=5)[0].texts) == 5  # more than there are prompts
 
 
-def test_texts_decoded_together_have_separate_seconds_and_make_one_cluster() -> None:
+def test_texts_decoded_together_have_separate_seconds_and_share_a_batch() -> None:
     clock = FakeClock()
     backend = ConcurrentFake(clock)
     plans = timing.plan_pairs(4, 1, seed=0, concurrency=2)
@@ -116,7 +117,7 @@ def test_texts_decoded_together_have_separate_seconds_and_make_one_cluster() -> 
     timing.pair_rounds(backend, plans, REQUESTS, on_pairs=pairs.extend, clock=clock).run_all()
     assert [len(calls) for calls in backend.together] == [2] * 8
     assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs[:2]] == [(20.0, 15.0), (40.0, 30.0)]
-    assert Counter(map(metrics.cluster, pairs)) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert metrics.groups_of(replace(make_record(make_cell(concurrency=2)), pairs=tuple(pairs))) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len({pair.sd.seed for pair in pairs}) == 8
 
 
