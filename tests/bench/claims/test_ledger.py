@@ -274,7 +274,7 @@ def test_a_finding_says_what_was_compared_and_where_it_lies(results: Path) -> No
     assert finding("u-curve-alpha").detail == "T = 2 against 1.5; 12 prompts"
     assert finding("word-problems-easier").detail == "T = 0.5, 1; 12 and 12 prompts"
     assert finding("criterion-costs-the-same").detail == "T = 1 against 0.5; 12 prompts"
-    assert finding("draft-length").detail == "T = 1 against 0, k of 2, 4; 12 prompts"
+    assert finding("draft-length").detail == "T = 1 against 0, k of 2 against 4; 12 prompts"
     assert finding("matched-best").detail == "5 seeds, 16 prompts of instructions"
     assert finding("matched-best").files == (f"{MACHINE}/kd_matrix/records/1-a.jsonl",)
     assert finding("hotter-rejects").commands == ("pytest suites/test_temperature_grid.py",)
