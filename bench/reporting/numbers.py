@@ -22,15 +22,29 @@ def decimals(interval: Interval | None, *, scale: float = 1.0) -> int:
     return min(max(0, -math.floor(math.log10(half_width / 2))), _MAX_DECIMALS)
 
 
-def interval_text(interval: Interval | None) -> str:
-    """Return an estimate with its interval: 1.083 in 1.05 to 1.12 is "1.08 [1.05, 1.12]"."""
+def interval_text(interval: Interval | None, digits: int | None = None) -> str:
+    """Return an estimate with its interval: 1.083 in 1.05 to 1.12 is "1.08 [1.05, 1.12]".
+
+    Args:    digits: after the point; None: those that the interval leaves meaningful
+    """
     if interval is None:
         return MISSING
-    digits = decimals(interval)
+    digits = decimals(interval) if digits is None else digits
     low, estimate, high = (
         "∞" if math.isinf(value) else f"{value:.{digits}f}" for value in (interval.low, interval.estimate, interval.high)
     )
     return f"{estimate} [{low}, {high}]"
+
+
+def plus_minus_text(interval: Interval | None, form: str, *, scale: float = 1.0) -> str:
+    """Return an estimate with the half-width of its interval, such as "+0.12 ± 0.03"; alone if the interval has no ends.
+
+    Args:    form: format of both numbers; the half-width has no sign
+    """
+    if interval is None or math.isnan(interval.estimate):
+        return MISSING
+    width = scale * interval.half_width
+    return f"{scale * interval.estimate:{form}}" + (f" ± {width:{form.lstrip('+')}}" if math.isfinite(width) else "")
 
 
 def point_text(interval: Interval | None, *, scale: float = 1.0) -> str:
@@ -51,5 +65,5 @@ def percent_text(share: float | None) -> str:
     return MISSING if share is None else f"{share:.1%}"
 
 
-def number_text(value: float | None, num_decimals: int) -> str:
-    return MISSING if value is None else f"{value:.{num_decimals}f}"
+def number_text(value: float | None, num_decimals: int, *, scale: float = 1.0) -> str:
+    return MISSING if value is None else f"{scale * value:.{num_decimals}f}"

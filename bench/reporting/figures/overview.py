@@ -49,10 +49,7 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
 
 
 def render(rows: Sequence[Row]) -> bytes | None:
-    """Return the figure of rows that belong in one table; None if none of them is valid.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
+    """Return the figure of rows that belong in one table; None if none of them is valid."""
     valid = valid_rows(rows)
     return canvas.drawn(lambda: _draw(valid, num_invalid=len(rows) - len(valid))) if valid else None
 
@@ -61,7 +58,13 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     """Draw two panels over one horizontal axis, with the words a reader needs below them."""
     axis, lines = series_of(rows)
     legend_rows = len(lines) if len(lines) > 1 else 0
-    caption = _caption(rows, num_invalid=num_invalid)
+    caption = (
+        f"{rows[0].record.cell.suite} on {device(rows[0])}. {captions.FORMULA}. "
+        "Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
+        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
+        + settings_sentence(rows)
+        + (f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else "")
+    )
     figure = canvas.frame(caption, body=2.9, above=0.3, below=0.55 + 0.17 * legend_rows, wspace=0.22)
     gamma_axes, alpha_axes = figure.subplots(1, 2)
 
@@ -104,16 +107,6 @@ def _measured(axes: Any, line: Series, metric: Callable[[CellRecord], Interval |
 def _expected_alpha(record: CellRecord) -> float | None:
     found = metrics.expected_alpha(record)
     return None if found is None else found.estimate
-
-
-def _caption(rows: Sequence[Row], *, num_invalid: int) -> str:
-    return (
-        f"{rows[0].record.cell.suite} on {device(rows[0])}. {captions.FORMULA}. "
-        "Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
-        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
-        + settings_sentence(rows)
-        + (f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else "")
-    )
 
 
 def device(row: Row) -> str:

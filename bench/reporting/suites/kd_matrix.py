@@ -5,29 +5,19 @@ Changes and regrets are in points, which are hundredths of alpha.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.kd_matrix import (
-    ARMS_OF_ONE_TEMPERATURE,
-    Intervals,
-    Kind,
-    alphas,
-    best_kd_temperatures,
-    changes,
-    decode_temperatures,
-    kinds_of,
-    regrets,
-    split,
-)
+from bench.analysis import kd_matrix as analysis
+from bench.analysis.kd_matrix import Intervals, Kind, changes, decode_temperatures, kinds_of
 from bench.records.kd_matrix import IN_SECONDS_OF, NUM_DRAFT_TOKENS, START, Matrix, merged
 from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import distinct_names
-from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
+from bench.reporting.numbers import plus_minus_text
+from bench.reporting.table import Entry, Facts, Page, Table, table_of
 from bench.statistics.intervals import Interval
 
 POINTS = 100.0
@@ -73,7 +63,7 @@ def tables(matrix: Matrix) -> tuple[Table, ...]:
 
 
 def _domain_tables(matrix: Matrix, where: str) -> list[Table]:
-    found = alphas(matrix)
+    found = analysis.alphas(matrix)
     best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
     bold = {kind: [_alpha(value, at) for value, at in zip(row, best, strict=True)] for kind, row in found.items()}
     made = [_kind_table(f"alpha on {where}", _by_temperature(matrix), bold, _alpha_facts(matrix))]
@@ -82,11 +72,11 @@ def _domain_tables(matrix: Matrix, where: str) -> list[Table]:
         made.append(_kind_table(f"change of alpha on {where}", _by_temperature(matrix), change, _CHANGE_FACTS))
         regret = {
             kind: [Entry(f"{POINTS * points:.1f}") for points in mean_and_largest]
-            for kind, mean_and_largest in sorted(regrets(found).items(), key=lambda item: item[1])
+            for kind, mean_and_largest in sorted(analysis.regrets(found).items(), key=lambda item: item[1])
         }
         made.append(_kind_table(f"regret on {where}", ("mean regret", "largest regret"), regret, _REGRET_FACTS))
         made.append(_best_table(matrix, where))
-    if steps := split(matrix):
+    if steps := analysis.split(matrix):
         headers = ("decode T", "alpha_text", "change by rescaling", "change by context shift")
         lines = [
             (f"{step.temperature:g}", _alpha(step.alpha_text), _change(step.rescaling), _change(step.context_shift))
@@ -110,7 +100,7 @@ def _kind_table(title: str, columns: Sequence[str], rows: Mapping[Kind, Sequence
 
 def _best_table(matrix: Matrix, where: str) -> Table:
     lines = []
-    for arm, row in best_kd_temperatures(matrix).items():
+    for arm, row in analysis.best_kd_temperatures(matrix).items():
         alike = (", ".join(f"{at:g}" for at in others) for _, others in row)
         texts = [f"{best:g}" + (f" ({text})" if text else "") for (best, _), text in zip(row, alike, strict=True)]
         lines.append((_arm_text(*arm), *texts))
@@ -135,17 +125,11 @@ def _arm_text(arm: str, on_policy: float) -> str:
 
 
 def _alpha(value: Interval | None, best: float | None = None) -> Entry:
-    if value is None:
-        return Entry(MISSING)
-    width = f" ± {value.half_width:.3f}" if math.isfinite(value.half_width) else ""
-    return Entry(f"{value.estimate:.3f}{width}", bold=value.estimate == best)
+    return Entry(plus_minus_text(value, ".3f"), bold=value is not None and value.estimate == best)
 
 
 def _change(value: Interval | None) -> Entry:
-    if value is None:
-        return Entry(MISSING)
-    width = f" ± {POINTS * value.half_width:.1f}" if math.isfinite(value.half_width) else ""
-    return Entry(f"{POINTS * value.estimate:+.1f}{width}", bold=value.excludes_zero)
+    return Entry(plus_minus_text(value, "+.1f", scale=POINTS), bold=value is not None and value.excludes_zero)
 
 
 def _alpha_facts(matrix: Matrix) -> Facts:
@@ -191,11 +175,8 @@ _SPLIT_FACTS = {
 
 # Heat maps
 def heat_maps(matrix: Matrix) -> bytes | None:
-    """Return the change of alpha over KD T and decode T, one map for each arm; None without an arm of one KD T.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
-    found = {kind: row for kind, row in changes(matrix).items() if kind[0] in ARMS_OF_ONE_TEMPERATURE}
+    """Return the change of alpha over KD T and decode T, one map for each arm; None without an arm of one KD T."""
+    found = {kind: row for kind, row in changes(matrix).items() if kind[0] in analysis.ARMS_OF_ONE_TEMPERATURE}
     return canvas.drawn(lambda: _draw(matrix, found)) if found else None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from bench.analysis import metrics
 from bench.analysis.rows import Row
 from bench.reporting import captions
+from bench.reporting.columns import measured_over_predicted
 from bench.reporting.figures import canvas, overview
 from bench.reporting.numbers import interval_text, number_text
 from bench.reporting.table import MISSING, Table, table_of
@@ -20,16 +21,8 @@ PAPER_COST = 68 / 13016
 
 SUITE = "virtual_scale"
 
-_HEADERS = (
-    "pair",
-    "temperature",
-    "alpha",
-    "c",
-    "gamma",
-    "gamma\npredicted",
-    "measured /\npredicted",
-    "of an ideal\ndraft, c = 0",
-)
+_PREDICTED = ("gamma\npredicted", "measured /\npredicted", "of an ideal\ndraft, c = 0")
+_HEADERS = ("pair", "temperature", "alpha", "c", "gamma", *_PREDICTED)
 
 
 def scale_table(rows: Sequence[Row]) -> Table:
@@ -60,18 +53,10 @@ def _cost(row: Row) -> float:
 
 def _texts(row: Row) -> list[str]:
     record = row.record
-    gamma, predicted = metrics.gamma(record), metrics.predicted_gamma(record)
-    quotient = gamma.estimate / predicted if gamma and predicted else None
-    return [
-        record.cell.pair,
-        f"{record.cell.temperature:g}",
-        interval_text(metrics.counted_alpha(record)),
-        f"{metrics.cost_ratio(record):.3f}",
-        interval_text(gamma),
-        number_text(predicted, 2),
-        number_text(quotient, 2),
-        number_text(metrics.predicted_gamma(record, cost=0.0), 2),
-    ]
+    alpha, gamma = interval_text(metrics.counted_alpha(record)), interval_text(metrics.gamma(record))
+    predicted = (metrics.predicted_gamma(record), measured_over_predicted(record), metrics.predicted_gamma(record, cost=0.0))
+    of_cell = [record.cell.pair, f"{record.cell.temperature:g}", alpha, number_text(metrics.cost_ratio(record), 3), gamma]
+    return [*of_cell, *(number_text(value, 2) for value in predicted)]
 
 
 def _paper_texts(row: Row) -> list[str]:
@@ -81,16 +66,20 @@ def _paper_texts(row: Row) -> list[str]:
 
 
 def render_scale(rows: Sequence[Row]) -> bytes | None:
-    """Return gamma over c; None for other suites, and if no cell is valid.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
+    """Return gamma over c; None for other suites, and if no cell is valid."""
     found = _by_temperature(rows) if rows and rows[0].record.cell.suite == SUITE else {}
     return canvas.drawn(lambda: _draw(rows, found)) if found else None
 
 
 def _draw(rows: Sequence[Row], by_temperature: Mapping[float, Sequence[Row]]) -> Any:
-    figure = canvas.frame(_caption(rows), body=3.0, below=0.6, right=0.8)
+    shapes = ", ".join(dict.fromkeys(row.record.cell.pair for row in rows))
+    caption = (
+        f"{SUITE} on {overview.device(rows[0])}. {captions.FORMULA}. Inflated targets compute the same distribution at a "
+        f"larger cost: {shapes}. Filled: measured, with 95 % intervals over prompts. Hollow: predicted from block efficiency "
+        "and bare forwards of the cell. Dashed: predicted at any c, with block efficiency and verify cost of the cell of "
+        f"smallest c. Dotted: c of {PAPER_PAIR} by parameters, {PAPER_COST:.4f}. {overview.settings_sentence(rows)}"
+    )
+    figure = canvas.frame(caption, body=3.0, below=0.6, right=0.8)
     axes = figure.subplots()
     axes.axhline(1, color="0.3", lw=0.8)
     axes.axvline(PAPER_COST, color="0.5", lw=0.8, ls=":")
@@ -109,13 +98,3 @@ def _draw(rows: Sequence[Row], by_temperature: Mapping[float, Sequence[Row]]) ->
     axes.set(xlabel="c: draft forward / target forward", ylabel="gamma")
     canvas.legend_beside(axes)
     return figure
-
-
-def _caption(rows: Sequence[Row]) -> str:
-    shapes = ", ".join(dict.fromkeys(row.record.cell.pair for row in rows))
-    return (
-        f"{SUITE} on {overview.device(rows[0])}. {captions.FORMULA}. Inflated targets compute the same distribution at a "
-        f"larger cost: {shapes}. Filled: measured, with 95 % intervals over prompts. Hollow: predicted from block efficiency "
-        "and bare forwards of the cell. Dashed: predicted at any c, with block efficiency and verify cost of the cell of "
-        f"smallest c. Dotted: c of {PAPER_PAIR} by parameters, {PAPER_COST:.4f}. {overview.settings_sentence(rows)}"
-    )
