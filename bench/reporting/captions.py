@@ -53,7 +53,6 @@ def _crossings(named: str, points: Sequence[tuple[int, float]]) -> Iterator[str]
 
 
 def title(run: RunRecord) -> str:
-    """Return suite and machine."""
     return f"{run.suite} on {machine_slug(run.environment)}"
 
 
@@ -92,6 +91,7 @@ def commit_words(env: Mapping[str, Scalar]) -> str:
 
 def caption_facts(run: RunRecord) -> Facts:
     env = run.environment
+    wall = ", ".join(f"{name} {share:.0%}" for name, share in metrics.wall_shares(run).items())
     versions = {name: env[name] for name in VERSIONS if name in env}
     settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
     return {
@@ -105,7 +105,7 @@ def caption_facts(run: RunRecord) -> Facts:
         "A/A floor": percent_text(metrics.aa_floor(run)),
         "AR arm": _strength_text(run),
         **_stopped_text(run),
-        **_wall_text(run),
+        **({"wall time": wall} if wall else {}),
     }
 
 
@@ -120,25 +120,14 @@ def _stopped_text(run: RunRecord) -> Facts:
     return {"ended early": f"{len(early)} of {len(run.cells)} cells, after {pairs} of {planned} pairs ({why})"}
 
 
-def _wall_text(run: RunRecord) -> Facts:
-    """Return how the wall time of a run was spent, timed seconds first."""
-    shares = metrics.wall_shares(run)
-    return {"wall time": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())} if shares else {}
-
-
 def machine_text(env: Mapping[str, Scalar]) -> str:
     """Return the machine of a run in words."""
-    parts = (
-        ("gpu_name", "{}"),
-        ("gpu_driver", "driver {}"),
-        ("cpu_model", "{}"),
-        ("cpu_vectors", "{}"),
-        ("num_usable_cores", "{} usable cores"),
-        ("ram_gib", "{} GiB"),
-        ("torch_num_threads", "{} threads"),
-        ("ld_preload", "LD_PRELOAD {}"),
-    )
-    return ", ".join(form.format(env[key]) for key, form in parts if env.get(key))
+    parts = {
+        **{"gpu_name": "{}", "gpu_driver": "driver {}", "cpu_model": "{}", "cpu_vectors": "{}"},
+        **{"num_usable_cores": "{} usable cores", "ram_gib": "{} GiB", "torch_num_threads": "{} threads"},
+        "ld_preload": "LD_PRELOAD {}",
+    }
+    return ", ".join(form.format(env[key]) for key, form in parts.items() if env.get(key))
 
 
 def short_prompts(prompt_set: str) -> str:
@@ -147,7 +136,6 @@ def short_prompts(prompt_set: str) -> str:
 
 
 def words(values: Mapping[str, Scalar]) -> str:
-    """Return names and values."""
     return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items())
 
 

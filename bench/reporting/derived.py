@@ -9,6 +9,7 @@ README.md                                                    the index: suites b
 from __future__ import annotations
 
 import glob
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,11 @@ from bench.records.runs import RunRecord
 from bench.reporting import ledger, suite_page
 from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
 from bench.reporting.figures import mechanism
-from bench.reporting.formats import latex_page, markdown_page, pipe_table
+from bench.reporting.formats import FIGURE, latex_page, markdown_page, pipe_table
 from bench.reporting.suites import distill_speed, kd_matrix, token_length
 from bench.reporting.table import DERIVED, Page, table_of
 
-PAGE, TABLE, FIGURE = "README.md", "table.tex", "figure-{}.svg"
+PAGE, TABLE = "README.md", "table.tex"
 CLAIMS, PREDICTED = f"claims/{PAGE}", FIGURE.format("predicted")
 STUDIES = "studies"  # <machine>/<study>: what is not a suite
 Key = tuple[str, str]  # machine, suite
@@ -74,27 +75,24 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
     for key in with_bar(keys, "tables and figures"):
         page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
-        text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
+        text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..")
         yield folder / PAGE, f"{text}\nAll raw records, superseded ones included: [{RECORDS}]({RECORDS}).\n".encode()
         yield folder / TABLE, f"% {DERIVED}\n{latex_page(page.tables)}".encode()
         for what, image in page.figures.items():
             yield folder / FIGURE.format(what), image
-    of_machines: dict[Path, bytes] = {}
-    whole = dict.fromkeys(key[0] for key in keys if suite is None)
-    for name in whole:
+    linked: list[Path] = []  # files of a whole machine; those of machines that were not chosen stay as they are
+    for name in sorted({key[0] for key in (*experiments, *others)}):
+        claims, predicted = results / name / CLAIMS, results / name / PREDICTED
+        if suite is not None or machine not in (None, name):
+            linked += filter(Path.is_file, (claims, predicted))
+            continue
         of_suites = {key[1]: rows[key] for key in keys if key[0] == name and key in rows}
-        predicted = mechanism.render_predicted([row for of_suite in of_suites.values() for row in of_suite])
-        if predicted is not None:
-            of_machines[results / name / PREDICTED] = predicted
+        if drawn := mechanism.render_predicted([*itertools.chain(*of_suites.values())]):
+            linked.append(predicted)
+            yield predicted, drawn
         if text := ledger.page(ledgers(results, name, rows=of_suites), results="../.."):
-            of_machines[results / name / CLAIMS] = f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
-    yield from of_machines.items()
-    linked = {
-        path
-        for name in {key[0] for key in (*experiments, *others)}
-        for path in (results / name / CLAIMS, results / name / PREDICTED)
-        if (path in of_machines if name in whole else path.is_file())
-    }
+            linked.append(claims)
+            yield claims, f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
     yield results / PAGE, _index(results, experiments, others, linked).encode()
 
 

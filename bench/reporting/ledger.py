@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from bench.claims.claim import LedgerRow, Rule
 from bench.reporting.formats import markdown, markdown_text
@@ -52,8 +51,8 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
             ", ".join(f"R{files.index(file) + 1}" for file in finding.files) if finding else MISSING,
         )
         lines.append([entries[place] for place in shown])
-    made = table_of(f"pair {pair}", [_HEADERS[place] for place in shown], lines, dict(_FACTS), notes)
-    return replace(made, records=dict.fromkeys(files, ""))
+    headers = [_HEADERS[place] for place in shown]
+    return table_of(f"pair {pair}", headers, lines, _FACTS, notes, dict.fromkeys(files, ""))
 
 
 def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
@@ -65,8 +64,8 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
     for name, rows in ledgers.items():
         ledger = table(name, rows)
         details = "\n".join(map(_detail, rows))
-        blocks += [f"## {ledger.title}", markdown(ledger, results)]
-        blocks.append(f"What was measured, and the commands for it:\n\n{details}")
+        measured = f"What was measured, and the commands for it:\n\n{details}"
+        blocks += [f"## {ledger.title}", markdown(ledger, results), measured]
     return "\n\n".join(blocks)
 
 

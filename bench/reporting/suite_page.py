@@ -11,7 +11,7 @@ from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.runs import RunRecord
 from bench.reporting.captions import FORMULA, caption_facts, crossings, shared, short_prompts, title
-from bench.reporting.columns import MAIN, certificate_text, identity_columns
+from bench.reporting.columns import MAIN, MECHANISM, certificate_text, identity_columns
 from bench.reporting.figures import overview
 from bench.reporting.figures.mechanism import render_phases
 from bench.reporting.formats import distinct_names, terminal
@@ -23,7 +23,7 @@ from bench.reporting.suites.deployment import deployment_table
 from bench.reporting.suites.floor import floor_table
 from bench.reporting.suites.out_of_range import degeneracy_table
 from bench.reporting.table import Page, Table
-from bench.reporting.tables import cell_table, mechanism_table, rows_table
+from bench.reporting.tables import MECHANISM_FACTS, cell_table, row_table, rows_table
 
 _AMOUNT = ("num_prompts", "repeats", "max_new_tokens")
 
@@ -71,8 +71,15 @@ def suite_tables(runs: Runs, rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
-    compared = [comparison_table(group)] if compares_backends(group) else []
-    return [*compared, cell_table(group), mechanism_table(group), *_further(group, groups)]
+    tables = [comparison_table(group)] if compares_backends(group) else []
+    # The second one explains gamma: cost ratio, other predictions, and where the seconds of the replay went.
+    tables += [cell_table(group), row_table(group, "mechanism", MECHANISM, MECHANISM_FACTS)]
+    make = _MAKERS.get(group[0].run.suite)
+    own = make(group) if make else None
+    if own is not None and own.body:
+        apart = {"every cell": shared(group, ("pair", "draft", "dtype", *_AMOUNT))}  # what tells tables of several groups apart
+        tables.append(replace(own, facts=apart | own.facts) if len(groups) > 1 else own)
+    return tables
 
 
 def _baselines(runs: Runs) -> tuple[Table, ...]:
@@ -125,15 +132,3 @@ _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "floor": floor_table,
     virtual_scale.SUITE: virtual_scale.scale_table,
 }
-
-
-def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
-    make = _MAKERS.get(group[0].run.suite)
-    table = make(group) if make else None
-    if table is None or not table.body:
-        return []
-    if len(groups) == 1:
-        return [table]
-    # What tells the tables of several groups apart.
-    apart = shared(group, ("pair", "draft", "dtype", *_AMOUNT))
-    return [replace(table, facts={"every cell": apart} | table.facts)]

@@ -12,8 +12,8 @@ from bench.analysis import metrics
 from bench.analysis.rows import Row, may_be_claimed, split_identity
 from bench.records.runs import CellRecord
 from bench.reporting.captions import FORMULA, crossings, listing, run_facts, title
-from bench.reporting.columns import AFTER_END, GAMMA, MAIN, MECHANISM, VERDICT, Column, identity_columns
-from bench.reporting.table import MISSING, Entry, Facts, Notes, Table
+from bench.reporting.columns import AFTER_END, GAMMA, MAIN, VERDICT, Column, identity_columns
+from bench.reporting.table import MISSING, Entry, Facts, Notes, Table, table_of
 from bench.statistics.intervals import Interval
 
 GAMMA_FACTS = {
@@ -47,13 +47,14 @@ def rows_table(
         columns = [column for column in columns if column.narrow is not None]
     notes = Notes()
     best = best_row(rows, metrics.gamma) if mark_best else None
-    body = []
+    lines = []
     for row in rows:
         place = _place_of_note(row, columns)
-        entries = (entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns)
-        body.append(tuple(entries))
-    headers = tuple((narrow and column.narrow) or column.header for column in columns)
-    return Table(title, headers, tuple(body), tuple(notes), facts, records or {})
+        lines.append(
+            [entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns]
+        )
+    headers = [(narrow and column.narrow) or column.header for column in columns]
+    return table_of(title, headers, lines, facts, notes, records)
 
 
 def entry(row: Row, column: Column, notes: Notes, *, noted: bool = True, bold: bool = False) -> Entry:
@@ -97,11 +98,6 @@ def cell_table(rows: Sequence[Row]) -> Table:
 def record_column(records: Facts) -> Column:
     numbers = {file: f"R{number}" for number, file in enumerate(records, start=1)}
     return Column("record", "record", lambda row: numbers[row.file], narrow="record")
-
-
-def mechanism_table(rows: Sequence[Row]) -> Table:
-    """Return the table that explains gamma: cost ratio, other predictions, and where the seconds of the replay went."""
-    return row_table(rows, "mechanism", MECHANISM, MECHANISM_FACTS)
 
 
 def row_table(

@@ -79,7 +79,6 @@ def legend_below(figure: Any, distance: float, *handles: Any, **looks: Any) -> N
 
 
 def legend_beside(axes: Any) -> None:
-    """Add a legend to the right of the axes."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
 
 

@@ -78,7 +78,8 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
         # What was not timed or counted is dashed, with hollow markers.
         hollow = style | {"linestyle": "--", "mfc": "white"}
         gamma_axes.plot(*line.points(metrics.predicted_gamma), lw=1, ms=4, mew=0.8, **hollow)
-        alpha_axes.plot(*line.points(_expected_alpha), lw=1, ms=4, mew=0.8, **hollow)
+        x, expected = line.points(metrics.expected_alpha)
+        alpha_axes.plot(x, [interval.estimate for interval in expected], lw=1, ms=4, mew=0.8, **hollow)
     ticks = sorted({x for line in lines for x in line.x})
     for axes, title in ((gamma_axes, "gamma"), (alpha_axes, "alpha")):
         axes.set_title(title, loc="left", fontsize=9)
@@ -104,17 +105,10 @@ def _measured(axes: Any, line: Series, metric: Callable[[CellRecord], Interval |
     axes.vlines(x, low, high, color=style["color"], lw=0.8)
 
 
-def _expected_alpha(record: CellRecord) -> float | None:
-    found = metrics.expected_alpha(record)
-    return None if found is None else found.estimate
-
-
 def device(row: Row) -> str:
-    """Return the GPU or CPU that a row was measured on."""
     return str(row.run.environment.get("gpu_name") or row.run.environment.get("cpu_model"))
 
 
 def settings_sentence(rows: Sequence[Row]) -> str:
-    """Return the settings that all rows share, as a sentence."""
     shown = ("backend", "pair", "rule", "num_draft_tokens", "dtype", "prompt_set", "num_prompts", "max_new_tokens")
     return captions.shared(rows, shown) + "."

@@ -12,7 +12,7 @@ from bench.records.files import Runs
 from bench.records.runs import RunRecord, TimedArm
 from bench.reporting.captions import facts_of_runs, title
 from bench.reporting.numbers import interval_text, percent_text, point_text
-from bench.reporting.table import MISSING, Entry, Table
+from bench.reporting.table import MISSING, Table, table_of
 from bench.statistics import intervals
 from bench.statistics.intervals import Interval
 
@@ -30,8 +30,7 @@ def baseline_table(runs: Runs) -> Table:
         "intervals": "95 % over prompts",
         **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
     }
-    body = tuple(tuple(map(Entry, _texts(run))) for run in runs.values())
-    return Table(title(next(iter(runs.values()))), headers, body, (), caption, records)
+    return table_of(title(next(iter(runs.values()))), headers, map(_texts, runs.values()), caption, records=records)
 
 
 def newest_baselines(runs: Runs) -> Runs:

@@ -16,14 +16,10 @@ REQUIRED = {"target_in_step": 1.5, "target_cached": 3.0}  # multiple of TRL's to
 
 def speed_up(rounds: Sequence[TrainingRound], name: str) -> Interval:
     """Return TRL's seconds per token / the arm's: ratio of totals, interval over rounds."""
-    theirs, ours = ([each.runs[arm] for each in rounds] for arm in (TRL, name))
-    return ratio_of_totals(
-        [run.seconds for run in theirs],
-        [run.num_tokens for run in theirs],
-        [run.seconds for run in ours],
-        [run.num_tokens for run in ours],
-        range(len(rounds)),
+    their_s, their_tokens, our_s, our_tokens = (
+        [getattr(each.runs[arm], field) for each in rounds] for arm in (TRL, name) for field in ("seconds", "num_tokens")
     )
+    return ratio_of_totals(their_s, their_tokens, our_s, our_tokens, range(len(rounds)))
 
 
 def table(rounds: Sequence[TrainingRound]) -> Table:

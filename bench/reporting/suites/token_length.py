@@ -23,7 +23,7 @@ from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import slug
 from bench.reporting.numbers import interval_text, plus_minus_text
-from bench.reporting.table import Entry, Facts, Page, Table, table_of
+from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of
 from bench.statistics.effects import Effect
 from bench.statistics.intervals import Interval
 
@@ -120,7 +120,7 @@ def _shares_table(
 
 def _estimates_table(title: str, columns: Mapping[str, Mapping[str, Effect]], facts: Facts) -> Table:
     names = next(iter(columns.values()))
-    lines: list[list[str | Entry]] = [[name, *(_estimate(column[name]) for column in columns.values())] for name in names]
+    lines: list[Line] = [(name, *(_estimate(column[name]) for column in columns.values())) for name in names]
     return table_of(title, ("", *columns), lines, facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bench.reporting.columns import measured_over_predicted
 from bench.reporting.figures import canvas, overview
 from bench.reporting.numbers import interval_text, number_text
 from bench.reporting.table import MISSING, Table, table_of
+from bench.reporting.tables import valid_rows
 
 # Parameters in millions: what a forward of one token reads, at least. Ouyang et al. 2024, arXiv 2410.10141, and model cards.
 PAPER_PAIR = "Llama-2-13B-chat and Llama-68M"
@@ -40,11 +42,9 @@ def scale_table(rows: Sequence[Row]) -> Table:
 
 def _by_temperature(rows: Sequence[Row]) -> dict[float, list[Row]]:
     """Return the valid rows whose c is known: temperatures ascending, c falling."""
-    found: dict[float, list[Row]] = {}
-    valid = [row for row in rows if row.verdict.valid and metrics.cost_ratio(row.record) is not None]
-    for row in sorted(valid, key=lambda row: (row.record.cell.temperature, -_cost(row))):
-        found.setdefault(row.record.cell.temperature, []).append(row)
-    return found
+    with_cost = [row for row in valid_rows(rows) if metrics.cost_ratio(row.record) is not None]
+    ordered = sorted(with_cost, key=lambda row: (row.record.cell.temperature, -_cost(row)))
+    return {temperature: list(at) for temperature, at in groupby(ordered, key=lambda row: row.record.cell.temperature)}
 
 
 def _cost(row: Row) -> float:
