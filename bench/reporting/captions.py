@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from bench.analysis import metrics
@@ -38,18 +38,17 @@ def crossings(rows: Sequence[Row]) -> Facts:
         if ratio is not None and "concurrency" in identity(row) and row.verdict.valid:
             named = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens} {label(row, further)}"
             lines.setdefault(named.rstrip(), []).append((cell.concurrency, ratio.estimate))
-    found = [text for named, points in lines.items() for text in _crossings(named, sorted(points))]
+    found = []
+    for named, points in lines.items():
+        points.sort()
+        falls = [pair for pair in itertools.pairwise(points) if pair[0][1] > 1 >= pair[1][1]]
+        for (fewer, above), (more, below) in falls:
+            place = fewer * (more / fewer) ** (math.log(above) / math.log(above / below))
+            found.append(f"{named}: between {fewer} and {more} requests at once, at about {place:.1f}")
+        if len(points) > 1 and not falls:
+            (least, first), (most, last) = points[0], points[-1]
+            found.append(f"{named}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})")
     return {"gamma falls through 1": "; ".join(found)} if found else {}
-
-
-def _crossings(named: str, points: Sequence[tuple[int, float]]) -> Iterator[str]:
-    falls = [pair for pair in itertools.pairwise(points) if pair[0][1] > 1 >= pair[1][1]]
-    for (fewer, above), (more, below) in falls:
-        place = fewer * (more / fewer) ** (math.log(above) / math.log(above / below))
-        yield f"{named}: between {fewer} and {more} requests at once, at about {place:.1f}"
-    if len(points) > 1 and not falls:
-        (least, first), (most, last) = points[0], points[-1]
-        yield f"{named}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})"
 
 
 def title(run: RunRecord) -> str:
@@ -67,7 +66,7 @@ def facts_of_runs(runs: Runs) -> tuple[Facts, Facts]:
 
 def shared_facts(facts: Mapping[str, Facts]) -> tuple[Facts, Facts]:
     """Return the facts that all files share, and for each file its others in words."""
-    first = next(iter(facts.values()))
+    first = next(iter(facts.values()))  # what all share, the first one has too
     common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
     records = {
         file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common) for file, own in facts.items()

@@ -39,10 +39,7 @@ def identity_column(name: str) -> Column:
 
 # Texts of a row
 def shown(form: Callable[[T], str], metric: Callable[..., T], *arguments: str) -> Callable[[Row], str]:
-    """Return the text of a row: a metric of its cell, in a form of `bench.reporting.numbers`.
-
-    Args:    arguments: of the metric, after the cell
-    """
+    """Return the text of a row: a metric of its cell and of further arguments, in a form of `bench.reporting.numbers`."""
     return lambda row: form(metric(row.record, *arguments))
 
 

@@ -84,11 +84,8 @@ def pivot_tables(rows: Sequence[Row], *, down: str, across: str, values: Sequenc
 
 def _parts(group: Sequence[Row], pivot: tuple[str, str]) -> list[tuple[list[Row], str]]:
     """Divide rows until the two names tell them apart, and return with each part what tells it from the others."""
-    others = [
-        name
-        for name in split_identity(group, always=())[0]
-        if name not in pivot and not any(_decides(group, own, name) for own in pivot)
-    ]
+    differing = split_identity(group, always=())[0]
+    others = [name for name in differing if name not in pivot and not any(_decides(group, own, name) for own in pivot)]
     parts: dict[str, list[Row]] = {}
     for row in group:
         parts.setdefault(label(row, others), []).append(row)

@@ -42,10 +42,7 @@ Others = Mapping[Key, Sequence[Path]]  # records of JSON lines
 
 
 def regenerate(results: Path, *, machine: str | None = None, suite: str | None = None, check: bool = False) -> list[str]:
-    """Write the derived files that changed, remove those that are left over, and return a line for each.
-
-    Args:    check: write and remove nothing
-    """
+    """Write derived files that changed, remove those that are left over, and return a line for each; `check` only returns."""
     messages = []
     made = []
     for path, content in derived_files(results, machine=machine, suite=suite):
@@ -105,7 +102,7 @@ def left_over(results: Path, made: Collection[Path], *, machine: str | None, sui
     patterns = [f"{of_machine}/{of_suite}/{name}" for name in (PAGE, TABLE, FIGURE.format("*"))]
     patterns += [f"{of_machine}/{FIGURE.format('*')}"] if suite is None else []
     found = sorted({path for pattern in patterns for path in results.glob(pattern)} - set(made))
-    return [path for path in found if DERIVED in path.read_text()]
+    return [path for path in found if DERIVED in path.read_text()]  # a README that a person wrote stays
 
 
 def chosen_keys(known: Iterable[Key], results: Path, *, machine: str | None, suite: str | None) -> list[Key]:
@@ -161,6 +158,7 @@ def _index(results: Path, experiments: Experiments, others: Others, of_machines:
     for key, paths in others.items():
         created.setdefault(key, []).extend(line_header(path, "created")["created"] for path in paths)
     cells = {
+        # Dates in ISO 8601 have the order of their texts.
         key: f"[{max(dates)[:10]}, {len(dates)} record{'s' if len(dates) > 1 else ''}]({'/'.join(key)}/{PAGE})"
         for key, dates in created.items()
     }
@@ -174,10 +172,8 @@ def _index(results: Path, experiments: Experiments, others: Others, of_machines:
         "Date of the newest record and number of records; the link leads to tables, figures and records.",
         _grid("suite", cells),
     ]
-    studies = {
-        (path.parent.name, path.name): f"[files]({path.relative_to(results).as_posix()})"
-        for path in results.glob(f"{STUDIES}/*/*")
-    }
+    folders = results.glob(f"{STUDIES}/*/*")
+    studies = {(path.parent.name, path.name): f"[files]({path.relative_to(results).as_posix()})" for path in folders}
     if studies:
         blocks += ["## Studies", "What was measured outside the suites.", _grid("study", studies)]
     return "\n\n".join(blocks) + "\n"

@@ -19,7 +19,6 @@ from bench.statistics.effects import LEVEL
 
 _STATEMENT_COLUMNS = 46  # width of the first column in the terminal
 _HEADERS = ("claim", "source", "holds if", "effect [95 %]", "p", "p, Holm", "verdict", "records")
-_NOT_IN_TERMINAL = ("source", "records")
 _FACTS = {
     "holds if": "the effect lies on this side of the threshold, which is fixed in code; points are hundredths of alpha",
     "effect": "from counts and seconds of the newest record of each cell (of KD matrices the newest that can be tested), "
@@ -35,7 +34,7 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
     """Return the ledger of a pair; narrow: for the terminal, without sources and records."""
     files = list(dict.fromkeys(file for row in rows if row.finding is not None for file in row.finding.files))
     notes = Notes()
-    shown = [place for place, header in enumerate(_HEADERS) if not (narrow and header in _NOT_IN_TERMINAL)]
+    shown = [place for place, header in enumerate(_HEADERS) if not (narrow and header in ("source", "records"))]
     lines = []
     for row in rows:
         claim, finding = row.claim, row.finding

@@ -39,10 +39,7 @@ def rows_table(
     narrow: bool = False,
     mark_best: bool = True,
 ) -> Table:
-    """Return a table with one line for each row, the best gamma in bold.
-
-    Args:    narrow: for the terminal, without the columns that have no narrow header
-    """
+    """Return a table with one line for each row, the best gamma in bold; `narrow` omits columns without a narrow header."""
     if narrow:
         columns = [column for column in columns if column.narrow is not None]
     notes = Notes()
@@ -103,9 +100,6 @@ def record_column(records: Facts) -> Column:
 def row_table(
     rows: Sequence[Row], what: str, columns: Sequence[Column], facts: Facts, *, shown: Sequence[Row] | None = None
 ) -> Table:
-    """Return a table with the names that rows differ in, then the columns.
-
-    Args:    what: follows suite and machine in the title; shown: the rows that are printed, if not all
-    """
+    """Return a table of what rows differ in, then the columns; `what` ends the title, and only `shown` rows are printed."""
     columns = [*identity_columns(rows), *columns]
     return rows_table(f"{title(rows[0].run)}: {what}", rows if shown is None else shown, columns, facts)

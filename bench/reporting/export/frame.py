@@ -33,7 +33,7 @@ _COLUMNS = {
     "dirty": _FLAG,
     **dict.fromkeys(("created", "preset", "target", "target_hash", "draft_hash", "file", "dtype", "device"), _TEXT),
     **{"top_k": _COUNT, "top_p": _NUMBER, "max_new_tokens": _COUNT, "end_token": _TEXT},
-    **{"num_prompts": _COUNT, "repeats": _COUNT},
+    **dict.fromkeys(("num_prompts", "repeats"), _COUNT),
     **dict.fromkeys(("prompts_hash", "chat_template", "chat_template_hash"), _TEXT),
     **{"seed": _COUNT, "concurrency": _COUNT},
     **dict.fromkeys(("draft_length", "schedule", "inflation"), _TEXT),

@@ -69,7 +69,7 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     gamma_axes, alpha_axes = figure.subplots(1, 2)
 
     floor = max((metrics.aa_floor(row.run) or 0.0 for row in rows), default=0.0)
-    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)
+    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)  # the floor is a half-width of log gamma
     gamma_axes.axhline(1, color="0.3", lw=0.8)
     for number, line in enumerate(lines):
         style = canvas.look(number)

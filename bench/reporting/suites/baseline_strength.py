@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from bench.analysis import metrics
 from bench.analysis.rows import oldest_first
-from bench.records.decoding import ModelPair
 from bench.records.files import Runs
 from bench.records.runs import RunRecord, TimedArm
 from bench.reporting.captions import facts_of_runs, title
@@ -35,10 +34,8 @@ def baseline_table(runs: Runs) -> Table:
 
 def newest_baselines(runs: Runs) -> Runs:
     """Return the newest of the runs without cells, for each backend and pair."""
-    newest: dict[tuple[str, ModelPair], tuple[str, RunRecord]] = {}
-    for file, run in oldest_first(runs):
-        if run.baseline and not run.cells:
-            newest[_backend_of(run), run.model_pair] = file, run
+    without_cells = [(file, run) for file, run in oldest_first(runs) if run.baseline and not run.cells]
+    newest = {(_backend_of(run), run.model_pair): (file, run) for file, run in without_cells}  # a later run replaces older ones
     return dict(sorted(newest.values()))
 
 

@@ -20,7 +20,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     shown = [row for row in valid_rows(rows) if round_costs(row.record) is not None]
     coldest: dict[tuple[object, ...], Row] = {}
     for row in sorted(shown, key=lambda row: row.record.cell.temperature):
-        coldest.setdefault(_without_temperature(row), row)
+        coldest.setdefault(_without_temperature(row), row)  # the first one of each setting stays
 
     def percent(of_row: Callable[[Row], float]) -> Callable[[Row], str]:
         """Return 100 times the logarithm of a value over that of the coldest row, as text."""

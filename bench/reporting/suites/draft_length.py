@@ -42,7 +42,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         coldest = constant[min(constant)]
         k_cold = _best(coldest)
         if len(at) < 2 or k_cold not in at:
-            continue
+            continue  # no choice at this temperature, or none that compares with the coldest
         k = _best(at)
         lost = math.log(coldest[k_cold].estimate / at[k_cold].estimate)
         given_back = math.log(at[k].estimate / at[k_cold].estimate)

@@ -179,10 +179,10 @@ def _draw(matrix: Matrix, found: Mapping[Kind, Intervals]) -> Any:
     )
     figure = canvas.frame(caption, body=2.6 * len(arms) - 0.9, above=0.3, below=0.55, hspace=0.5)
     axes = figure.subplots(len(arms), 1, squeeze=False)
-    for (arm, on_policy), axis in zip(arms, axes.flat, strict=True):
-        of_arm = {at: row for (name, share, at), row in found.items() if (name, share) == (arm, on_policy)}
+    for arm, axis in zip(arms, axes.flat, strict=True):
+        of_arm = {at: row for (*own, at), row in found.items() if tuple(own) == arm}
         image = _heat_map(axis, of_arm, decode_temperatures(matrix), widest)
-        axis.set_title(_arm_text(arm, on_policy), loc="left", fontsize=9)
+        axis.set_title(_arm_text(*arm), loc="left", fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.6)
     return figure
 

@@ -85,12 +85,11 @@ def _draw(rows: Sequence[Row], by_temperature: Mapping[float, Sequence[Row]]) ->
     axes.axvline(PAPER_COST, color="0.5", lw=0.8, ls=":")
     axes.annotate("13B : 68M", (PAPER_COST, 1), (3, 0), ("data", "axes fraction"), "offset points", va="top", fontsize=7)
     for number, (temperature, at) in enumerate(by_temperature.items()):
-        style = canvas.look(number)
-        look = {"color": style["color"], "marker": style["marker"], "ms": 4.5, "ls": "none"}
+        look = canvas.look(number) | {"ms": 4.5, "linestyle": "none"}
         measured = [(_cost(row), gamma) for row in at if (gamma := metrics.gamma(row.record)) is not None]
         canvas.bars(axes, measured, elinewidth=0.8, label=f"T = {temperature:g}", **look)
         costs = [_cost(row) for row in at]
-        along = np.geomspace(PAPER_COST, max(costs), 60)
+        along = np.geomspace(PAPER_COST, max(costs), 60)  # evenly spaced on the logarithmic axis
         predicted = [metrics.predicted_gamma(at[-1].record, cost=cost) for cost in along]
         axes.plot(along, predicted, ls="--", lw=1, color=look["color"])
         axes.plot(costs, [metrics.predicted_gamma(row.record) for row in at], mfc="white", mew=0.8, **look)
