@@ -21,8 +21,6 @@ from distill.runs import trl_comparison
 from distill.runs.trl_arms import LOSS, STATUS, Training
 from distill.text.table import TextPlan, prompts_hash
 
-LIBRARIES = ("trl", "accelerate", "datasets")
-
 DEFAULTS = {"smoke": {"num_prompts": 6}}  # with fewer, not all arms take the same steps
 
 
@@ -70,7 +68,7 @@ def test_distill_speed(
         benchmark.extra_info[f"{name}_tokens"] = sum(run.num_tokens for run in runs)
         benchmark.extra_info[f"{name}_peak_bytes"] = max(run.peak_bytes for run in runs)
 
-    versions = {name: installed_version(name) for name in LIBRARIES}
+    versions = {name: installed_version(name) for name in ("trl", "accelerate", "datasets")}
     shared, recorded = shared_header("distill_speed", settings, workload), workload.recorded_pair
     header = {
         "schema": trl_comparison.SCHEMA,

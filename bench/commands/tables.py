@@ -18,21 +18,13 @@ class Tables:
     def configure(self, parser: ArgumentParser) -> None:
         declare(parser, "results", "--machine", "--suite")
         parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
-        printing = parser.add_argument_group(
-            "printing", "With one of these, tables go to standard output and no file is written (docs/results.md)."
-        )
-        printing.add_argument(
-            "--columns",
-            metavar="NAMES",
-            help="these columns in this order, such as T,k,gamma,alpha; the error for a wrong name lists all",
-        )
-        printing.add_argument(
-            "--pivot",
-            nargs=3,
-            metavar=("ROW", "x", "COLUMN"),
-            help="gamma and alpha (or --columns) over two names of cell identity, such as: T x backend",
-        )
-        printing.add_argument("--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)")
+        explained = "With one of these, tables go to standard output and no file is written (docs/results.md)."
+        option = parser.add_argument_group("printing", explained).add_argument
+        columns = "these columns in this order, such as T,k,gamma,alpha; the error for a wrong name lists all"
+        option("--columns", metavar="NAMES", help=columns)
+        pivot = "gamma and alpha (or --columns) over two names of cell identity, such as: T x backend"
+        option("--pivot", nargs=3, metavar=("ROW", "x", "COLUMN"), help=pivot)
+        option("--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)")
 
     def run(self, args: Namespace) -> int:
         from bench.reporting import derived, formats

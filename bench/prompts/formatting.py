@@ -52,7 +52,7 @@ def prompt_format(
     if max_prompt_tokens is not None and max_prompt_tokens < 1:
         raise ValueError(f"expected max_prompt_tokens >= 1, got {max_prompt_tokens}")
     return PromptFormat(
-        template_name=chat_template if chat_template in ("none", "default") else Path(chat_template).name,
+        template_name=Path(chat_template).name,  # records name no folder
         template=_template(chat_template, tokenizer),
         system_prompt=system_prompt,
         bos_on_raw_text=tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,

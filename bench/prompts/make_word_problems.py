@@ -23,9 +23,7 @@ _NAMES = (
 )
 _GOODS = ("pencils", "stickers", "marbles", "buttons", "postcards", "beads", "seashells", "stamps", "badges", "ribbons")
 _FOODS = ("apples", "pears", "muffins", "lemons", "dumplings", "pancakes", "figs", "bagels", "plums", "tarts")
-_BAKES = ("muffins", "pancakes", "bagels", "tarts", "scones", "waffles")
 _PLACES = ("library", "bakery", "school", "museum", "garden centre", "swimming pool", "theatre", "workshop")
-_CROPS = ("carrots", "tomatoes", "pumpkins", "beans", "cabbages", "peppers")
 
 Problem = tuple[str, int]  # question, answer
 
@@ -80,7 +78,7 @@ def _journey(rng: random.Random) -> Problem:
 
 
 def _harvest(rng: random.Random) -> Problem:
-    name, crop = rng.choice(_NAMES), rng.choice(_CROPS)
+    name, crop = rng.choice(_NAMES), rng.choice(("carrots", "tomatoes", "pumpkins", "beans", "cabbages", "peppers"))
     rows, each, crates, price = _drawn(rng, (4, 12), (6, 15), (3, 8), (4, 11))
     per_crate = rng.randint(2, max(2, rows * each // crates))
     left = rows * each - crates * per_crate
@@ -146,7 +144,7 @@ def _painting(rng: random.Random) -> Problem:
 
 
 def _recipe(rng: random.Random) -> Problem:
-    name, food = rng.choice(_NAMES), rng.choice(_BAKES)
+    name, food = rng.choice(_NAMES), rng.choice(("muffins", "pancakes", "bagels", "tarts", "scones", "waffles"))
     batch, batches, grams = rng.choice((6, 8, 10, 12)), rng.randint(3, 7), 20 * rng.randint(6, 15)
     stock = grams * rng.randint(1, batches - 1)
     question = (
