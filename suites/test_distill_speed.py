@@ -49,7 +49,7 @@ def test_distill_speed(
         batch_rows=size.rows,
         seed=settings.seed,
     )
-    trl_comparison.text(folder, plan, workload.prompt_ids, target=pair.target)
+    trl_comparison.text(folder, plan, workload.prompt_ids, target=pair.target)  # untimed: all arms train on the same text
     training = Training(
         target=pair.target,
         draft=pair.draft,

@@ -32,7 +32,7 @@ class Tables:
         if not (args.columns or args.pivot or args.format):
             messages = derived.regenerate(args.results, machine=args.machine, suite=args.suite, check=args.check)
             print("".join(f"{message}\n" for message in messages), end="")
-            return 1 if messages and args.check else 0
+            return 1 if messages and args.check else 0  # with --check the messages list what would change
         if args.check:
             raise ValueError("expected --check alone, got it with --columns, --pivot or --format, which write no file")
         tables = tuple(_chosen_tables(args))
@@ -56,7 +56,7 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
         rows = newest_rows(experiments[key])
         if args.pivot:
             down, by, across = args.pivot
-            if by != "x":
+            if by != "x":  # it only makes the command readable: T x backend
                 raise ValueError(f"expected --pivot ROW x COLUMN, got {' '.join(args.pivot)}")
             yield from custom_tables.pivot_tables(rows, down=down, across=across, values=names or custom_tables.VALUES)
         elif names:

@@ -32,7 +32,7 @@ def _key_value(name: str, text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: what its text means, and the field of Settings that it decides. Defaults are in Settings."""
+    """One option: what its text means, and the field of Settings that it decides. Settings has the defaults."""
 
     flag: str
     metavar: str  # empty: a switch, without a value

@@ -18,6 +18,8 @@ RUNS = Path("runs")  # the user's own records; published ones are in results
 
 @dataclass(frozen=True, slots=True)
 class Preset:
+    """How much is measured."""
+
     temperatures: tuple[float, ...]
     num_prompts: int
     repeats: int
@@ -52,7 +54,7 @@ class Settings:
     pair: str | None = None
     target: str | None = None
     drafts: tuple[str | None, ...] = (None,)  # None: the pair's own
-    inflations: tuple[str | None, ...] = (None,)  # shapes of larger models that the target is given; None: as it is
+    inflations: tuple[str | None, ...] = (None,)  # larger shapes to which the target is inflated; None: not inflated
     pairs_file: Path | None = None
     device: str = "cpu"
     dtype: str | None = None

@@ -45,12 +45,8 @@ class Party:
 
     @property
     def status(self) -> int | None:
-        """Return the exit status; None before the end."""
+        """Return the exit status; None before the start and until the end."""
         return None if self.process is None else self.process.poll()
-
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
         """Start the process with one end of a pipe."""
@@ -101,7 +97,7 @@ class Party:
 
     def suspend(self) -> None:
         """Stop the process and all below it, and return when they stand still."""
-        if self.stopped or self.process is None or not self.is_running:
+        if self.stopped or self.process is None or self.status is not None:
             return
         with suppress(psutil.NoSuchProcess):
             self.process.suspend()  # before its children are listed, so that it starts no more of them
@@ -120,13 +116,12 @@ class Party:
 
     def resume(self) -> None:
         """Continue what `suspend` stopped, children first, and note the pause."""
-        if not self.stopped:
-            return
-        self.pauses.append((self.stopped_at, time.perf_counter()))
-        stopped, self.stopped = self.stopped, []
-        for process in reversed(stopped):
+        if self.stopped:
+            self.pauses.append((self.stopped_at, time.perf_counter()))
+        for process in reversed(self.stopped):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+        self.stopped = []
 
     def interrupt(self) -> None:
         """Interrupt the process like Ctrl-C."""

@@ -131,8 +131,10 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
             found = int(ray.cluster_resources().get("GPU", 0))
             if address == "local" and gpus > found:  # a cluster may get more GPUs later
                 raise ValueError(f"expected --gpus of at most {found}, which Ray finds on this machine, got {gpus}")
-            cpus = 1 if gpus else _cpus_of_a_worker(ray, address, workers)
-            start = ray.remote(run_shard).options(num_cpus=cpus, num_gpus=gpus, max_retries=0).remote
+            # In a cluster a shard takes more than half of a machine's CPUs, so that no two share a machine.
+            smallest = min(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+            cpus = max(1, smallest // workers) if address == "local" else smallest // 2 + 1
+            start = ray.remote(run_shard).options(num_cpus=1 if gpus else cpus, num_gpus=gpus, max_retries=0).remote
             name = plan.folder.name
             waiting = {start(plan.shards[index], plan.options, f"{name}-{index}", threads): index for index in left}
             while waiting:
@@ -160,13 +162,6 @@ def _connected(address: str, workers: int) -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackendUnavailable(f"no Ray cluster at {address}: {first_line(error)}") from error
     return ray
-
-
-def _cpus_of_a_worker(ray: Any, address: str, workers: int) -> int:
-    """Return so many that each machine takes one shard at a time; this machine alone divides its CPUs among the workers."""
-    smallest = min(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
-    # More than half of the CPUs: no two shards fit on one machine.
-    return max(1, smallest // workers) if address == "local" else smallest // 2 + 1
 
 
 def keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
