@@ -13,9 +13,8 @@ class Report:
 
     def configure(self, parser: ArgumentParser) -> None:
         declare(parser, "results", "--machine")
-        parser.add_argument(
-            "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page to write (default: report.html)"
-        )
+        out = "page to write (default: report.html)"
+        parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help=out)
         parser.add_argument("--suite", metavar="NAME", help="only this suite, without the ledger of claims")
 
     def run(self, args: Namespace) -> int:
