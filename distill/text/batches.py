@@ -57,7 +57,8 @@ class Batch:
         prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
         start_1 = torch.tensor([model.config.decoder_start_token_id])
         decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
-        return decoder_hidden(model, prompts_BT, mask_BT, decoded_BA)[answered_BA.bool()]
+        encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
+        return decoder_hidden(model, encoded_BTD, mask_BT, decoded_BA)[answered_BA.bool()]
 
     def _of_causal(self, model: PreTrainedModel) -> Tensor:
         token_ids_BT = self.token_ids_BT().to(model.device)

@@ -14,7 +14,6 @@ from distill.text.table import TextTable, write_hidden
 from distill.text.workers import ALONE, Workers
 
 BATCH_TOKENS = 8192
-PROBE_IDS = (1, 2, 3)
 
 
 @torch.inference_mode()
@@ -24,12 +23,13 @@ def check_head(model: PreTrainedModel) -> None:
     Raises:  ValueError: they are not, so stored hidden states would not give the distribution
     """
     head = model.get_output_embeddings()
-    probe = torch.tensor([PROBE_IDS], device=model.device)
+    probe = torch.tensor([[1, 2, 3]], device=model.device)  # any tokens
     if head is None or getattr(head, "bias", None) is not None:
         raise ValueError(f"expected an output head without bias, got {head}")
     if model.config.is_encoder_decoder:
         expected = model(probe, decoder_input_ids=probe).logits
-        got = head(decoder_hidden(model, probe, torch.ones_like(probe), probe))
+        encoded = model.get_encoder()(probe).last_hidden_state
+        got = head(decoder_hidden(model, encoded, torch.ones_like(probe), probe))
     else:
         expected = model(probe).logits
         got = head(model.base_model(probe).last_hidden_state)
