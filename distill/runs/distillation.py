@@ -59,7 +59,6 @@ def _run(setup: Setup, described: str) -> None:
     with setup.meter("held-out text", len(job.held_out) * len(TEMPERATURES), unit="texts") as meter:
         held_out = held_out_text(setup.teacher, job.held_out, setup.texts, on_text=meter.show, workers=setup.workers)
     prompts = training_prompts(setup)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / JOB, described)
     text = training_text(setup, prompts)
     position = _train(setup, text, held_out)

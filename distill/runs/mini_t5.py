@@ -189,7 +189,6 @@ def _in_our_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast, text: Text,
     def ids(words: str) -> list[int]:
         return list(tokenizer(words, add_special_tokens=False)["input_ids"])
 
-    folder.mkdir(parents=True, exist_ok=True)
     for index, first in enumerate(range(0, len(text), sizes.batch_rows)):
         rows = text[first : first + sizes.batch_rows]
         if not is_there(folder, index):

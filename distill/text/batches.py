@@ -51,9 +51,8 @@ class Batch:
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:
         """Return the hidden states of `model` that its head multiplies to predict each answer token."""
-        return self._of_encoder_decoder(model) if model.config.is_encoder_decoder else self._of_causal(model)
-
-    def _of_encoder_decoder(self, model: PreTrainedModel) -> Tensor:
+        if not model.config.is_encoder_decoder:
+            return self._of_causal(model)
         prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
         start_1 = torch.tensor([model.config.decoder_start_token_id])
         decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
@@ -64,13 +63,9 @@ class Batch:
         token_ids_BT = self.token_ids_BT().to(model.device)
         hidden_BTD = model.base_model(token_ids_BT, use_cache=False).last_hidden_state
         # Answer token i of row b is predicted at column len(prompt) - 1 + i: one before its own place.
-        places = torch.cat(
-            [
-                torch.arange(len(row.answer)) + index * token_ids_BT.shape[1] + len(row.prompt) - 1
-                for index, row in enumerate(self.rows)
-            ]
-        )
-        return hidden_BTD.flatten(0, 1)[places.to(model.device)]
+        firsts = (index * token_ids_BT.shape[1] + len(row.prompt) - 1 for index, row in enumerate(self.rows))
+        places = [torch.arange(first, first + length) for first, length in zip(firsts, self.answer_lengths, strict=True)]
+        return hidden_BTD.flatten(0, 1)[torch.cat(places).to(model.device)]
 
 
 def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
@@ -78,16 +73,16 @@ def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
 
     A row that is longer than that is a batch by itself.
     """
-    batches: list[Batch] = []
-    taken: list[TextRow] = []
-    longest = 0
+    taken: list[list[TextRow]] = []
+    longest = 0  # of the last batch
     for row in rows:
         longest = max(longest, row.length)
-        if taken and longest * (len(taken) + 1) > batch_tokens:
-            batches.append(Batch(tuple(taken)))
-            taken, longest = [], row.length
-        taken.append(row)
-    return [*batches, Batch(tuple(taken))] if taken else batches
+        if taken and longest * (len(taken[-1]) + 1) <= batch_tokens:
+            taken[-1].append(row)
+        else:
+            taken.append([row])
+            longest = row.length
+    return [Batch(tuple(batch)) for batch in taken]
 
 
 def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[Batch]:

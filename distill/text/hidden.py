@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from distill.text.batches import in_order
 from distill.text.generation import decoder_hidden
-from distill.text.table import TextTable, write_hidden
+from distill.text.table import HIDDEN, TextTable, write_hidden
 from distill.text.workers import ALONE, Workers
 
 BATCH_TOKENS = 8192
@@ -41,7 +41,7 @@ def check_head(model: PreTrainedModel) -> None:
 def fill_in(table: TextTable, target: PreTrainedModel, *, workers: Workers = ALONE) -> None:
     """Compute and store the hidden states of every shard that has none; each process takes its share of the shards."""
     for shard in table.shards[workers.index :: workers.count]:
-        if not shard.has_hidden:
+        if not (table.folder / HIDDEN.format(shard.index)).is_file():
             parts = [batch.hidden_ND(target) for batch in in_order(shard.rows, batch_tokens=BATCH_TOKENS)]
             write_hidden(table.folder, shard.index, torch.cat(parts).cpu())
     workers.wait()

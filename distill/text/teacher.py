@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from bench.protocols import Backend
 from bench.records.decoding import DecodeRequest
 from distill.text import hidden
 from distill.text.generation import product_dtype
+from distill.text.prompts import Prompts
 from distill.text.sampler import Answer, Request, Sampler, sample_answers
-from distill.text.table import TextPlan, prompts_hash
+from distill.text.table import Shares, TextPlan, prompts_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,11 @@ class Teacher:
         return self.model.get_output_embeddings().weight.detach()
 
     def plan(
-        self,
-        prompts: Sequence[Sequence[int]],
-        temperatures: tuple[tuple[float, float], ...],
-        *,
-        max_new_tokens: int,
-        batch_rows: int,
-        seed: int,
-        through: str = "",
+        self, prompts: Prompts, shares: Shares, *, max_new_tokens: int, batch_rows: int, seed: int, through: str = ""
     ) -> TextPlan:
         """Return the plan of this model's text on these prompts."""
         ends, hashed = self.end_token_ids, prompts_hash(prompts)
-        return TextPlan(self.sha256, hashed, temperatures, max_new_tokens, ends, batch_rows, seed, through)
+        return TextPlan(self.sha256, hashed, shares, max_new_tokens, ends, batch_rows, seed, through)
 
     def sampler(self, max_new_tokens: int) -> Sampler:
         return partial(sample_answers, self.model, max_new_tokens=max_new_tokens, end_token_ids=self.end_token_ids)
