@@ -82,12 +82,10 @@ class MatrixPlan:
 def _recipes_of(arm: str, kd_temperatures: Sequence[float]) -> list[Recipe]:
     """Return the recipe at every KD temperature, or once if it mixes temperatures. `online@0.5` sets lambda."""
     name, _, on_policy = arm.partition("@")
-    if name == "composed":
-        made = [recipes.recipe(name)]
-    elif name in recipes.MIXED:
-        made = [recipes.recipe(name, max(kd_temperatures))]
-    else:
-        made = [recipes.recipe(name, temperature) for temperature in kd_temperatures]
+    at: Sequence[float | None] = kd_temperatures
+    if name in recipes.MIXED:
+        at = [None if name == "composed" else max(kd_temperatures)]
+    made = [recipes.recipe(name, temperature) for temperature in at]
     if not on_policy:
         return made
     try:
@@ -137,39 +135,30 @@ def run(
         note(f"draft {names.index(name) + 1} of {len(names)}, {name}")
 
     @cache  # read or sampled for the first draft that is measured; a finished matrix needs none
-    def held_out() -> dict[str, tuple[HeldOut, ...]]:
-        at = plan.decode_temperatures
-        return {domain: held_out_text(teacher, (domain,), texts, temperatures=at) for domain in plan.domains}
+    def held_out(domain: str) -> tuple[HeldOut, ...]:
+        return held_out_text(teacher, (domain,), texts, temperatures=plan.decode_temperatures)
 
-    def measure(name: str, folder: Path, **made: Any) -> None:
+    def measure(folder: Path, line: MeasuredDraft) -> None:
         model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
         cells: list[MatrixCell] = []
-        for domain, of_domain in held_out().items():
-            cells += _cells(model, teacher, of_domain, domain, with_rescaled=name == START)
-        done[name] = MeasuredDraft(draft=name, cells=tuple(cells), **made)
-        kd_matrix.add(path, done[name])
+        for domain in plan.domains:
+            cells += _cells(model, teacher, held_out(domain), domain, with_rescaled=line.draft == START)
+        done[line.draft] = replace(line, cells=tuple(cells))
+        kd_matrix.add(path, done[line.draft])
 
     if START not in done:
         announce(START)
-        nothing: dict[str, Any] = {"kd_temperature": None, "on_policy": 0.0, "seed": None, "tokens": {}, "seconds": {}}
-        measure(START, Path(plan.job.start), arm=START, **nothing)
+        nothing = MeasuredDraft(START, START, kd_temperature=None, on_policy=0.0, seed=None, tokens={}, seconds={}, cells=())
+        measure(Path(plan.job.start), nothing)
     for planned in plan.drafts():
         if planned.name in done:
             continue
-        job, folder = _within_budget(planned, done), out / DRAFTS / planned.name
         announce(planned.name)
+        job, folder = _within_budget(planned, done), out / DRAFTS / planned.name
         card = distill(job, folder, texts, device=device)
-        shares = job.recipe.temperatures
-        measure(
-            planned.name,
-            folder / DRAFT,
-            arm=planned.arm,
-            kd_temperature=shares[0][0] if len(shares) == 1 else None,
-            on_policy=job.recipe.on_policy,
-            seed=job.seed,
-            tokens=card["tokens"],
-            seconds=card["seconds"],
-        )
+        (kd_temperature, _), *others = job.recipe.temperatures
+        about = (planned.name, planned.arm, None if others else kd_temperature, job.recipe.on_policy, job.seed)
+        measure(folder / DRAFT, MeasuredDraft(*about, card["tokens"], card["seconds"], cells=()))
     return kd_matrix.load(path)
 
 
@@ -178,13 +167,12 @@ def _within_budget(planned: PlannedDraft, measured: Mapping[str, MeasuredDraft])
 
     tokens = the plan's tokens * seconds of the other draft / seconds of the same draft with the plan's tokens
     """
-    if planned.budget is None:
-        return planned.job
-    own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
     job = planned.job
+    if planned.budget is None:
+        return job
+    own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
     num_tokens = round(job.plan.num_tokens * other_s / own_s)
-    text_tokens = num_tokens if job.text_tokens else 0
-    return replace(job, plan=replace(job.plan, num_tokens=num_tokens), text_tokens=text_tokens)
+    return replace(job, plan=replace(job.plan, num_tokens=num_tokens), text_tokens=num_tokens if job.text_tokens else 0)
 
 
 def _public(plan: MatrixPlan) -> dict[str, Any]:
@@ -201,14 +189,14 @@ def _cells(
 
     Args:    with_rescaled: decode the contexts of the first text at the T of every text: same contexts, another softmax
     """
+    temperatures = [(text.temperature, text.temperature) for text in texts]
     rescaled: list[tuple[float, ...]] = [()] * len(texts)
     if with_rescaled:
-        temperatures = [(text.temperature, text.temperature) for text in texts]
         found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
         rescaled = [_rounded(sum(of_prompt.overlap) for of_prompt in along) for along in found]
     cells = []
-    for text, of_first_text in zip(texts, rescaled, strict=True):
-        (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
+    for text, at, of_first_text in zip(texts, temperatures, rescaled, strict=True):
+        (along,) = acceptance(draft, text.rows, teacher.head_VD, [at])
         totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
         cells.append(
             MatrixCell(

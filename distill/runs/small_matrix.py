@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.records import kd_matrix
-from bench.records.kd_matrix import Matrix
 from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
 from distill.runs import matrix
@@ -20,9 +18,6 @@ from distill.runs.job import Job
 from distill.runs.matrix import MatrixPlan
 from distill.training import recipes
 from distill.training.loop import TrainPlan
-
-TRAINING_PROMPTS = "instructions:train"
-TEXTS = "texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +70,10 @@ def measure(
     if not settings.resume:
         shutil.rmtree(out, ignore_errors=True)
     header = matrix.record_header(device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes)
-    run = partial(
-        matrix.run,
-        *(plan, out, scratch / TEXTS),
-        device=settings.device,
-        header=header | {"preset": settings.preset},
-        note=lambda line: note(f"{suite}: {line}"),
-    )
-    found: Matrix = benchmark.pedantic(run, rounds=1, iterations=1)
+    header["preset"] = settings.preset
+    options = {"device": settings.device, "header": header, "note": lambda line: note(f"{suite}: {line}")}
+    run_on = (plan, out, scratch / "texts")
+    found = benchmark.pedantic(matrix.run, run_on, options, rounds=1, iterations=1)
     path = kd_matrix.store(out, settings.results, suite=suite)
     shutil.rmtree(out)
     return terminal_page(tables(found)), path
@@ -97,7 +88,7 @@ def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workloa
         recipe=recipes.recipe("offline", 0.0),
         plan=TrainPlan(num_tokens=size.num_tokens, batch_tokens=size.batch_tokens, learning_rate=1e-3),
         text_tokens=size.num_tokens,
-        prompts=(TRAINING_PROMPTS,),
+        prompts=("instructions:train",),
         held_out=(domain,),
         max_new_tokens=size.max_new_tokens,
         batch_rows=size.batch_rows,

@@ -65,7 +65,7 @@ def load_setup(
 def prompts_by(
     teacher: Teacher, texts: Path, num_prompts: int, *, batch_rows: int, meter: Meter, workers: Workers = ALONE
 ) -> Prompts:
-    """Return prompts that a chat target writes itself, kept in a folder of `texts`, from as many batches as that needs.
+    """Return prompts that a chat target writes itself, kept in a folder of `texts`.
 
     Raises:  ValueError: it has no chat template, or one that changes the user's words
     """
@@ -75,12 +75,12 @@ def prompts_by(
     plan = teacher.plan((before,), shares, max_new_tokens=longest, batch_rows=batch_rows, seed=0)
     folder, sampler = texts / plan.folder_name, teacher.sampler(longest)
     found: Prompts = ()
-    num_tokens = 0
+    table = TextTable(folder, ())
     while len(found) < num_prompts:
         meter.show(len(found))
         # One token more than there is: the table grows by one batch.
-        table = extend(folder, plan, (before,), sampler, num_tokens=num_tokens + 1, workers=workers)
-        num_tokens, found = table.num_tokens, self_written(table.rows, after, teacher.end_token_ids)
+        table = extend(folder, plan, (before,), sampler, num_tokens=table.num_tokens + 1, workers=workers)
+        found = self_written(table.rows, after, teacher.end_token_ids)
     meter.show(num_prompts)
     return found[:num_prompts]
 
@@ -134,22 +134,15 @@ class TrainingText:
 
 def training_text(setup: Setup, prompts: Prompts) -> TrainingText:
     """Return the job's text. Fixed text is sampled now, fresh text while the draft is trained."""
-    job, recipe = setup.job, setup.job.recipe
+    job, recipe, shares = setup.job, setup.job.recipe, setup.job.recipe.temperatures
     plan = setup.teacher.plan(
-        *(prompts, recipe.temperatures),
-        max_new_tokens=job.max_new_tokens,
-        batch_rows=job.batch_rows,
-        seed=job.seed,
-        through=setup.through,
+        prompts, shares, max_new_tokens=job.max_new_tokens, batch_rows=job.batch_rows, seed=job.seed, through=setup.through
     )
     folder = setup.texts / plan.folder_name
     if not recipe.fresh:
         with setup.meter("sampling", job.text_tokens) as meter:
             table = extend(
-                *(folder, plan, prompts, setup.sampler),
-                num_tokens=job.text_tokens,
-                on_progress=meter.show,
-                workers=setup.workers,
+                folder, plan, prompts, setup.sampler, num_tokens=job.text_tokens, on_progress=meter.show, workers=setup.workers
             )
         return TrainingText(fixed_text(table.rows, job.plan.batch_tokens, job.seed), table, None)
     if recipe.on_policy:
@@ -157,8 +150,8 @@ def training_text(setup: Setup, prompts: Prompts) -> TrainingText:
     else:
         claim(folder, plan)
     folders = (folder, setup.out / "by_draft")
-    portions = partial(_portions, setup, plan, prompts, folders)
-    return TrainingText(Stream(portions, job.plan.batch_tokens, job.seed), TextTable(folder, ()), folders)
+    stream = Stream(partial(_portions, setup, plan, prompts, folders), job.plan.batch_tokens, job.seed)
+    return TrainingText(stream, TextTable(folder, ()), folders)
 
 
 def _portions(setup: Setup, plan: TextPlan, prompts: Prompts, folders: tuple[Path, Path]) -> Iterator[tuple[TextRow, ...]]:

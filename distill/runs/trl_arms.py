@@ -29,12 +29,11 @@ from distill.text import hidden
 from distill.text.batches import Batch
 from distill.text.table import open_table
 from distill.training import drafts
-from distill.training.loop import Labels, cached_target, running_target, step
+from distill.training.loop import Labels, adamw, cached_target, running_target, step
 from distill.training.losses import Loss
 
 LOSS = Loss("forward_kl", 1.0)  # TRL's beta = 0; its loss has no temperature
 CLIP = 1.0
-NEVER = 10**9
 STATUS = Path("/proc/self/status")
 Ready = Callable[[], None]
 
@@ -131,8 +130,8 @@ def trl(training: Training, ready: Ready) -> ArmRun:
                 weight_decay=0.0,
                 max_grad_norm=CLIP,
                 gradient_checkpointing=False,
-                logging_steps=NEVER,
-                logging_first_step=True,  # logs only the step that is not measured
+                logging_steps=10**9,  # with the next line: log only the first step, which is not measured
+                logging_first_step=True,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -160,14 +159,13 @@ def target_cached(training: Training, ready: Ready) -> ArmRun:
 
 
 def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill_in: bool) -> ArmRun:
-    draft, target = prepared.draft, prepared.target
-    rate, weights = training.learning_rate, [weight for _, weight in draft.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)
+    draft, target, rate = prepared.draft, prepared.target, training.learning_rate
+    optimizers = adamw([weight for _, weight in draft.parameters()], rate)
 
     def take(batch: Batch, labels: Labels) -> float:
-        return step(draft, [optimizer], [batch], labels, rate=rate, clip=CLIP)
+        return step(draft, optimizers, [batch], labels, rate=rate, clip=CLIP)
 
-    labels: Labels = running_target(LOSS, target)
+    labels = running_target(LOSS, target)
     losses = [take(prepared.batches[0], labels)]
     ready()
     started, filling_s = time.perf_counter(), 0.0
@@ -180,12 +178,10 @@ def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill
     return prepared.measured(seconds, first_loss=losses[0], mean_loss=fmean(losses), filling_s=filling_s)
 
 
-ARMS: dict[str, Callable[[Training, Ready], ArmRun]] = {
-    function.__name__: function for function in (trl, target_in_step, target_cached)
-}
+ARMS: dict[str, Callable[[Training, Ready], ArmRun]] = {arm.__name__: arm for arm in (trl, target_in_step, target_cached)}
 
 
 def _peak_bytes() -> int:
     # getrusage's maximum would begin with the size of the process that started this one.
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-    return 1024 * int(line.split()[1])
+    return 1024 * int(line.split()[1])  # the kernel gives KiB

@@ -108,7 +108,7 @@ class ArmProcess:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, training, theirs))
         self._process.start()
-        theirs.close()
+        theirs.close()  # otherwise `recv` would wait for ever for a process that died
         self._receive()
 
     def run(self) -> ArmRun:
@@ -144,18 +144,17 @@ def check_same_steps(runs: dict[str, ArmRun]) -> None:
     expected = runs[trl.__name__]
     for name, run in runs.items():
         for field in ("num_tokens", "num_steps", "num_threads"):
-            if getattr(run, field) != getattr(expected, field):
-                raise ValueError(f"{name}: expected {field} {getattr(expected, field)} as TRL, got {getattr(run, field)}")
+            wanted, got = getattr(expected, field), getattr(run, field)
+            if got != wanted:
+                raise ValueError(f"{name}: expected {field} {wanted} as TRL, got {got}")
         for field in ("first_loss", "mean_loss"):
-            if not math.isclose(getattr(run, field), getattr(expected, field), rel_tol=LOSS_TOLERANCE):
-                raise ValueError(
-                    f"{name}: expected a {field} of {getattr(expected, field):.4f} as TRL, got {getattr(run, field):.4f}"
-                )
+            wanted, got = getattr(expected, field), getattr(run, field)
+            if not math.isclose(got, wanted, rel_tol=LOSS_TOLERANCE):
+                raise ValueError(f"{name}: expected a {field} of {wanted:.4f} as TRL, got {got:.4f}")
 
 
 def store(results: Path, header: dict[str, Any], rounds: Sequence[TrainingRound]) -> Path:
     """Write a record as JSON lines, the header and then each round, and return its path."""
-    about = {name: header[name] for name in ("environment", "created")}
-    path = record_path(results, header["suite"], **about, name="trl", ending=".jsonl")
+    path = record_path(results, header["suite"], header["environment"], header["created"], name="trl", ending=".jsonl")
     write_atomically(path, b"".join(msgspec.json.encode(line) + b"\n" for line in (header, *rounds)))
     return path
