@@ -49,12 +49,11 @@ def _run(args: Namespace) -> int:
     from bench.reporting.suites.kd_matrix import tables
     from distill.runs import matrix
 
-    found = matrix.run(
-        *(plan, args.out, texts_folder(args)),
-        device=args.device,
-        header=matrix.record_header(device=args.device, pair=pair.name, model_hashes=model_hashes(pair)),
-        note=lambda line: print(f"specheat: {line}", file=sys.stderr, flush=True),
-    )
+    def note(line: str) -> None:
+        print(f"specheat: {line}", file=sys.stderr, flush=True)
+
+    header = matrix.record_header(device=args.device, pair=pair.name, model_hashes=model_hashes(pair))
+    found = matrix.run(plan, args.out, texts_folder(args), device=args.device, header=header, note=note)
     print(f"{terminal_page(tables(found))}\nrecord: {kd_matrix.store(args.out, args.results)}")
     return 0
 

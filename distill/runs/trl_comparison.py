@@ -70,17 +70,12 @@ class Rounds:
     """`setup`, `timed` and `teardown` for `benchmark.pedantic`: the timed arm is loaded and warm when its clock starts."""
 
     def __init__(self, training: Training, orders: Sequence[tuple[str, ...]]) -> None:
-        self.training = training
-        self.orders = orders
+        self.training, self.orders = training, orders
         self.done: list[TrainingRound] = []
-        self.runs: dict[str, ArmRun] = {}
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        return self.orders[len(self.done)]
 
     def setup(self) -> None:
-        self.runs = {}
+        self.order = self.orders[len(self.done)]
+        self.runs: dict[str, ArmRun] = {}
         self._run(self.order[: self.order.index(TIMED_ARM)])
         self.waiting = ArmProcess(TIMED_ARM, self.training)
 
@@ -137,10 +132,7 @@ def _serve(name: str, training: Training, pipe: Connection) -> None:
 
 
 def check_same_steps(runs: dict[str, ArmRun]) -> None:
-    """Check that all arms took the steps of TRL's: tokens, steps, threads, and the loss within rounding.
-
-    Raises:  ValueError: an arm did not
-    """
+    """Raise ValueError if an arm did not take the steps of TRL's: tokens, steps, threads, and the loss within rounding."""
     expected = runs[trl.__name__]
     for name, run in runs.items():
         for field in ("num_tokens", "num_steps", "num_threads"):
