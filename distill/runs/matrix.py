@@ -178,8 +178,7 @@ def _within_budget(planned: PlannedDraft, measured: Mapping[str, MeasuredDraft])
 def _public(plan: MatrixPlan) -> dict[str, Any]:
     """Return the plan as it stands in a record: JSON data, without folders of this machine."""
     job = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)
-    public: dict[str, Any] = json.loads(json.dumps(asdict(replace(plan, job=job))))
-    return public
+    return json.loads(json.dumps(asdict(replace(plan, job=job))))
 
 
 def _cells(

@@ -166,23 +166,20 @@ class Shard:
         columns = load_file(folder / TEXT.format(index))
         self.prompts = columns["prompt_ids"].long().split(columns["prompt_lengths"].tolist())
         self.answers = columns["answer_ids"].long().split(columns["answer_lengths"].tolist())
-        self.starts = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
+        self.starts: list[int] = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
         self.temperatures: list[float] = columns["temperatures"].tolist()
         self.seconds = float(columns["seconds"])  # of sampling
         self.num_tokens = sum(map(len, self.answers))
 
     @property
     def rows(self) -> tuple[TextRow, ...]:
-        columns = zip(self.prompts, self.answers, self.temperatures, strict=True)
-        return tuple(TextRow(self, index, *values) for index, values in enumerate(columns))
+        columns = zip(self.starts, self.prompts, self.answers, self.temperatures, strict=True)
+        return tuple(TextRow(self, *values) for values in columns)
 
     @cached_property
-    def _hidden(self) -> Any:
+    def hidden_ND(self) -> Any:
+        """Open the hidden states of all rows; a slice of it is read from the file."""
         return safe_open(self.folder / HIDDEN.format(self.index), framework="pt").get_slice("hidden")
-
-    def hidden_AD(self, row: int) -> Tensor:
-        start = self.starts[row]
-        return self._hidden[start : start + len(self.answers[row])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +187,7 @@ class TextRow:
     """One prompt and its answer."""
 
     shard: Shard
-    index: int
+    start: int  # place of its first answer token among those of the shard
     prompt: Tensor = field(compare=False, repr=False)
     answer: Tensor = field(compare=False, repr=False)
     temperature: float
@@ -201,7 +198,7 @@ class TextRow:
 
     def hidden_AD(self) -> Tensor:
         """Return the hidden states from which the tokens of the answer were drawn."""
-        return self.shard.hidden_AD(self.index)
+        return self.shard.hidden_ND[self.start : self.start + len(self.answer)]
 
 
 @dataclass(frozen=True, slots=True)

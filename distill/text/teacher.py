@@ -64,14 +64,10 @@ def load_teacher(folder: Path, *, device: str) -> Teacher:
 def through_backend(backend: Backend, *, max_new_tokens: int, end_token_ids: tuple[int, ...]) -> Sampler:
     """Return a sampler that uses an engine, one request at a time. It gives no hidden states: they are filled in later."""
 
-    def answer(request: Request) -> Answer:
-        decode = DecodeRequest(
-            prompt_ids=request.prompt_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            eos_token_ids=end_token_ids,
-        )
-        return Answer(torch.tensor(backend.generate(decode).token_ids), None)
+    decode = partial(DecodeRequest, max_new_tokens=max_new_tokens, eos_token_ids=end_token_ids)
 
-    return lambda requests: [answer(request) for request in requests]
+    def answer(request: Request) -> Answer:
+        asked = decode(request.prompt_ids, temperature=request.temperature, seed=request.seed)
+        return Answer(torch.tensor(backend.generate(asked).token_ids), None)
+
+    return lambda requests: list(map(answer, requests))

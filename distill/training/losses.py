@@ -106,7 +106,6 @@ def jensen_shannon(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slop
     """Return b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 
     Gradient: q (g - sum_v q_v g_v), g = (1 - b) log(q / m).
-
     Source:  Agarwal et al. 2024 (GKD), arXiv 2306.13649, equation 1
     """
     target_CV, draft_CV = log_target_CV.exp(), log_draft_CV.exp()
@@ -122,7 +121,6 @@ def total_variation(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slo
     """Return 1 - alpha, alpha = sum_v min(p_v, q_v).
 
     Gradient: q (g - sum_v q_v g_v), g = -1 where q < p, else 0.
-
     Source:  Zhou et al. 2024 (DistillSpec), arXiv 2310.08461
     """
     target_CV, draft_CV = log_target_CV.exp_(), log_draft_CV.exp_()
@@ -148,13 +146,7 @@ def lk(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor
     return torch.lerp(distance_C, divergence_C, weight_C)
 
 
-LOSSES: dict[str, Callable[[Loss, Tensor, Tensor, Tensor], Tensor]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "js": jensen_shannon,
-    "tv": total_variation,
-    "lk": lk,
-}
+LOSSES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "js": jensen_shannon, "tv": total_variation, "lk": lk}
 
 
 def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
