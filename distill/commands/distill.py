@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,14 +187,11 @@ def _engine(name: str | None, pair: ModelPair, recipe: Recipe, device: str) -> I
     if name is None:
         yield None
         return
-    backend = registry.backend_factory(name)(pair, device=device, options={})
-    try:
+    with closing(registry.backend_factory(name)(pair, device=device, options={})) as backend:
         hottest, limit = max(at for at, _ in recipe.temperatures), backend.capabilities.max_temperature
         if hottest > limit:
             raise ValueError(f"expected temperatures of at most {limit}, the highest of {backend.name}, got {hottest}")
         yield backend
-    finally:
-        backend.close()
 
 
 def _description(job: Job) -> str:

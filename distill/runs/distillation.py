@@ -18,7 +18,7 @@ from bench.records.storage import write_atomically
 from distill.evaluation.held_out import TEMPERATURES, HeldOut, held_out_text, measure
 from distill.runs.job import CARD, DRAFT, JOB, LOG, Job, check_held_out
 from distill.runs.training_text import Setup, TrainingText, load_setup, training_prompts, training_text
-from distill.text import hidden
+from distill.text.batches import fill_in
 from distill.text.prompts import Prompts
 from distill.text.table import TextTable, frequent_tokens, prompts_hash
 from distill.text.workers import ALONE, Workers
@@ -76,7 +76,7 @@ def _labels(setup: Setup, text: TrainingText) -> Labels:
         return text_labels(vocabulary)
     if recipe.fresh:
         return running_target(recipe.loss, setup.teacher.model)
-    hidden.fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
+    fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
     return cached_target(recipe.loss, setup.teacher.head_VD, vocabulary)
 
 

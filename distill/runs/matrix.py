@@ -129,36 +129,31 @@ def run(
         raise ValueError(f"{path} is of another plan; choose another folder")
     teacher = load_teacher(Path(plan.job.target), device=device)
     done = {line.draft: line for line in found.measured}
-    names = [START, *(planned.name for planned in plan.drafts())]
-
-    def announce(name: str) -> None:
-        note(f"draft {names.index(name) + 1} of {len(names)}, {name}")
 
     @cache  # read or sampled for the first draft that is measured; a finished matrix needs none
     def held_out(domain: str) -> tuple[HeldOut, ...]:
         return held_out_text(teacher, (domain,), texts, temperatures=plan.decode_temperatures)
 
-    def measure(folder: Path, line: MeasuredDraft) -> None:
+    all_drafts = [PlannedDraft(START, START, plan.job, None), *plan.drafts()]
+    for number, planned in enumerate(all_drafts, 1):
+        if planned.name in done:
+            continue
+        note(f"draft {number} of {len(all_drafts)}, {planned.name}")
+        if planned.name == START:
+            folder = Path(plan.job.start)
+            line = MeasuredDraft(START, START, kd_temperature=None, on_policy=0.0, seed=None, tokens={}, seconds={}, cells=())
+        else:
+            job, folder = _within_budget(planned, done), out / DRAFTS / planned.name / DRAFT
+            card = distill(job, folder.parent, texts, device=device)
+            (kd_temperature, _), *others = job.recipe.temperatures
+            about = (planned.name, planned.arm, None if others else kd_temperature, job.recipe.on_policy, job.seed)
+            line = MeasuredDraft(*about, card["tokens"], card["seconds"], cells=())
         model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
         cells: list[MatrixCell] = []
         for domain in plan.domains:
-            cells += _cells(model, teacher, held_out(domain), domain, with_rescaled=line.draft == START)
-        done[line.draft] = replace(line, cells=tuple(cells))
-        kd_matrix.add(path, done[line.draft])
-
-    if START not in done:
-        announce(START)
-        nothing = MeasuredDraft(START, START, kd_temperature=None, on_policy=0.0, seed=None, tokens={}, seconds={}, cells=())
-        measure(Path(plan.job.start), nothing)
-    for planned in plan.drafts():
-        if planned.name in done:
-            continue
-        announce(planned.name)
-        job, folder = _within_budget(planned, done), out / DRAFTS / planned.name
-        card = distill(job, folder, texts, device=device)
-        (kd_temperature, _), *others = job.recipe.temperatures
-        about = (planned.name, planned.arm, None if others else kd_temperature, job.recipe.on_policy, job.seed)
-        measure(folder / DRAFT, MeasuredDraft(*about, card["tokens"], card["seconds"], cells=()))
+            cells += _cells(model, teacher, held_out(domain), domain, with_rescaled=planned.name == START)
+        done[planned.name] = replace(line, cells=tuple(cells))
+        kd_matrix.add(path, done[planned.name])
     return kd_matrix.load(path)
 
 

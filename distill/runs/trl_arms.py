@@ -25,8 +25,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
 
 from backends.models.loading import load_model
 from bench.records.distill_speed import ArmRun
-from distill.text import hidden
-from distill.text.batches import Batch
+from distill.text.batches import Batch, fill_in
 from distill.text.table import open_table
 from distill.training import drafts
 from distill.training.loop import Labels, adamw, cached_target, running_target, step
@@ -148,17 +147,17 @@ def trl(training: Training, ready: Ready) -> ArmRun:
 
 def target_in_step(training: Training, ready: Ready) -> ArmRun:
     """Train with our step, in which the target runs."""
-    return _with_our_step(Prepared(training, training.text), training, ready, fill_in=False)
+    return _with_our_step(Prepared(training, training.text), training, ready, cached=False)
 
 
 def target_cached(training: Training, ready: Ready) -> ArmRun:
     """Train with our step on stored hidden states. One pass of the target over the text stores them first, and is measured."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(training.text, folder, dirs_exist_ok=True)  # every round fills in the hidden states again
-        return _with_our_step(Prepared(training, folder), training, ready, fill_in=True)
+        return _with_our_step(Prepared(training, folder), training, ready, cached=True)
 
 
-def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill_in: bool) -> ArmRun:
+def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, cached: bool) -> ArmRun:
     draft, target, rate = prepared.draft, prepared.target, training.learning_rate
     optimizers = adamw([weight for _, weight in draft.parameters()], rate)
 
@@ -169,8 +168,8 @@ def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill
     losses = [take(prepared.batches[0], labels)]
     ready()
     started, filling_s = time.perf_counter(), 0.0
-    if fill_in:
-        hidden.fill_in(prepared.table, target)
+    if cached:
+        fill_in(prepared.table, target)
         filling_s = time.perf_counter() - started
         labels = cached_target(LOSS, target.get_output_embeddings().weight.detach())
     losses += [take(batch, labels) for batch in prepared.batches[1:]]

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill.text.generation import decoder_hidden, padded
-from distill.text.table import TextRow
+from distill.text.table import HIDDEN, TextRow, TextTable, write_hidden
+from distill.text.workers import ALONE, Workers
 
 WINDOW_BATCHES = 32  # rows of so many batches are sorted by length together: little padding, and still mixed
 
@@ -51,15 +52,12 @@ class Batch:
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:
         """Return the hidden states of `model` that its head multiplies to predict each answer token."""
-        if not model.config.is_encoder_decoder:
-            return self._of_causal(model)
-        prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
-        start_1 = torch.tensor([model.config.decoder_start_token_id])
-        decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
-        encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
-        return decoder_hidden(model, encoded_BTD, mask_BT, decoded_BA)[answered_BA.bool()]
-
-    def _of_causal(self, model: PreTrainedModel) -> Tensor:
+        if model.config.is_encoder_decoder:
+            prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
+            start_1 = torch.tensor([model.config.decoder_start_token_id])
+            decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
+            encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
+            return decoder_hidden(model, encoded_BTD, mask_BT, decoded_BA)[answered_BA.bool()]
         token_ids_BT = self.token_ids_BT().to(model.device)
         hidden_BTD = model.base_model(token_ids_BT, use_cache=False).last_hidden_state
         # Answer token i of row b is predicted at column len(prompt) - 1 + i: one before its own place.
@@ -96,3 +94,16 @@ def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[B
         by_length = sorted(mixed[start : start + window], key=lambda row: row.length)
         batches += in_order(by_length, batch_tokens=batch_tokens)
     return rng.sample(batches, len(batches))
+
+
+@torch.inference_mode()
+def fill_in(table: TextTable, target: PreTrainedModel, *, workers: Workers = ALONE) -> None:
+    """Compute and store the hidden states of every shard that has none, as text of another engine has.
+
+    Each process takes its share of the shards.
+    """
+    for shard in table.shards[workers.index :: workers.count]:
+        if not (table.folder / HIDDEN.format(shard.index)).is_file():
+            parts = [batch.hidden_ND(target) for batch in in_order(shard.rows, batch_tokens=8192)]
+            write_hidden(table.folder, shard.index, torch.cat(parts).cpu())
+    workers.wait()
