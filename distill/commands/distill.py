@@ -86,7 +86,6 @@ def job_options(parser: ArgumentParser) -> None:
 
 
 def texts_folder(args: Namespace) -> Path:
-    """Return where text is kept."""
     return args.texts or args.out.absolute().parent / "texts"
 
 

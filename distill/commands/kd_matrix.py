@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from distill.runs.matrix import MatrixPlan
 
 ARMS = "offline,online,mixture,composed"
-KD_TEMPERATURES, DECODE_TEMPERATURES = "0:1:0.2", "0:1:0.1"
 DOMAIN = "instructions:held_out"
 
 
@@ -29,7 +28,7 @@ class KdMatrix:
         grid = "0,0.5,1 or first:last:step (default: {})"
         domain_help = f"held-out prompts, repeat for several; claims are about the first (default: {DOMAIN})"
         option("--arms", default=ARMS, metavar="LIST", help=f"recipes; online@0.5 sets lambda to 0.5 (default: {ARMS})")
-        for name, default in (("--kd-temperatures", KD_TEMPERATURES), ("--decode-temperatures", DECODE_TEMPERATURES)):
+        for name, default in (("--kd-temperatures", "0:1:0.2"), ("--decode-temperatures", "0:1:0.1")):
             option(name, default=default, metavar="GRID", help=grid.format(default))
         option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
         option("--domain", action="append", metavar="SET", help=domain_help)

@@ -27,8 +27,6 @@ from distill.text.batches import Batch, in_order
 from distill.text.table import TextRow
 from distill.training.losses import CHUNK_ROWS, blocks
 
-BATCH_TOKENS = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class TextAcceptance:
@@ -47,7 +45,7 @@ def acceptance(
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index].length)  # rows of similar length share a batch
     found: list[tuple[TextAcceptance, ...]] = []  # of each row in that order, one per temperature
-    for batch in in_order([rows[index] for index in order], batch_tokens=BATCH_TOKENS):
+    for batch in in_order([rows[index] for index in order], batch_tokens=4096):
         values = _batch_acceptance(draft, batch, target_head_VD, temperatures)
         for of_row in values.split(batch.answer_lengths, dim=2):
             found.append(tuple(TextAcceptance(*map(tuple, of_temperature)) for of_temperature in of_row.tolist()))

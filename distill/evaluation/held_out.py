@@ -73,7 +73,6 @@ def held_out_text(
 
 
 def measure(draft: PreTrainedModel, teacher: Teacher, held_out: Sequence[HeldOut]) -> tuple[HeldOutAcceptance, ...]:
-    """Measure the draft along each text."""
     found: list[HeldOutAcceptance] = []
     for text in held_out:
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])

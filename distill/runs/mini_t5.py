@@ -103,13 +103,10 @@ def given_prompts(num_word_problems: int, seed: int) -> tuple[Prompt, ...]:
     """Return word problems of our templates in turn and our training instructions, without prompts that are held out."""
     held_out = {prompt.messages for prompt in prompt_sets.load("word_problems:held_out").prompts}
     rng = random.Random(f"mini-t5 {seed}")
-    made: list[Prompt] = []
-    for index in range(num_word_problems):
-        question, _ = TEMPLATES[index % len(TEMPLATES)](rng)
-        prompt = Prompt(index, (Message("user", question),), None)
-        if prompt.messages not in held_out:
-            made.append(prompt)
-    return (*made, *prompt_sets.load("instructions:train").prompts)
+    questions = (TEMPLATES[index % len(TEMPLATES)](rng)[0] for index in range(num_word_problems))
+    made = [Prompt(index, (Message("user", question),), None) for index, question in enumerate(questions)]
+    own = (prompt for prompt in made if prompt.messages not in held_out)
+    return (*own, *prompt_sets.load("instructions:train").prompts)
 
 
 def tokenizer_on(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:

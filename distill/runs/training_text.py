@@ -47,9 +47,7 @@ class Setup:
         return Meter(label, total, unit=unit, console=Console(stderr=True, quiet=not self.workers.is_main))
 
 
-def load_setup(
-    job: Job, out: Path, texts: Path, *, device: str, backend: Backend | None = None, workers: Workers = ALONE
-) -> Setup:
+def load_setup(job: Job, out: Path, texts: Path, *, device: str, backend: Backend | None, workers: Workers) -> Setup:
     """Load the target and the draft at its start."""
     teacher = load_teacher(Path(job.target), device=device)
     start = Path(job.start)

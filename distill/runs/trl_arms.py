@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,13 +53,13 @@ class Training:
 class Prepared:
     """The models and batches of an arm. The first batch, which warms up, is repeated in the first epoch."""
 
-    def __init__(self, training: Training, text: str) -> None:
+    def __init__(self, training: Training) -> None:
         self.target: PreTrainedModel = load_model(training.target, dtype="bfloat16", device="cpu")
         self.draft = drafts.trainable(drafts.load(Path(training.draft), dtype=torch.float32), "layers")
         self.start_bytes = psutil.Process().memory_info().rss
-        self.table = open_table(Path(text))
+        self.table = open_table(Path(training.text))
         rows = sorted(self.table.rows, key=lambda row: row.length)
-        starts = range(0, len(rows) - training.batch_rows + 1, training.batch_rows)
+        starts = range(0, len(rows) - training.batch_rows + 1, training.batch_rows)  # of full batches
         batches = [Batch(tuple(rows[start : start + training.batch_rows])) for start in starts]
         epoch = random.Random(training.seed).sample(batches, len(batches))
         self.batches = [epoch[0], *epoch * training.epochs]
@@ -84,7 +84,7 @@ def trl(training: Training, ready: Ready) -> ArmRun:
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    prepared = Prepared(training, training.text)
+    prepared = Prepared(training)
     examples = [
         {
             "prompt": "",  # the collator requires its text, but uses the ids
@@ -147,17 +147,18 @@ def trl(training: Training, ready: Ready) -> ArmRun:
 
 def target_in_step(training: Training, ready: Ready) -> ArmRun:
     """Train with our step, in which the target runs."""
-    return _with_our_step(Prepared(training, training.text), training, ready, cached=False)
+    return _with_our_step(training, ready, cached=False)
 
 
 def target_cached(training: Training, ready: Ready) -> ArmRun:
     """Train with our step on stored hidden states. One pass of the target over the text stores them first, and is measured."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(training.text, folder, dirs_exist_ok=True)  # every round fills in the hidden states again
-        return _with_our_step(Prepared(training, folder), training, ready, cached=True)
+        return _with_our_step(replace(training, text=folder), ready, cached=True)
 
 
-def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, cached: bool) -> ArmRun:
+def _with_our_step(training: Training, ready: Ready, *, cached: bool) -> ArmRun:
+    prepared = Prepared(training)
     draft, target, rate = prepared.draft, prepared.target, training.learning_rate
     optimizers = adamw([weight for _, weight in draft.parameters()], rate)
 

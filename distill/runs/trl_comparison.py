@@ -25,7 +25,6 @@ from distill.text.table import TextPlan, TextTable, extend
 
 SCHEMA = 1
 TIMED_ARM = "target_cached"  # by pytest-benchmark; every arm also measures itself
-READY = "ready"
 # bfloat16 keeps three digits: losses of one batch differ by 1e-4, and those of a whole run by little more.
 LOSS_TOLERANCE = 3e-3
 
@@ -53,8 +52,8 @@ def text(folder: Path, plan: TextPlan, prompts: Sequence[tuple[int, ...]], *, ta
     model = load_model(target, dtype="bfloat16", device="cpu")
 
     def sample(requests: Sequence[Request]) -> list[Answer]:
-        limits = {"max_new_tokens": plan.max_new_tokens, "end_token_ids": plan.end_token_ids}
-        return [replace(answer, hidden_AD=None) for answer in sample_answers(model, requests, **limits)]
+        answers = sample_answers(model, requests, max_new_tokens=plan.max_new_tokens, end_token_ids=plan.end_token_ids)
+        return [replace(answer, hidden_AD=None) for answer in answers]
 
     return extend(folder, plan, prompts, sample, num_tokens=1)
 
@@ -107,8 +106,7 @@ class ArmProcess:
         self._receive()
 
     def run(self) -> ArmRun:
-        """Do the measured work."""
-        self._pipe.send(READY)
+        self._pipe.send("start")
         return self._receive()
 
     def close(self) -> None:
@@ -125,8 +123,8 @@ class ArmProcess:
 
 def _serve(name: str, training: Training, pipe: Connection) -> None:
     def ready() -> None:
-        pipe.send(READY)
-        pipe.recv()
+        pipe.send("ready")
+        pipe.recv()  # waits for the turn of this arm
 
     pipe.send(ARMS[name](training, ready))
 

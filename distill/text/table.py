@@ -154,7 +154,6 @@ def write_shard(folder: Path, index: int, requests: Sequence[Request], answers: 
 
 
 def write_hidden(folder: Path, index: int, hidden_ND: Tensor) -> None:
-    """Store the hidden states of one shard, row after row."""
     write_atomically(folder / HIDDEN.format(index), save({"hidden": hidden_ND}))
 
 
@@ -219,8 +218,7 @@ class TextTable:
 
     @property
     def seconds(self) -> float:
-        """Return how long sampling took."""
-        return sum(shard.seconds for shard in self.shards)
+        return sum(shard.seconds for shard in self.shards)  # of sampling
 
 
 def frequent_tokens(tables: Sequence[TextTable]) -> list[int]:

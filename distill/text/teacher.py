@@ -38,8 +38,8 @@ class Teacher:
         self, prompts: Prompts, shares: Shares, *, max_new_tokens: int, batch_rows: int, seed: int, through: str = ""
     ) -> TextPlan:
         """Return the plan of this model's text on these prompts."""
-        ends, hashed = self.end_token_ids, prompts_hash(prompts)
-        return TextPlan(self.sha256, hashed, shares, max_new_tokens, ends, batch_rows, seed, through)
+        ends = self.end_token_ids
+        return TextPlan(self.sha256, prompts_hash(prompts), shares, max_new_tokens, ends, batch_rows, seed, through)
 
     def sampler(self, max_new_tokens: int) -> Sampler:
         return partial(sample_answers, self.model, max_new_tokens=max_new_tokens, end_token_ids=self.end_token_ids)

@@ -36,11 +36,14 @@ from distill.training.vocabulary import Vocabulary, VocabularyPart
 CHECKPOINT = "checkpoint.pt"
 
 
-def adamw(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+Optimizers = list[Optimizer]  # one for each kind of weight
+
+
+def adamw(weights: Sequence[Tensor], learning_rate: float) -> Optimizers:
     return [torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)]
 
 
-def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+def muon(weights: Sequence[Tensor], learning_rate: float) -> Optimizers:
     """Return Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
 
     Source:  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of updates: Liu et al. 2025, arXiv 2502.16982
@@ -51,7 +54,7 @@ def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
     return [torch.optim.Muon(matrices, **options), *(adamw(rest, learning_rate) if rest else ())]
 
 
-OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], list[Optimizer]]] = {"adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], Optimizers]] = {"adamw": adamw, "muon": muon}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,6 @@ class Position:
     losses: list[float] = field(default_factory=list)  # mean over the answer tokens of each step
 
     def recent_loss(self, num_steps: int = 20) -> float:
-        """Return the mean loss of the last steps."""
         recent = self.losses[-num_steps:]
         return sum(recent) / len(recent)
 
@@ -195,7 +197,7 @@ def train(
 
 def step(
     draft: Draft,
-    optimizers: Sequence[Optimizer],
+    optimizers: Optimizers,
     batches: Sequence[Batch],
     labels: Labels,
     *,
@@ -250,7 +252,7 @@ def learning_rate(plan: TrainPlan, num_tokens: int) -> float:
     return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * along)) / 2)
 
 
-def checkpoint(draft: Draft, optimizers: Sequence[Optimizer], position: Position, folder: Path) -> None:
+def checkpoint(draft: Draft, optimizers: Optimizers, position: Position, folder: Path) -> None:
     """Replace the checkpoint in one move, so that a kill at any time leaves the old or the new one."""
     weights = {name: weight.detach() for name, weight in draft.parameters()}
     states = [optimizer.state_dict() for optimizer in optimizers]
@@ -259,7 +261,7 @@ def checkpoint(draft: Draft, optimizers: Sequence[Optimizer], position: Position
     write_atomically(folder / CHECKPOINT, content.getvalue())
 
 
-def resume(draft: Draft, optimizers: Sequence[Optimizer], folder: Path) -> Position:
+def resume(draft: Draft, optimizers: Optimizers, folder: Path) -> Position:
     """Load weights and optimiser state from the checkpoint, and return its position; 0 in a folder without one."""
     if not (folder / CHECKPOINT).is_file():
         return Position()
