@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from bench.records import environment, kd_matrix
 from bench.records.command_line import own_words
 from bench.records.kd_matrix import DRAFTS, IN_SECONDS_OF, NUM_DRAFT_TOKENS, RECORD, START, Matrix, MatrixCell, MeasuredDraft
-from distill.evaluation.alpha import acceptance, slot_totals
+from distill.evaluation.alpha import TextAcceptance, acceptance, slot_totals
 from distill.evaluation.held_out import HeldOut, held_out_text
 from distill.runs.distillation import distill
 from distill.runs.job import DRAFT, Job
@@ -184,12 +184,11 @@ def _cells(
     Args:    with_rescaled: decode the contexts of the first text at the T of every text: same contexts, another softmax
     """
     temperatures = [(text.temperature, text.temperature) for text in texts]
-    rescaled: list[tuple[float, ...]] = [()] * len(texts)
+    along_first: Sequence[Sequence[TextAcceptance]] = [()] * len(texts)
     if with_rescaled:
-        found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
-        rescaled = [_rounded(sum(of_prompt.overlap) for of_prompt in along) for along in found]
+        along_first = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
     cells = []
-    for text, at, of_first_text in zip(texts, temperatures, rescaled, strict=True):
+    for text, at, of_first_text in zip(texts, temperatures, along_first, strict=True):
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [at])
         totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
         cells.append(
@@ -202,7 +201,7 @@ def _cells(
                 accepted=_rounded(each.accepted for each in totals),
                 emitted=tuple(each.emitted for each in totals),
                 rounds=_rounded(each.rounds for each in totals),
-                rescaled=of_first_text,
+                rescaled=_rounded(sum(of_prompt.overlap) for of_prompt in of_first_text),
             )
         )
     return cells

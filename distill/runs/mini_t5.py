@@ -105,8 +105,7 @@ def given_prompts(num_word_problems: int, seed: int) -> tuple[Prompt, ...]:
     rng = random.Random(f"mini-t5 {seed}")
     questions = (TEMPLATES[index % len(TEMPLATES)](rng)[0] for index in range(num_word_problems))
     made = [Prompt(index, (Message("user", question),), None) for index, question in enumerate(questions)]
-    own = (prompt for prompt in made if prompt.messages not in held_out)
-    return (*own, *prompt_sets.load("instructions:train").prompts)
+    return (*(prompt for prompt in made if prompt.messages not in held_out), *prompt_sets.load("instructions:train").prompts)
 
 
 def tokenizer_on(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:

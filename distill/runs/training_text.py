@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -17,7 +17,7 @@ from bench.prompts import sets as prompt_sets
 from bench.protocols import Backend
 from distill.runs.job import Job
 from distill.text.prompts import Prompts, encoded, self_written, user_turn
-from distill.text.sampler import Sampler
+from distill.text.sampler import Answer, Request, Sampler
 from distill.text.table import Shard, TextPlan, TextRow, TextTable, batches, claim, extend, is_there, sampled_shard
 from distill.text.teacher import Teacher, load_teacher, through_backend
 from distill.text.workers import ALONE, Workers
@@ -157,18 +157,17 @@ def _portions(setup: Setup, plan: TextPlan, prompts: Prompts, folders: tuple[Pat
 
     Which requests are the draft's follows from the first seed of the batch, so a resumed run divides them alike.
     """
+
+    def draft_sampler(requests: Sequence[Request]) -> Sequence[Answer]:
+        # Everything but the model is the target's, so the draft's answers end as the target's do.
+        return replace(setup.teacher, model=drafts.measurable(setup.draft)).sampler(setup.job.max_new_tokens)(requests)
+
     for index, requests in enumerate(batches(plan, prompts)):
         rng = random.Random(requests[0].seed)
-        by_draft = [rng.random() < setup.job.recipe.on_policy for _ in requests]
+        drafted = [rng.random() < setup.job.recipe.on_policy for _ in requests]
         rows: tuple[TextRow, ...] = ()
-        for drafted, folder in zip((False, True), folders, strict=True):
-            share = [request for request, by in zip(requests, by_draft, strict=True) if by == drafted]
+        for by_draft, folder, sampler in zip((False, True), folders, (setup.sampler, draft_sampler), strict=True):
+            share = [request for request, by in zip(requests, drafted, strict=True) if by == by_draft]
             if share:
-                sampler = _draft_sampler(setup) if drafted else setup.sampler
                 rows += sampled_shard(folder, index, share, sampler, workers=setup.workers).rows
         yield rows
-
-
-def _draft_sampler(setup: Setup) -> Sampler:
-    # Everything but the model is the target's, so the draft's answers end as the target's do.
-    return replace(setup.teacher, model=drafts.measurable(setup.draft)).sampler(setup.job.max_new_tokens)

@@ -47,7 +47,6 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Return the number of answer tokens."""
         return sum(self.answer_lengths)
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:

@@ -77,9 +77,7 @@ def sample_answers(
                 batch.keep(kept)
                 rows, tokens_B, running = rows[kept], tokens_B[kept], running[kept]
             batch.fed_BT = tokens_B[:, None]
-    return [
-        Answer(drawn_BA[row, :length].cpu(), hidden_BAD[row, :length].cpu()) for row, length in enumerate(length_B.tolist())
-    ]
+    return [Answer(drawn_BA[row, :end].cpu(), hidden_BAD[row, :end].cpu()) for row, end in enumerate(length_B.tolist())]
 
 
 def draw(logits_BV: Tensor, temperature_B: Tensor, uniform_B: Tensor) -> Tensor:

@@ -209,8 +209,7 @@ class TextTable:
 
     @property
     def num_tokens(self) -> int:
-        """Return the number of answer tokens."""
-        return sum(shard.num_tokens for shard in self.shards)
+        return sum(shard.num_tokens for shard in self.shards)  # of the answers
 
     @property
     def rows(self) -> tuple[TextRow, ...]:
