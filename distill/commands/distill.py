@@ -129,7 +129,7 @@ def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> t
     )
     sizes = counts("adapter_rank", "self_written", "max_new_tokens", "batch_rows")
     job = Job(
-        target="",
+        target="",  # target and start are replaced below
         start="the pair's draft",
         trained=args.train,
         recipe=recipe,
@@ -228,6 +228,7 @@ def _sources(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shares(text: str) -> tuple[tuple[float, float], ...]:
+    """Return KD data temperatures with their shares; a share that is not given is 1."""
     parts = [part.partition(":") for part in text.split(",")]
     return tuple((number_of("--mix", temperature), number_of("--mix", share or "1")) for temperature, _, share in parts)
 

@@ -65,7 +65,7 @@ def _plan(args: Namespace) -> tuple[MatrixPlan, ModelPair]:
     from distill.runs.matrix import MatrixPlan
     from distill.training import recipes
 
-    any_recipe = recipes.recipe("offline", 0.0)
+    any_recipe = recipes.recipe("offline", 0.0)  # each draft has its own
     job, pair = job_of(args, any_recipe, text_tokens=count_of("--tokens", args.tokens), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")

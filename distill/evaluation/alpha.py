@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import torch
 from torch import Tensor
@@ -92,4 +90,4 @@ def alpha_text(texts: Sequence[TextAcceptance]) -> float:
 def slot_totals(texts: Sequence[TextAcceptance], num_draft_tokens: int) -> SlotTotals:
     """Return the decoder's expected counts over these answers. Prefill gives the first token of each, outside all rounds."""
     of_texts = (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts)
-    return reduce(add, of_texts, SlotTotals(tested=0.0, accepted=0.0, emitted=0, rounds=0.0))
+    return sum(of_texts, start=SlotTotals(tested=0.0, accepted=0.0, emitted=0, rounds=0.0))

@@ -121,7 +121,9 @@ def run(
              note: called with one line before each draft is trained or measured
     Raises:  ValueError: the record is of another plan
     """
-    path, described = out / RECORD, _public(plan)
+    path = out / RECORD
+    named = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)  # no folders of this machine
+    described = json.loads(json.dumps(asdict(replace(plan, job=named))))  # lists for tuples, as a record gives them back
     if not path.exists():
         kd_matrix.start(path, {"plan": described, **header})
     found = kd_matrix.load(path)
@@ -168,12 +170,6 @@ def _within_budget(planned: PlannedDraft, measured: Mapping[str, MeasuredDraft])
     own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
     num_tokens = round(job.plan.num_tokens * other_s / own_s)
     return replace(job, plan=replace(job.plan, num_tokens=num_tokens), text_tokens=num_tokens if job.text_tokens else 0)
-
-
-def _public(plan: MatrixPlan) -> dict[str, Any]:
-    """Return the plan as it stands in a record: JSON data, without folders of this machine."""
-    job = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)
-    return json.loads(json.dumps(asdict(replace(plan, job=job))))
 
 
 def _cells(

@@ -33,19 +33,12 @@ class Size:
     max_new_tokens: int
 
 
+TENTHS = tuple(step / 10 for step in range(11))  # 0, 0.1 .. 1
 SIZES = {
     # KD T 0.2, because mixtures up to it sample at few temperatures.
     "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
     "quick": Size((0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48),
-    "paper": Size(
-        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        tuple(step / 10 for step in range(11)),
-        (0, 1, 2),
-        num_tokens=52_000,
-        batch_tokens=1024,
-        batch_rows=256,
-        max_new_tokens=128,
-    ),
+    "paper": Size(TENTHS[::2], TENTHS, (0, 1, 2), num_tokens=52_000, batch_tokens=1024, batch_rows=256, max_new_tokens=128),
 }
 
 
@@ -72,8 +65,7 @@ def measure(
     header = matrix.record_header(device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes)
     header["preset"] = settings.preset
     options = {"device": settings.device, "header": header, "note": lambda line: note(f"{suite}: {line}")}
-    run_on = (plan, out, scratch / "texts")
-    found = benchmark.pedantic(matrix.run, run_on, options, rounds=1, iterations=1)
+    found = benchmark.pedantic(matrix.run, (plan, out, scratch / "texts"), options, rounds=1, iterations=1)
     path = kd_matrix.store(out, settings.results, suite=suite)
     shutil.rmtree(out)
     return terminal_page(tables(found)), path

@@ -97,11 +97,8 @@ def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[B
 
 @torch.inference_mode()
 def fill_in(table: TextTable, target: PreTrainedModel, *, workers: Workers = ALONE) -> None:
-    """Compute and store the hidden states of every shard that has none, as text of another engine has.
-
-    Each process takes its share of the shards.
-    """
-    for shard in table.shards[workers.index :: workers.count]:
+    """Compute and store the hidden states of every shard that has none: text that an engine sampled comes without them."""
+    for shard in table.shards[workers.index :: workers.count]:  # the share of this process
         if not (table.folder / HIDDEN.format(shard.index)).is_file():
             parts = [batch.hidden_ND(target) for batch in in_order(shard.rows, batch_tokens=8192)]
             write_hidden(table.folder, shard.index, torch.cat(parts).cpu())

@@ -34,8 +34,6 @@ from distill.training.losses import ChunkLoss, Loss, hard_labels, head_loss, sof
 from distill.training.vocabulary import Vocabulary, VocabularyPart
 
 CHECKPOINT = "checkpoint.pt"
-
-
 Optimizers = list[Optimizer]  # one for each kind of weight
 
 
