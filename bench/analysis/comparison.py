@@ -143,17 +143,15 @@ def compare(base: Side, head: Side, *, margin: float = 0.02, interleaved: bool =
 
 def exit_status(comparison: Comparison, *, strict: bool) -> int:
     """Return 0: no regression; 1: a number got worse, or HEAD lacks a cell; 3, if strict: neither, but one is undecided."""
-    cells = comparison.cells
-    verdicts = {outcome.verdict for cell in cells for outcome in cell.outcomes}
-    statuses = {cell.status for cell in cells}
+    verdicts = {outcome.verdict for cell in comparison.cells for outcome in cell.outcomes}
+    statuses = {cell.status for cell in comparison.cells}
     if verdicts & WORSE or statuses & FAILURES:
         return REGRESSION
     return UNDECIDED if strict and ("INCONCLUSIVE" in verdicts or "BASE INVALID" in statuses) else NO_REGRESSION
 
 
 # Cells
-_Identity = tuple[Cell, str | None, str | None]  # with the hashes of target and draft
-_Key = tuple[_Identity, tuple[Scalar, ...]]  # with the machine
+_Key = tuple[tuple[Cell, str | None, str | None], tuple[Scalar, ...]]  # a cell with the hashes of its models; the machine
 
 
 def _newest(side: Side, suite: str | None) -> dict[_Key, Row]:
@@ -229,9 +227,8 @@ def _seconds_of(arm: metrics.ArmName, first: int) -> Number:
     quantity = Quantity(
         lambda record: ((prompt, sums[first : first + 2]) for prompt, sums in LOG_GAMMA.columns(record)), log_quotient
     )
-    verdicts: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")
     of_cell = functools.partial(metrics.seconds_per_token, arm=arm)
-    return Number(f"{arm.upper()} ms/token", "ms/token", of_cell, quantity, verdicts, True)
+    return Number(f"{arm.upper()} ms/token", "ms/token", of_cell, quantity, ("FASTER", "SLOWER"), True)
 
 
 AR, SD = _seconds_of("ar", 0), _seconds_of("sd", 2)
@@ -295,7 +292,7 @@ def clustered_twice(over_prompts: Effect, of_launches: Sequence[Effect]) -> Effe
     between = statistics.stdev(one.estimate for one in of_launches) / math.sqrt(num)
     of_both = sum(one.standard_error**2 for one in of_launches) / num**2
     (error, freedom), *further = over_prompts.parts
-    rest = math.sqrt(max(0.0, error**2 - of_both))
+    rest = math.sqrt(max(0.0, error**2 - of_both))  # estimates of variances: chance can make the difference negative
     return Effect(over_prompts.estimate, ((rest, freedom), *further, (between, num - 1.0)))
 
 
@@ -370,16 +367,13 @@ def judge(measured: Sequence[Testable], *, margin: float) -> Iterator[Outcome]:
     for place, (number, effect) in enumerate(measured):
         if isinstance(effect, Outcome):
             yield effect
-        else:
-            verdict = _verdict(number, effect, differ[place], same[place])
-            yield Outcome(number, effect, verdict, _minimum(effect, len(tested)), differ[place])
-
-
-def _verdict(number: Number, effect: Effect, p_differ: float, p_same: float) -> Verdict:
-    """Return the verdict. SAME comes first: a difference within the margin does not matter, however sure it is."""
-    if p_same <= LEVEL:
-        return "SAME"
-    return number.verdicts[effect.estimate > 0] if p_differ <= LEVEL else "INCONCLUSIVE"
+            continue
+        verdict: Verdict = number.verdicts[effect.estimate > 0] if differ[place] <= LEVEL else "INCONCLUSIVE"
+        if same[place] <= LEVEL:  # a difference within the margin does not matter, however sure it is
+            verdict = "SAME"
+        # The difference that is seen with POWER if it is the first of its family to be tested.
+        minimum = effect.half_width(LEVEL / len(tested)) + effect.half_width(2 * (1 - POWER))
+        yield Outcome(number, effect, verdict, minimum, differ[place])
 
 
 def _equivalence_p(effect: Effect, margin: float) -> float:
@@ -389,9 +383,4 @@ def _equivalence_p(effect: Effect, margin: float) -> float:
     """
     if abs(effect.estimate) >= margin:
         return 1.0
-    return effect.p_value(math.copysign(margin, effect.estimate)) / 2
-
-
-def _minimum(effect: Effect, num_tests: int) -> float:
-    """Return the difference that is seen with POWER if it is the first of its family to be tested."""
-    return effect.half_width(LEVEL / num_tests) + effect.half_width(2 * (1 - POWER))
+    return effect.p_value(math.copysign(margin, effect.estimate)) / 2  # two-sided p values, halved

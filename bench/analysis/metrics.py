@@ -95,7 +95,7 @@ def acceptance_agreement(record: CellRecord) -> Agreement | None:
         ]
         if not lengths:
             return None
-        z = intervals.self_normalised_z(*zip(*lengths, strict=True))
+        z = intervals.self_normalised_z(*zip(*lengths, strict=True))  # a joint rule has no variance in closed form
         return Agreement(z, intervals.two_sided_p(z), len(lengths))
     outcomes = [
         (place < round_.accepted, prob)
@@ -122,12 +122,14 @@ def gamma(record: CellRecord, *, confidence: float = 0.95) -> Interval | None:
     Arms differ in length if texts end naturally. Totals are per arm: an arm whose text is one token long decodes nothing and
     adds neither seconds nor tokens, and the other arm of its pair still counts.
     """
-    return _ratio_of_arms(record, times_measured(record), confidence)
+    columns = time_columns(record, times_measured(record))
+    return columns and intervals.ratio_of_totals(*columns, _clusters(record), confidence=confidence)
 
 
 def gamma_e2e(record: CellRecord) -> Interval | None:
     """Return gamma of whole calls, which include prefill and first token."""
-    return _ratio_of_arms(record, "end_to_end")
+    columns = time_columns(record, "end_to_end")
+    return columns and intervals.ratio_of_totals(*columns, _clusters(record))
 
 
 def gamma_geometric(record: CellRecord) -> Interval | None:
@@ -306,9 +308,8 @@ def spent(arm: TimedArm, times: Times) -> Spent:
         return arm.seconds, len(arm.token_ids)
     num_first = arm.rounds[0].emitted if arm.rounds and first_round_has_prefill(arm) else 1
     num_decoded = len(arm.token_ids) - num_first
-    if not num_decoded:
-        return 0.0, 0  # the rest of the call is no decoding
-    return arm.seconds - arm.first_token_s, num_decoded
+    # Without such tokens, the rest of the call is no decoding.
+    return (arm.seconds - arm.first_token_s, num_decoded) if num_decoded else (0.0, 0)
 
 
 def first_round_has_prefill(arm: TimedArm) -> bool:
@@ -342,11 +343,6 @@ def _times(arms: Iterable[TimedArm]) -> Times:
 def _columns(first: Sequence[Spent], second: Sequence[Spent]) -> Columns | None:
     columns = ([s for s, _ in first], [n for _, n in first], [s for s, _ in second], [n for _, n in second])
     return columns if all(sum(column) for column in columns) else None
-
-
-def _ratio_of_arms(record: CellRecord, times: Times, confidence: float = 0.95) -> Interval | None:
-    columns = time_columns(record, times)
-    return columns and intervals.ratio_of_totals(*columns, _clusters(record), confidence=confidence)
 
 
 def _clusters(record: CellRecord) -> list[int]:

@@ -18,7 +18,6 @@ def model_hashes(cell: Cell, run: RunRecord) -> dict[str, str | None]:
     return {"target": hashes.get("target"), "draft": hashes.get(f"draft {cell.draft}", hashes.get("draft"))}
 
 
-_HASH_DIGITS = 8
 LOAD_SUITES = ("concurrency", "deployment")  # they decode at several loads
 # Fields of a cell that `identity` omits (the pair's name contains the inflation) or treats apart.
 _NOT_NAMED = ("suite", "inflation", "concurrency", "draft_length", "schedule", "options")
@@ -100,7 +99,7 @@ def identity(row: Row) -> dict[str, Scalar]:
 
 
 def split_identity(
-    rows: Sequence[Row], *, always: tuple[str, ...] = ("temperature",)
+    rows: Sequence[Row], *, always: Sequence[str] = ("temperature",)
 ) -> tuple[tuple[str, ...], dict[str, Scalar]]:
     """Return the names whose values differ between rows, with those of `always`, and the values of all others."""
     identities = [identity(row) for row in rows]
@@ -116,7 +115,7 @@ def scalar_text(name: str, value: Scalar) -> str:
     if value is None:
         return "constant" if name == "draft_length" else "none"  # only cells of an adaptive length have a value
     if name.endswith("_hash"):
-        return str(value)[:_HASH_DIGITS] or "none"
+        return str(value)[:8] or "none"  # enough digits to tell files apart
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -23,7 +23,6 @@ from bench.records.storage import storage_errors, write_atomically
 Runs = Mapping[str, RunRecord]  # path of a record below the results folder -> its content
 RECORDS = "records"  # folder of the records of one suite on one machine
 UNFINISHED = ".partial.jsonl"  # ending of a record that is still being measured
-_LINE_WIDTH = 120
 
 
 def record_path(
@@ -52,14 +51,9 @@ def finished_path(unfinished: Path, ending: str) -> Path:
 
 def unfinished_like(record: Path) -> list[Path]:
     """Return the unfinished records in the folder of a record that have its name, the newest first."""
-    wanted = _name_in(unfinished_path(record))
+    *_, name = unfinished_path(record).name.split("-", 2)  # what follows the moment and the commit
     found = sorted(record.parent.glob(f"*{UNFINISHED}"), reverse=True)
-    return [path for path in found if _name_in(path) == wanted]
-
-
-def _name_in(path: Path) -> str:
-    """Return what follows the moment and the commit."""
-    return path.name.split("-", 2)[-1]
+    return [path for path in found if path.name.split("-", 2)[-1] == name]
 
 
 def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
@@ -163,7 +157,7 @@ def record_text(run: RunRecord) -> str:
 def _pretty(value: Any, indent: int = 0) -> str:
     """Return JSON with one field per line. What fits on a line, and lists of only numbers, stay on one."""
     flat = json.dumps(value, ensure_ascii=False)
-    fits = len(flat) + indent <= _LINE_WIDTH or (not isinstance(value, dict) and _is_numeric(value))
+    fits = len(flat) + indent <= 120 or (not isinstance(value, dict) and _is_numeric(value))
     if not value or fits or not isinstance(value, (dict, list, tuple)):
         return flat
     pad = " " * (indent + 1)
@@ -178,8 +172,6 @@ def _pretty(value: Any, indent: int = 0) -> str:
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, dict):
         value = value.values()
-    elif isinstance(value, str):
-        return False
     elif not isinstance(value, (list, tuple)):
-        return True
+        return not isinstance(value, str)
     return all(map(_is_numeric, value))

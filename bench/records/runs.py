@@ -9,17 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.records.decoding import (
-    DraftLength,
-    FinishReason,
-    ForwardSeconds,
-    ModelPair,
-    Replay,
-    Round,
-    Scalar,
-    Schedule,
-    schedule_text,
-)
+from bench.records import decoding
+from bench.records.decoding import DraftLength, FinishReason, ForwardSeconds, ModelPair, Replay, Round, Scalar, Schedule
 
 SCHEMA = 2  # of the records that we write; `bench.records.files` also reads those of schema 1
 Order = Literal["ar_first", "sd_first"]
@@ -101,9 +92,9 @@ class Cell:
     @property
     def label(self) -> str:
         """Return a short name, for progress bars and messages."""
-        temperature = schedule_text(self.schedule) or f"{self.temperature:g}"
-        k = f"k={self.num_draft_tokens}" if self.draft_length == "constant" else f"k<={self.num_draft_tokens}"
-        return f"{self.backend} {self.pair} {self.rule} T={temperature} {k}"
+        temperature = decoding.schedule_text(self.schedule) or f"{self.temperature:g}"
+        at_most = "" if self.draft_length == "constant" else "<"
+        return f"{self.backend} {self.pair} {self.rule} T={temperature} k{at_most}={self.num_draft_tokens}"
 
     @property
     def draws(self) -> tuple[Scalar | tuple[int, float], ...]:

@@ -104,7 +104,7 @@ def judged_text(
     """
     tested = list(judged_positions(replay))
     places = tuple(place for place, *_ in tested)
-    spelled = [spellings[place] for place in places]
+    spelled = [spellings[place] or b"" for place in places]
     return JudgedText(
         prompt_index=prompt_index,
         temperature=temperature,
@@ -113,16 +113,12 @@ def judged_text(
         accepted=tuple(int(accepted) for _, _, accepted, _ in tested),
         acceptance_probs=tuple(round(min(prob, 1.0), 6) for *_, prob in tested),
         token_ids=tuple(replay.token_ids[place] for place in places),
-        num_bytes=tuple(len(token or b"") for token in spelled),
-        num_chars=tuple(_num_chars(token or b"") for token in spelled),
-        special=tuple(int(token is None) for token in spelled),
+        num_bytes=tuple(map(len, spelled)),
+        # Characters of UTF-8 that begin in a token, so that the tokens of a text sum up to its characters.
+        num_chars=tuple(sum(byte & 0xC0 != 0x80 for byte in token) for token in spelled),
+        special=tuple(int(spellings[place] is None) for place in places),
         entropies=tuple(round(entropies[place], 5) for place in places),
     )
-
-
-def _num_chars(token: bytes) -> int:
-    """Return how many characters of UTF-8 begin in a token, so that the tokens of a text sum up to its characters."""
-    return sum(byte & 0xC0 != 0x80 for byte in token)
 
 
 def measure(path: Path, header: Header, judge: Callable[[float, int], JudgedText], *, on_text: Callable[[int], None]) -> None:
