@@ -345,17 +345,13 @@ def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
     drafted = {result.slot for result in results} - {BONUS, FIRST}
     if not others:
         return "every slot departs: suspect what they share, such as the temperature, truncation or the target's pass"
-    if departing == {BONUS}:
-        where = "what the bonus token is drawn from, or its position"
-    elif departing == {FIRST}:
-        where = "the prompt's pass, or how its token is drawn"
-    elif departing == drafted:
-        where = "the acceptance test or the residual distribution"
-    elif departing < drafted:
-        where = "the position of the recovered token, or a stale cache"
-    else:
-        where = "what these have in common"
-    return f"departing: {names}; not departing: {others}; suspect {where}"
+    suspects = {
+        frozenset({BONUS}): "what the bonus token is drawn from, or its position",
+        frozenset({FIRST}): "the prompt's pass, or how its token is drawn",
+        frozenset(drafted): "the acceptance test or the residual distribution",
+    }
+    rest = "the position of the recovered token, or a stale cache" if departing < drafted else "what these have in common"
+    return f"departing: {names}; not departing: {others}; suspect {suspects.get(frozenset(departing), rest)}"
 
 
 def _listed(names: Sequence[str]) -> str:

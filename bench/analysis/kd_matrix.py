@@ -17,11 +17,9 @@ Intervals = list[Interval | None]  # one entry for each decode temperature
 
 
 def estimate(of_seeds: Sequence[MatrixCell], against: Sequence[MatrixCell] = ()) -> Interval:
-    """Return alpha, or how much higher it is than that of other drafts on the same texts.
+    """Return alpha, or its excess over `against` on the same texts (one draft, or one of each seed in the same order).
 
     The interval covers other seeds and other prompts. From a single seed it has no ends.
-
-    Args:    against: one draft, or one of each seed in the same order
     """
     values = _ratios(of_seeds) - _ratios(against) if against else _ratios(of_seeds)
     return over_seeds_and_prompts(values).interval
@@ -70,10 +68,7 @@ def decode_temperatures(matrix: Matrix) -> list[float]:
 
 
 def regrets(found: Mapping[Kind, Intervals]) -> dict[Kind, tuple[float, float]]:
-    """Return how much alpha each kind loses against the best of each decode temperature: mean and largest loss.
-
-    Kinds that were not measured at every decode temperature are left out.
-    """
+    """Return the mean and the largest loss of alpha against the best of each T, of kinds that were measured at every T."""
     best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
     complete = {kind: [value.estimate for value in row if value] for kind, row in found.items() if all(row)}
     lost = {kind: [most - own for most, own in zip(best, row, strict=True)] for kind, row in complete.items()}

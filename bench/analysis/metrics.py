@@ -7,9 +7,10 @@ token, in both arms alike. Prompts are the clusters of every interval.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ Forward = Literal["ar", "draft", "verify"]
 ArmName = Literal["ar", "sd"]
 Times = Literal["decode", "end_to_end"]
 Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
+ProbsOf = Callable[[Replay], Iterable[Sequence[float]]]  # acceptance probabilities of each round that count
 OfPrompt = tuple[int, tuple[float, float]]  # a prompt, and two numbers that are summed over prompts
 Columns = tuple[list[float], list[int], list[float], list[int]]  # AR seconds and tokens, SD seconds and tokens
 
@@ -52,7 +54,6 @@ class Agreement:
 
 
 def count_rounds(rounds: Iterable[Round]) -> RoundCounts:
-    """Return the sums over rounds."""
     rounds = tuple(rounds)
     drafted, accepted, emitted = (sum(getattr(each, name) for each in rounds) for name in Round.__slots__)
     return RoundCounts(drafted, accepted, sum(map(num_tested, rounds)), emitted, len(rounds))
@@ -63,13 +64,13 @@ def counted_alpha(record: CellRecord) -> Interval | None:
     return None if record.cell.rule in JOINT_RULES else share_of(tested_of(record))
 
 
-def expected_alpha(record: CellRecord) -> Interval | None:
+def expected_alpha(record: CellRecord, *, probs_of: ProbsOf = attrgetter("acceptance_probs")) -> Interval | None:
     """Return alpha as the mean acceptance probability of the positions tested in replays; None as above."""
     if record.cell.rule in JOINT_RULES:
         return None
     found = []
     for pair, replay in replays_of(record):
-        probs = [min(prob, 1.0) for prob in chain.from_iterable(replay.acceptance_probs)]  # a sum may round to above 1
+        probs = [min(prob, 1.0) for prob in chain.from_iterable(probs_of(replay))]  # a sum may round to just above 1
         found.append((cluster(pair), (sum(probs), len(probs))))
     return share_of(found)
 
@@ -182,10 +183,7 @@ def native_ratio(run: RunRecord) -> Interval | None:
 
 # Against another backend, on the same prompts
 def speed_against(record: CellRecord, reference: CellRecord) -> Interval | None:
-    """Return speculative tokens per second / the reference's.
-
-    The two ran minutes apart, and no interval covers a drift of the machine between them.
-    """
+    """Return speculative tokens per second / the reference's. A drift of the machine between the two is not covered."""
     times = times_measured(record)
     if times != times_measured(reference):
         return None
@@ -217,10 +215,7 @@ def floor_seconds(record: CellRecord, forward: Forward) -> float | None:
 
 
 def predicted_gamma(record: CellRecord, *, cost: float | None = None) -> float | None:
-    """Return gamma of a loop without overhead, at the measured block efficiency.
-
-    Args:    cost: c of the prediction; None: as measured
-    """
+    """Return gamma of a loop without overhead, at the measured block efficiency; `cost` replaces the measured c."""
     efficiency = block_efficiency(record)
     return None if efficiency is None else _gamma_at(record, efficiency.estimate, cost=cost)
 
@@ -274,10 +269,8 @@ def _arms_seconds(record: CellRecord) -> float:
     """Return the seconds of timed arms. Of texts that were decoded at once, the slowest one counts."""
     groups: dict[object, float] = {}
     for pair in record.pairs:
-        alone = pair.group is None
-        group = (pair.prompt_index, pair.repeat) if alone else (pair.group, pair.repeat // record.cell.concurrency)
         for arm in ("ar", "sd"):
-            key = (*group, arm)
+            key = (cluster(pair), pair.repeat // record.cell.concurrency, arm)  # texts of a group differ in repeat
             groups[key] = max(groups.get(key, 0.0), getattr(pair, arm).seconds)
     return sum(groups.values())
 

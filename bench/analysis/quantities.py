@@ -50,9 +50,7 @@ def compared(statistic: Statistic, cells: Sequence[tuple[Row, Summands]], detail
     if not all(shared.values()):
         return None
     # In the same order in all cells of a set: the jackknife removes a prompt from them by its place.
-    totals = (
-        np.array([of_prompts[prompt] for prompt in sorted(shared[name])]) for name, of_prompts in zip(sets, sums, strict=True)
-    )
+    totals = (np.array([own[prompt] for prompt in sorted(shared[name])]) for name, own in zip(sets, sums, strict=True))
     runs = {row.file: row.run for row, _ in cells}
     detail = f"{detail}; {' and '.join(str(len(prompts)) for prompts in shared.values())} prompts"
     commands = tuple(dict.fromkeys(shell_text(run.command) for run in runs.values()))

@@ -70,10 +70,7 @@ class LengthModels:
 
 
 def positions(record: LengthRecord) -> Positions:
-    """Return all texts of a record as columns.
-
-    Raises:  ValueError: there are no tested positions of ordinary tokens
-    """
+    """Return all texts of a record as columns. Raise ValueError if no ordinary token was tested."""
     texts = sorted(record.texts, key=lambda text: (text.temperature, text.prompt_index))
     ordinary = np.array([not special for text in texts for special in text.special], dtype=bool)
     if not ordinary.any():
@@ -90,14 +87,9 @@ def positions(record: LengthRecord) -> Positions:
     of_token = (column("num_bytes"), column("num_chars"), column("entropies"), log_ids, log_counts)
     covariates = np.column_stack((*of_token, column("slots"), np.log1p(column("places"))))
     spread = covariates.std(axis=0)
-    return Positions(
-        prompts=prompts,
-        temperatures=repeated("temperature"),
-        accepted=column("accepted"),
-        acceptance_probs=column("acceptance_probs"),
-        covariates=covariates,
-        standardised=(covariates - covariates.mean(axis=0)) / np.where(spread > 0, spread, 1.0),
-    )
+    standardised = (covariates - covariates.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    of_tests = (column("accepted"), column("acceptance_probs"))
+    return Positions(prompts, repeated("temperature"), *of_tests, covariates, standardised)
 
 
 def counts_elsewhere(token_ids: NDArray[np.intp], prompts: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -140,16 +132,13 @@ def jackknifed(statistic: Callable[[Kept], Array], prompts: NDArray[np.intp]) ->
 
 
 def correlations(data: Positions) -> dict[str, Effect]:
-    """Return the correlation of acceptance with each covariate: Spearman's, and for length in bytes also Pearson's.
-
-    NaN if one of the two does not vary. Pearson's with a variable of two values is the point-biserial correlation.
-    """
+    """Return Spearman's correlation of acceptance with each covariate, and Pearson's with bytes; NaN without variation."""
     import pandas as pd
 
     def statistic(kept: Kept) -> Array:
         frame = pd.DataFrame(np.column_stack((data.covariates[kept], data.accepted[kept])))
         spearman, pearson = (frame.corr(method).to_numpy()[-1] for method in ("spearman", "pearson"))
-        return np.append(spearman[:-1], pearson[0])
+        return np.append(spearman[:-1], pearson[0])  # Pearson's with a variable of two values is the point-biserial correlation
 
     names = (*COVARIATES, f"{LENGTH} (point-biserial)")
     return dict(zip(names, jackknifed(statistic, data.prompts), strict=True))

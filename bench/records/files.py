@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from bench.records.command_line import shell_text, stored_words
 from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
 from bench.records.runs import SCHEMA, RunRecord
-from bench.records.storage import storage_errors, write_atomically
+from bench.records.storage import LineFile, storage_errors, write_atomically
 
 Runs = Mapping[str, RunRecord]  # path of a record below the results folder -> its content
 RECORDS = "records"  # folder of the records of one suite on one machine
@@ -44,6 +46,13 @@ def unfinished_path(record: Path) -> Path:
     return record.with_suffix(UNFINISHED)
 
 
+def start_lines(record: Path, header: bytes) -> LineFile:
+    """Create the file in which a record is measured. Raise FileExistsError if the record exists, finished or not."""
+    if record.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(record))
+    return LineFile.create(unfinished_path(record), header)
+
+
 def finished_path(unfinished: Path, ending: str) -> Path:
     """Return where an unfinished record will lie in the end."""
     return unfinished.with_name(unfinished.name.removesuffix(UNFINISHED) + ending)
@@ -63,10 +72,7 @@ def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
 
 
 def records_by_suite(results: Path, ending: str = ".json") -> dict[tuple[str, str], list[Path]]:
-    """Return the finished records by machine and suite, which are the names of their folders; the oldest come first.
-
-    Raises:  ValueError: no such folder
-    """
+    """Return the finished records by machine and suite, the oldest first. Raise ValueError if the folder is missing."""
     if not results.is_dir():
         raise ValueError(f"expected a folder of results, got {results}")
     found: dict[tuple[str, str], list[Path]] = {}

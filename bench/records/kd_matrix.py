@@ -71,10 +71,7 @@ class Matrix:
 
 
 def load(path: Path) -> Matrix:
-    """Read a record. A last line that a crash cut short is left out.
-
-    Raises:  ValueError: not a record, or one that is damaged elsewhere
-    """
+    """Read a record without a last line that a crash cut short. Raise ValueError if it is damaged elsewhere."""
     lines = whole_lines(path.read_bytes())
     try:
         header = msgspec.json.decode(lines[0])
@@ -101,11 +98,7 @@ def add(path: Path, draft: MeasuredDraft) -> None:
 
 
 def merged(records: Sequence[Path]) -> list[Matrix]:
-    """Join records whose drafts can stand in one table; arms, KD temperatures and seeds may differ.
-
-    Args:    records: oldest first; the newest line counts for a draft that is in several
-    Returns: one matrix for each set of conditions, the newest first
-    """
+    """Join records (oldest first) whose drafts can stand in one table: a matrix for each set of conditions, newest first."""
     waiting = [load(path) for path in records]
     groups = []
     while waiting:

@@ -20,13 +20,10 @@ SHARED_BY = "machine_shared_by"  # in an environment: shards of a sweep that ran
 
 @dataclass(frozen=True, slots=True)
 class TimedArm:
-    """One timed generation. `seconds` covers the whole call, synchronised at both ends.
-
-    Generations decoded together have separate seconds: from the common start to their own last token, as the engine reports.
-    """
+    """One timed generation: `seconds` is the whole call, or up to its own last token for generations decoded together."""
 
     seed: int
-    seconds: float
+    seconds: float  # the device is synchronised at both ends
     first_token_s: float | None
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
