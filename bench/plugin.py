@@ -18,8 +18,7 @@ import pytest
 
 from bench.errors import BackendUnavailable
 from bench.measurement.recording import NotMeasured, Recording, Workload
-from bench.measurement.session import Session, Variant
-from bench.measurement.session_log import SessionLog
+from bench.measurement.session import Session, SessionLog, Variant
 from bench.options.arguments import add_options, from_options
 from bench.options.settings import Settings
 from bench.progress import Meter

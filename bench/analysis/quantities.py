@@ -49,14 +49,12 @@ def compared(statistic: Statistic, cells: Sequence[tuple[Row, Summands]], detail
         shared[prompt_set] = shared.get(prompt_set, set(of_prompts)) & of_prompts.keys()
     if not all(shared.values()):
         return None
-    samples = [
-        PromptSums(prompt_set, np.array([of_prompts[prompt] for prompt in sorted(shared[prompt_set])]))
-        for prompt_set, of_prompts in zip(sets, sums, strict=True)
-    ]
+    # In the same order in all cells of a set: the jackknife removes a prompt from them by its place.
+    totals = (np.array([own[prompt] for prompt in sorted(shared[name])]) for name, own in zip(sets, sums, strict=True))
     runs = {row.file: row.run for row, _ in cells}
     detail = f"{detail}; {' and '.join(str(len(prompts)) for prompts in shared.values())} prompts"
     commands = tuple(dict.fromkeys(shell_text(run.command) for run in runs.values()))
-    return Finding(paired_effect(statistic, samples), detail, tuple(runs), commands)
+    return Finding(paired_effect(statistic, list(map(PromptSums, sets, totals))), detail, tuple(runs), commands)
 
 
 def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str) -> Finding | None:
@@ -97,19 +95,16 @@ def _phase_seconds(record: CellRecord) -> Iterator[tuple[int, Sequence[float]]]:
 
 def alpha_of(sums: Array) -> Array:
     """Return alpha from accepted and tested tokens."""
-    found: Array = sums[..., 0] / sums[..., 1]
-    return found
+    return sums[..., 0] / sums[..., 1]
 
 
 def log_quotient(sums: Array) -> Array:
-    found: Array = np.log(sums[..., 0] / sums[..., 1])
-    return found
+    return np.log(sums[..., 0] / sums[..., 1])
 
 
 def log_ratio_of(sums: Array) -> Array:
     """Return log((sums 0 / sums 1) / (sums 2 / sums 3)), such as from seconds and tokens of both arms."""
-    found: Array = np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
-    return found
+    return np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
 
 
 ALPHA = Quantity(metrics.tested_of, alpha_of)

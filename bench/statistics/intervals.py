@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 GammaVerdict = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE"]
 Part = tuple[float, float]  # of an error: a standard error, and the degrees of freedom of its t
 
+CONFIDENCE = 0.95
 UNKNOWN: Part = (math.inf, 1.0)  # too little was measured to estimate the error
 NORMAL_VARIANCE = 200.0  # of a count: above it, the count is treated as normal
 # Fewest prompts from which, upwards, 95 % intervals of both gamma and alpha covered 93 to 97 % in simulation
@@ -37,7 +38,7 @@ class Interval:
     low: float
     high: float
     num_clusters: int = 0  # prompts that contributed; 0: not counted
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     @property
     def half_width(self) -> float:
@@ -88,7 +89,7 @@ def t_half_width(parts: Iterable[Part], level: float) -> float:
 
 # Ratios
 def ratio_of_totals(
-    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = 0.95
+    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = CONFIDENCE
 ) -> Interval:
     """Return the relative wall-time improvement: (sum ar_s / sum ar_tokens) / (sum sd_s / sum sd_tokens).
 
@@ -97,26 +98,19 @@ def ratio_of_totals(
     Raises:  ValueError: an arm has no tokens or no seconds
     """
     totals = _prompt_totals((ar_s, ar_tokens, sd_s, sd_tokens), clusters)
-    return _log_ratio_interval(totals, (1, -1, -1, 1), weights=totals[:, 1] + totals[:, 3], confidence=confidence)
+    return _log_ratio_interval(totals, (1, -1, -1, 1), totals[:, 1] + totals[:, 3], confidence)
 
 
-def mean_ratio(numerators: Column, denominators: Column, clusters: Column, *, confidence: float = 0.95) -> Interval:
-    """Return the ratio of two positive totals, such as tokens emitted / rounds.
-
-    Raises:  ValueError: a total is zero
-    """
+def mean_ratio(numerators: Column, denominators: Column, clusters: Column) -> Interval:
+    """Return the ratio of two totals, such as tokens emitted / rounds. Raise ValueError if a total is zero."""
     totals = _prompt_totals((numerators, denominators), clusters)
-    return _log_ratio_interval(totals, (1, -1), weights=totals[:, 1], confidence=confidence)
+    return _log_ratio_interval(totals, (1, -1), totals[:, 1])
 
 
-def geometric_mean_ratio(
-    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, confidence: float = 0.95
-) -> Interval:
+def geometric_mean_ratio(ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column) -> Interval:
     """Return the geometric mean over prompts of the geometric mean over a prompt's pairs of AR / SD seconds per token.
 
-    Every prompt weighs the same, however long its texts. A pair in which an arm has no tokens has no ratio and is left out.
-
-    Raises:  ValueError: no pair has tokens in both arms
+    Every prompt weighs the same, however long its texts. Pairs with an arm without tokens are left out; ValueError if all are.
     """
     seconds_and_tokens = np.stack([np.asarray(column, dtype=float) for column in (ar_s, ar_tokens, sd_s, sd_tokens)])
     usable = (seconds_and_tokens > 0).all(axis=0)
@@ -126,7 +120,7 @@ def geometric_mean_ratio(
     sums = _prompt_totals((log_ratio, np.ones_like(log_ratio)), np.asarray(clusters)[usable])
     log_means = sums[:, 0] / sums[:, 1]
     left_out = (log_means.sum() - log_means) / max(1, len(log_means) - 1)
-    return _exponentiated(float(log_means.mean()), jackknife(left_out), len(log_means), confidence)
+    return _exponentiated(float(log_means.mean()), jackknife(left_out), len(log_means))
 
 
 def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column) -> float:
@@ -135,7 +129,7 @@ def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, sec
     return math.log(interval.high / interval.estimate)
 
 
-def proportion(successes: Column, trials: Column, clusters: Column, *, confidence: float = 0.95) -> Interval:
+def proportion(successes: Column, trials: Column, clusters: Column) -> Interval:
     """Return the pooled share sum(successes) / sum(trials). Its interval is symmetric in the log odds and so within 0..1.
 
     Args:    successes: between 0 and trials, need not be whole (expected counts)
@@ -151,25 +145,25 @@ def proportion(successes: Column, trials: Column, clusters: Column, *, confidenc
     if share in (0.0, 1.0):
         from scipy.stats import binomtest
 
-        exact = binomtest(round(num_successes), round(num_trials)).proportion_ci(confidence)
-        return Interval(share, float(exact.low), float(exact.high), len(totals), confidence)
+        exact = binomtest(round(num_successes), round(num_trials)).proportion_ci(CONFIDENCE)
+        return Interval(share, float(exact.low), float(exact.high), len(totals))
     rest = totals.sum(axis=0) - totals  # what is left without each prompt
     part = jackknife(rest[:, 0] / rest[:, 1], totals[:, 1]) if len(totals) > 1 else UNKNOWN
-    odds, half_width = share / (1 - share), t_half_width([part], 1 - confidence) / (share * (1 - share))
+    # The derivative of the log odds is 1 / (share (1 - share)).
+    odds, half_width = share / (1 - share), t_half_width([part], 1 - CONFIDENCE) / (share * (1 - share))
     low, high = (float(odds / (odds + np.exp(sign * half_width))) for sign in (1, -1))
-    return Interval(share, low, high, len(totals), confidence)
+    return Interval(share, low, high, len(totals))
 
 
 def _prompt_totals(columns: Sequence[Column], clusters: Column) -> Array:
     """Sum each column over each prompt (prompts, columns); leave out prompts that contributed nothing."""
     labels, index = np.unique(np.asarray(clusters), return_inverse=True)
-    values = (np.asarray(column, dtype=float) for column in columns)
-    sums = [np.bincount(index, weights=value, minlength=len(labels)) for value in values]
+    sums = [np.bincount(index, weights=np.asarray(column, dtype=float), minlength=len(labels)) for column in columns]
     totals = np.stack(sums, axis=1).astype(np.float64)
     return totals[totals.any(axis=1)]
 
 
-def _log_ratio_interval(totals: Array, exponents: Sequence[int], *, weights: Array, confidence: float) -> Interval:
+def _log_ratio_interval(totals: Array, exponents: Sequence[int], weights: Array, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval of the product of column totals raised to +1 or -1."""
     sums = totals.sum(axis=0)
     if not (sums > 0).all():
@@ -179,7 +173,7 @@ def _log_ratio_interval(totals: Array, exponents: Sequence[int], *, weights: Arr
     return _exponentiated(float(np.log(sums) @ exponents), part, len(totals), confidence)
 
 
-def _exponentiated(log_ratio: float, part: Part, num_prompts: int, confidence: float) -> Interval:
+def _exponentiated(log_ratio: float, part: Part, num_prompts: int, confidence: float = CONFIDENCE) -> Interval:
     half_width = t_half_width([part], 1 - confidence)
     low, estimate, high = np.exp([log_ratio - half_width, log_ratio, log_ratio + half_width]).tolist()
     return Interval(estimate, low, high, num_prompts, confidence)
@@ -238,12 +232,7 @@ def two_sided_p(z: float) -> float:
 
 
 def gamma_verdict(interval: Interval, floor: float) -> GammaVerdict:
-    """Return what one gamma shows.
-
-    INDISTINGUISHABLE means indistinguishable from 1: the estimate is inside the A/A floor, or 1 is inside the interval.
-
-    Args:    floor: half-width in the log, from log_ratio_floor
-    """
+    """Return what one gamma shows, given the A/A floor of `log_ratio_floor`; INDISTINGUISHABLE means from 1."""
     if not interval.adequate:
         return "INCONCLUSIVE"
     if abs(math.log(interval.estimate)) <= floor or interval.low <= 1 <= interval.high:
