@@ -17,3 +17,8 @@ class IncomparableResults(Exception):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its type if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def last_line(output: str) -> str:
+    """Return the last line of what a program wrote, where programs report why they failed."""
+    return (output.strip().splitlines() or ["it wrote nothing"])[-1].strip()

@@ -7,7 +7,7 @@ prompt sets run one after the other and share a record. A conftest.py beside the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,7 @@ import pytest
 
 from bench.errors import BackendUnavailable
 from bench.measurement.recording import NotMeasured, Recording, Workload
-from bench.measurement.session import Session, Variant
-from bench.measurement.session_log import SessionLog
+from bench.measurement.session import Session, SessionLog, Variant
 from bench.options.arguments import add_options, from_options
 from bench.options.settings import Settings
 from bench.progress import Meter
@@ -60,7 +59,7 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
     "num_draft_tokens": ("num_draft_tokens", "function"),
     "concurrency": ("concurrency", "function"),
 }
-# Every suite depends on these fixtures; test ids contain them only where there are several values.
+# Every suite depends on these, in the order of Variant's fields. Test ids contain them only where there are several values.
 VARIANTS = ("inflation", "draft", "prompt_source")
 ID_PREFIXES = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}
 
@@ -88,14 +87,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return  # a test of another project, whose fixtures may have the same names
     settings = settings_of(metafunc.config, metafunc.module)
     for fixture, (field, scope) in PARAMETERS.items():
-        values = getattr(settings, field)
-        if fixture in metafunc.fixturenames and not (fixture in VARIANTS and len(values) == 1):
-            ids = [_test_id(fixture, value) for value in values]
-            metafunc.parametrize(fixture, values, ids=ids, scope=scope, indirect=fixture in VARIANTS)
+        if fixture in metafunc.fixturenames:
+            values = getattr(settings, field)
+            hidden = fixture in VARIANTS and len(values) == 1
+            ids = [pytest.HIDDEN_PARAM] if hidden else [_test_id(fixture, value) for value in values]
+            metafunc.parametrize(fixture, values, ids=ids, scope=scope)
 
 
 def _is_suite(test: Any) -> bool:
-    return bool({"suite_run", "workload"} & set(getattr(test, "fixturenames", ())))
+    return not {"suite_run", "workload"}.isdisjoint(getattr(test, "fixturenames", ()))
+
+
+def _suites(items: Iterable[pytest.Item]) -> list[pytest.Function]:
+    return [item for item in items if isinstance(item, pytest.Function) and _is_suite(item)]
 
 
 def _test_id(fixture: str, value: object) -> str:
@@ -122,7 +126,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         alone = [item for item in items if item.get_closest_marker("compares_backends")]
         config.hook.pytest_deselected(items=alone)
         items[:] = [item for item in items if item not in alone]
-    suites = {item: settings_of(config, item.module) for item in items if isinstance(item, pytest.Function) and _is_suite(item)}
+    suites = {item: settings_of(config, item.module) for item in _suites(items)}
     if config.option.collectonly or not suites:
         return
     try:
@@ -141,16 +145,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif own not in workloads:
             item.add_marker(pytest.mark.skip(reason=str(answers[own])))
         elif "suite_run" in item.fixturenames:
-            total += len(workloads[own][_variant(item, own)].prompt_ids) * own.repeats
-    capture = config.pluginmanager.getplugin("capturemanager")
+            total += len(workloads[own][_variant(item)].prompt_ids) * own.repeats
+    capture = config.pluginmanager.getplugin("capturemanager")  # None with -p no:capture
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
     config.stash[SESSION] = Session(workloads, Meter("", total, unit="pairs", uncaptured=uncaptured), log)
 
 
-def _variant(item: pytest.Function, settings: Settings) -> Variant:
-    chosen: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
-    inflation = chosen.get("inflation", settings.inflations[0])
-    return Variant(inflation, chosen.get("draft", settings.drafts[0]), chosen.get("prompt_source", settings.prompts[0]))
+def _variant(item: pytest.Function) -> Variant:
+    chosen: Mapping[str, Any] = item.callspec.params
+    return Variant(*(chosen[fixture] for fixture in VARIANTS))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -163,21 +166,20 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
     workloads = config.stash[SESSION].workloads
     cells: dict[tuple[Settings, Variant], list[str]] = {}
-    for item in session.items:
-        own = settings_of(config, getattr(item, "module", None))
-        if isinstance(item, pytest.Function) and own in workloads:
-            cells.setdefault((own, _variant(item, own)), []).append(item.nodeid)
-    print()
-    print(plan.describe([(names, own, workloads[own][variant]) for (own, variant), names in cells.items()]))
+    for item in _suites(session.items):
+        if (own := settings_of(config, item.module)) in workloads:
+            cells.setdefault((own, _variant(item)), []).append(item.nodeid)
+    described = plan.describe([(names, own, workloads[own][variant]) for (own, variant), names in cells.items()])
+    print(f"\n{described}")
     return True
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of an interrupted suite
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if SESSION in session.config.stash:
-        session.config.stash[SESSION].close()
+    if shared := session.config.stash.get(SESSION, None):
+        shared.close()
         if not _interrupted(session) and not session.config.stash[SETTINGS].plan:
-            session.config.stash[SESSION].log.end()
+            shared.log.end()
 
 
 def _interrupted(session: pytest.Session) -> bool:
@@ -200,24 +202,6 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def settings(request: pytest.FixtureRequest) -> Settings:
     """The suite's validated options."""
     return settings_of(request.config, request.module)
-
-
-@pytest.fixture(scope="module")
-def inflation(request: pytest.FixtureRequest, settings: Settings) -> str | None:
-    """The shape to which the target is inflated; None: it is not."""
-    return getattr(request, "param", settings.inflations[0])
-
-
-@pytest.fixture(scope="module")
-def draft(request: pytest.FixtureRequest, settings: Settings) -> str | None:
-    """The draft; None: the pair's own."""
-    return getattr(request, "param", settings.drafts[0])
-
-
-@pytest.fixture(scope="module")
-def prompt_source(request: pytest.FixtureRequest, settings: Settings) -> str:
-    """The source of the prompts."""
-    return str(getattr(request, "param", settings.prompts[0]))
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +234,8 @@ def recording(
 ) -> Iterator[Recording]:
     """The record of this suite on this backend and target; written when the suite ends, resumable when interrupted."""
     session = request.config.stash[SESSION]
-    workloads = (each for variant, each in session.workloads[settings].items() if variant.inflation == inflation)
-    made = Recording(
-        suite_name(request.module), backend_name, settings=settings, workloads=tuple(workloads), meter=session.meter
-    )
+    workloads = tuple(each for variant, each in session.workloads[settings].items() if variant.inflation == inflation)
+    made = Recording(suite_name(request.module), backend_name, settings=settings, workloads=workloads, meter=session.meter)
     yield made
     session.meter.close()
     if _interrupted(request.session):
@@ -262,11 +244,9 @@ def recording(
         request.config.stash[RECORD_FILES].append(path)
         session.log.add(
             item.nodeid
-            for item in request.session.items
-            if isinstance(item, pytest.Function)
-            and hasattr(item, "callspec")
-            and (item.module, item.callspec.params.get("backend_name")) == (request.module, backend_name)
-            and item.callspec.params.get("inflation", inflation) == inflation
+            for item in _suites(request.session.items)
+            if (item.module, item.callspec.params.get("backend_name")) == (request.module, backend_name)
+            and item.callspec.params["inflation"] == inflation
         )
 
 

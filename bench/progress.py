@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,8 +14,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 T = TypeVar("T")
 LINE_EVERY_S = 20.0
 DRAW_EVERY_S = 0.1
-# Gives a context in which writing reaches the terminal; pytest captures it otherwise.
-Uncaptured = Callable[[], AbstractContextManager[object]]
 
 
 def with_bar(items: Iterable[T], what: str) -> Iterator[T]:
@@ -24,29 +23,26 @@ def with_bar(items: Iterable[T], what: str) -> Iterator[T]:
     yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
-class Meter:
+@dataclass(eq=False)
+class Meter(AbstractContextManager["Meter"]):
     """Shows how far a run or one phase of it has come; `total` counts `unit`.
 
     It draws only when it is called: a thread that refreshed the bar would disturb timed calls.
     What the first call reports was done before, and does not count toward the rate.
     """
 
-    def __init__(
-        self,
-        label: str = "",
-        total: int = 0,
-        *,
-        unit: str = "tokens",
-        uncaptured: Uncaptured = nullcontext,
-        console: Console | None = None,
-    ) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.uncaptured = uncaptured
-        self.console = console or Console(stderr=True)
-        self.done = 0
-        self.first: int | None = None
+    label: str = ""
+    total: int = 0
+    _: KW_ONLY
+    unit: str = "tokens"
+    uncaptured: Callable[[], AbstractContextManager[object]] = nullcontext  # in it, writing reaches the terminal despite pytest
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    done: int = field(default=0, init=False)
+    first: int | None = field(default=None, init=False)  # what the first call reported
+    bar: Progress | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self.started = self.shown_at = time.monotonic()
-        self.bar: Progress | None = None
 
     def step(self, more: int = 1, details: str = "", *, label: str | None = None) -> None:
         """Show that `more` are done than before."""
@@ -59,7 +55,7 @@ class Meter:
         if self.first is None:
             self.first, self.started = done, now
         new = done - self.first
-        rate = new / max(now - self.started, 1e-9)
+        rate = new / max(now - self.started, 1e-9)  # two calls may come within one tick of the clock
         digits = 2 if rate < 1 else int(rate < 10)
         speed = f"{rate:,.{digits}f} {self.unit}/s" if new and self.unit != "s" else ""
         text = "  ".join(filter(None, (f"{done:,}/{self.total:,} {self.unit}", speed, details)))
@@ -96,9 +92,6 @@ class Meter:
                 self.bar.start()
             # The total may have changed: a coordinator learns it from its first process.
             self.bar.update(self.task, completed=self.done, total=self.total, description=self.label, text=text, refresh=True)
-
-    def __enter__(self) -> Meter:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

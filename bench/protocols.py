@@ -41,19 +41,15 @@ class Backend(Protocol):
 
     def generate(self, request: DecodeRequest) -> Generation:
         """Decode one request. It may return before asynchronous device work ends; `synchronize` waits for that."""
-        ...
 
     def synchronize(self) -> None:
         """Wait until all requested work has finished."""
-        ...
 
     def settings(self) -> Mapping[str, Scalar]:
         """Return versions and options, for the record."""
-        ...
 
     def close(self) -> None:
         """Free the models' memory. The backend is not used afterwards."""
-        ...
 
 
 @runtime_checkable
@@ -69,7 +65,6 @@ class ForwardTimed(Protocol):
 
     def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
         """Time `samples` forwards of each kind, alternating, after a context of `context_length` tokens."""
-        ...
 
 
 @runtime_checkable
@@ -87,7 +82,6 @@ class Concurrent(Protocol):
 
     def generate_together(self, requests: Sequence[DecodeRequest]) -> tuple[Generation, ...]:
         """Decode the requests, all submitted at the same moment; each Generation has the time of its last token."""
-        ...
 
 
 class BackendFactory(Protocol):

@@ -15,8 +15,6 @@ from bench.protocols import BackendFactory
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-_BACKENDS = "specheat.backends"  # group of entry points
-
 
 def backend_names() -> tuple[str, ...]:
     """Return the names of the installed backends, sorted."""
@@ -43,7 +41,7 @@ def backend_factory(name: str) -> BackendFactory:
 def _installed() -> dict[str, EntryPoint]:
     from importlib.metadata import entry_points
 
-    return {point.name: point for point in entry_points(group=_BACKENDS)}
+    return {point.name: point for point in entry_points(group="specheat.backends")}
 
 
 def load_object(name: str, location: str) -> Any:

@@ -13,10 +13,5 @@ from bench.protocols import Concurrent
 def test_concurrency(benchmark, suite_run: SuiteRun, rule: str, num_draft_tokens: int, concurrency: int) -> None:
     if not isinstance(suite_run.backend, Concurrent):
         pytest.skip(f"{suite_run.backend.name} decodes one prompt at a time")
-    suite_run.measure(
-        benchmark,
-        temperature=max(suite_run.settings.temperatures),
-        rule=rule,
-        num_draft_tokens=num_draft_tokens,
-        concurrency=concurrency,
-    )
+    hottest = max(suite_run.settings.temperatures)
+    suite_run.measure(benchmark, temperature=hottest, rule=rule, num_draft_tokens=num_draft_tokens, concurrency=concurrency)

@@ -21,8 +21,6 @@ from distill.runs import trl_comparison
 from distill.runs.trl_arms import LOSS, STATUS, Training
 from distill.text.table import TextPlan, prompts_hash
 
-LIBRARIES = ("trl", "accelerate", "datasets")
-
 DEFAULTS = {"smoke": {"num_prompts": 6}}  # with fewer, not all arms take the same steps
 
 
@@ -51,7 +49,7 @@ def test_distill_speed(
         batch_rows=size.rows,
         seed=settings.seed,
     )
-    trl_comparison.text(folder, plan, workload.prompt_ids, target=pair.target)
+    trl_comparison.text(folder, plan, workload.prompt_ids, target=pair.target)  # untimed: all arms train on the same text
     training = Training(
         target=pair.target,
         draft=pair.draft,
@@ -70,7 +68,7 @@ def test_distill_speed(
         benchmark.extra_info[f"{name}_tokens"] = sum(run.num_tokens for run in runs)
         benchmark.extra_info[f"{name}_peak_bytes"] = max(run.peak_bytes for run in runs)
 
-    versions = {name: installed_version(name) for name in LIBRARIES}
+    versions = {name: installed_version(name) for name in ("trl", "accelerate", "datasets")}
     shared, recorded = shared_header("distill_speed", settings, workload), workload.recorded_pair
     header = {
         "schema": trl_comparison.SCHEMA,

@@ -27,10 +27,5 @@ def test_dynamic_temperature(benchmark, suite_run: SuiteRun, order: tuple[str, .
     temperatures = {"hot": max(sampled), "cold": min(sampled)}
     switch = (settings.max_new_tokens + 1) // 2
     schedule = tuple((half * switch, temperatures[name]) for half, name in enumerate(order))
-    suite_run.measure(
-        benchmark,
-        temperature=max(temperature for _, temperature in schedule),
-        rule=rule,
-        num_draft_tokens=num_draft_tokens,
-        schedule=schedule,
-    )
+    hottest = max(temperature for _, temperature in schedule)
+    suite_run.measure(benchmark, temperature=hottest, rule=rule, num_draft_tokens=num_draft_tokens, schedule=schedule)

@@ -5,7 +5,6 @@ At equal tokens, `offline` to `soft` changes the labels (tokens to distributions
 `online` (lambda 1) would take the time for. The tables show the change of alpha against the start, tokens and seconds.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from distill.runs.small_matrix import SIZES
@@ -14,5 +13,5 @@ ARMS = ("offline", "soft", "online@0", "online", "offline=online", "soft=online"
 KD = {**SIZES, "quick": replace(SIZES["quick"], kd_temperatures=(0.0, 1.0))}
 
 
-def test_paradigm(train_and_measure: Callable[[Sequence[str]], None]) -> None:
+def test_paradigm(train_and_measure) -> None:
     train_and_measure(ARMS)

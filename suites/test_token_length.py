@@ -22,7 +22,6 @@ from bench.progress import Meter
 from bench.protocols import Backend, Replayable
 from bench.records import token_length
 from bench.records.decoding import derive_seed
-from bench.records.runs import Cell
 from bench.records.token_length import SUITE, Header, JudgedText
 from bench.reporting.formats import terminal
 from bench.reporting.suites.token_length import length_table
@@ -32,29 +31,28 @@ DEFAULTS = {
     "quick": {"temperatures": (0.0, 0.5, 1.0), "num_prompts": 16, "max_new_tokens": 48, "num_draft_tokens": (2,)},
     "paper": {"temperatures": (0.0, 0.25, 0.5, 0.75, 1.0), "num_prompts": 48, "max_new_tokens": 128},
 }
-# Settings that the header repeats.
-SETTINGS = ("temperatures", "top_k", "top_p", "max_new_tokens", "end_token", "seed")
 
 
 def test_token_length(
     benchmark: Any, backend: Backend, settings: Settings, workload: Workload, capsys: pytest.CaptureFixture
 ) -> None:
-    first = first_cell(SUITE, backend.name, settings, workload)
-    drafted_at = settings.draft_temperatures[0]
+    if not isinstance(backend, Replayable):
+        pytest.skip(f"{backend.name} cannot repeat a generation with its acceptance probabilities")
+    if (rule := settings.rules[0]) in JOINT_RULES:
+        pytest.skip(f"{backend.name} judges whole rounds by the rule {rule}, not single tokens")
     cells = {
-        temperature: replace(
-            first, temperature=temperature, draft_temperature=temperature if drafted_at is None else drafted_at
-        )
+        temperature: first_cell(SUITE, backend.name, replace(settings, temperatures=(temperature,)), workload)
         for temperature in settings.temperatures
     }
     for cell in cells.values():
-        if reason := not_judgeable(cell, backend):
+        if reason := unsupported(cell, backend):
             pytest.skip(f"{backend.name} {reason}")
     target = scoring.lent_target(backend) or scoring.load_target(workload.model_pair, settings.device)
     speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair))
 
     def judge(temperature: float, prompt_index: int) -> JudgedText:
         request = request_of(cells[temperature], workload.prompt_ids[prompt_index], workload.end_token_ids)
+        # The draws do not depend on the draft length or the rule.
         request = replace(request, seed=derive_seed(settings.seed, SUITE, temperature, prompt_index))
         replay = backend.replay(request)
         return token_length.judged_text(
@@ -82,16 +80,8 @@ def test_token_length(
         print(f"\n\n{path}\n\n{terminal(length_table(positions(token_length.load(path))))}\n")
 
 
-def not_judgeable(cell: Cell, backend: Backend) -> str | None:
-    """Return why an engine cannot decode these cells with the acceptance probability of every tested token."""
-    if not isinstance(backend, Replayable):
-        return "cannot repeat a generation with its acceptance probabilities"
-    if cell.rule in JOINT_RULES:
-        return f"judges whole rounds by the rule {cell.rule}, not single tokens"
-    return unsupported(cell, backend)
-
-
 def header_of(backend: Backend, settings: Settings, workload: Workload) -> Header:
+    repeated = ("temperatures", "top_k", "top_p", "max_new_tokens", "end_token", "seed")
     return Header(
         schema=token_length.SCHEMA,
         **shared_header(SUITE, settings, workload),
@@ -104,5 +94,5 @@ def header_of(backend: Backend, settings: Settings, workload: Workload) -> Heade
         num_draft_tokens=settings.num_draft_tokens[0],
         rule=settings.rules[0],
         draft_temperature=settings.draft_temperatures[0],
-        **{name: getattr(settings, name) for name in SETTINGS},
+        **{name: getattr(settings, name) for name in repeated},
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backends.doctor.check import Check, State
 from bench.errors import BackendUnavailable
-from bench.measurement import session_log
+from bench.measurement.session import LOG_FILE
 from bench.protocols import Capabilities
 from bench.records import files, storage
 from bench.records.decoding import ModelPair, Scalar
@@ -202,7 +202,7 @@ def results(folder: Path) -> Iterator[Check]:
         yield Check(topic, "problem", f"{folder}: only {free}", "Free some disk space, or name another folder.")
     else:
         yield Check(topic, "ok", f"{folder} can be written, {free}")
-    for log in folder.glob(f"{session_log.FILE}*"):
+    for log in folder.glob(f"{LOG_FILE}*"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             command = " ".join(("pytest", *json.loads(log.read_text())["command"]))
             remedy = "The same command with --resume goes on from there."

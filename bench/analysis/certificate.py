@@ -193,20 +193,18 @@ def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float) -
             words.append(f"{needed} tokens are needed")
     if near_ties:
         words.append(f"{near_ties} near-ties")
-    return Certificate(
-        *(verdict, tuple(words), num_tokens, needed),
-        near_ties=near_ties,
-        beyond_tau=beyond,
-        differing_texts=differing,
-        largest_gap=largest,
-    )
+    judged = (verdict, tuple(words), num_tokens, needed)
+    return Certificate(*judged, near_ties=near_ties, beyond_tau=beyond, differing_texts=differing, largest_gap=largest)
 
 
 # Temperature > 0
 def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: float) -> Certificate:
     from scipy.stats import binom
 
-    tokens = _columns(samples)
+    names = ("slots", "pit", "excess_surprisal", "surprisal_variance")
+    columns = [[getattr(text, name) for _, text in _texts(samples)] for name in names]
+    columns.append([_noise(sample, len(text.pit)) for sample, text in _texts(samples)])
+    tokens = _Tokens(*map(np.concatenate, columns))
     if unknown := {sample.evidence.dtype for sample in samples} - ALLOWANCE.keys():
         raise ValueError(f"expected evidence of dtype {' or '.join(ALLOWANCE)}, got {', '.join(map(repr, unknown))}")
     allowance = max(ALLOWANCE[sample.evidence.dtype] for sample in samples)
@@ -229,7 +227,7 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
     within = -TEMPERATURE_MARGIN < whole.temperature_low <= whole.temperature_high < hottest
     needed = _tokens_needed(whole, hottest, margin)
     verdict: CertificateVerdict = "INCONCLUSIVE"
-    words = tuple(_inconclusive_words(whole, needed, margin))
+    words: tuple[str, ...] = _inconclusive_words(whole, needed, margin)
     if significant:
         verdict, words = "LOSSY", tuple(_lossy_words(significant, results, off_support))
     elif within and whole.distance_high < margin:
@@ -242,13 +240,6 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
 
 def _texts(samples: Sequence[Sample]) -> Iterator[tuple[Sample, TextEvidence]]:
     return ((sample, text) for sample in samples for text in sample.evidence.texts)
-
-
-def _columns(samples: Sequence[Sample]) -> _Tokens:
-    names = ("slots", "pit", "excess_surprisal", "surprisal_variance")
-    columns = [[getattr(text, name) for _, text in _texts(samples)] for name in names]
-    columns.append([_noise(sample, len(text.pit)) for sample, text in _texts(samples)])
-    return _Tokens(*map(np.concatenate, columns))
 
 
 def _noise(sample: Sample, num_tokens: int) -> Array:
@@ -268,10 +259,8 @@ def _test(tokens: _Tokens, slot: Slot, allowance: float) -> SlotResult:
     # As scipy.stats.ks_1samp, which spends a hundred times as long on a p value that is not used here.
     ordered, ranks = np.sort(tokens.pit), np.arange(num_tokens)
     distance = float(max(((ranks + 1) / num_tokens - ordered).max(), (ordered - ranks / num_tokens).max()))
-    root = math.sqrt(num_tokens)
     # The law of the transforms is within the allowance of uniform; Massart bounds how far a sample is from any law.
     distance_p = min(1.0, 2 * math.exp(-2 * num_tokens * max(0.0, distance - allowance) ** 2))
-
     surplus, variance = float(tokens.excess.sum()), float(tokens.variance.sum())
     # The variance alone is far off if a few rare tokens decide. With the squares mixed in like this, the tails of the ratio
     # are sub-Gaussian for any martingale (Delyon 2009, Electron. J. Probab. 14).
@@ -284,8 +273,8 @@ def _test(tokens: _Tokens, slot: Slot, allowance: float) -> SlotResult:
         slot=slot,
         num_tokens=num_tokens,
         distance=distance,
-        distance_low=max(0.0, distance - _LOWER / root),
-        distance_high=min(1.0, distance + UPPER_BOUND_LEVEL / root + 0.5 / num_tokens),
+        distance_low=max(0.0, distance - _LOWER / math.sqrt(num_tokens)),
+        distance_high=min(1.0, distance + UPPER_BOUND_LEVEL / math.sqrt(num_tokens) + 0.5 / num_tokens),
         distance_p=distance_p,
         surprisal_z=surplus / scale if scale > 0 else 0.0,
         temperature_error=error,
@@ -313,13 +302,11 @@ def _temperature_interval(whole: SlotResult) -> str:
     return f"the temperature is off by {whole.temperature_low:+.0%} to {whole.temperature_high:+.0%}"
 
 
-def _inconclusive_words(whole: SlotResult, needed: int | None, margin: float) -> Iterator[str]:
-    yield (
-        f"no fault is found, but {whole.num_tokens} tokens only show that D is at most {whole.distance_high:.3f} "
-        f"(margin {margin:g}), and that {_temperature_interval(whole)}"
-    )
+def _inconclusive_words(whole: SlotResult, needed: int | None, margin: float) -> tuple[str, str]:
+    bound = f"{whole.num_tokens} tokens only show that D is at most {whole.distance_high:.3f} (margin {margin:g})"
     too_far = "more tokens would not be enough: numerical noise, or a small fault, takes the output this far"
-    yield too_far if needed is None else f"about {needed} tokens are needed"
+    enough = too_far if needed is None else f"about {needed} tokens are needed"
+    return f"no fault is found, but {bound}, and that {_temperature_interval(whole)}", enough
 
 
 def _lossy_words(significant: Sequence[Test], results: Sequence[SlotResult], off_support: int) -> Iterator[str]:
@@ -345,12 +332,11 @@ def _smaller_p(result: SlotResult) -> float:
 
 def _temperature_words(whole: SlotResult) -> str:
     how, error = ("unlikely", "higher") if whole.temperature_error > 0 else ("likely", "lower")
-    if abs(whole.temperature_error) > 1:
+    size = abs(whole.temperature_error)
+    if size > 1:  # the estimate is of first order, so such a number means nothing
         return f"tokens are far too {how}: no temperature near the requested one explains it"
-    return (
-        f"tokens are too {how}: the temperature was {error} than requested, by about {abs(whole.temperature_error):.0%}, "
-        "or something has the same effect"
-    )
+    error = f"the temperature was {error} than requested, by about {size:.0%}"
+    return f"tokens are too {how}: {error}, or something has the same effect"
 
 
 def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
@@ -359,17 +345,13 @@ def _slot_words(departing: set[Slot], results: Sequence[SlotResult]) -> str:
     drafted = {result.slot for result in results} - {BONUS, FIRST}
     if not others:
         return "every slot departs: suspect what they share, such as the temperature, truncation or the target's pass"
-    if departing == {BONUS}:
-        where = "what the bonus token is drawn from, or its position"
-    elif departing == {FIRST}:
-        where = "the prompt's pass, or how its token is drawn"
-    elif departing == drafted:
-        where = "the acceptance test or the residual distribution"
-    elif departing < drafted:
-        where = "the position of the recovered token, or a stale cache"
-    else:
-        where = "what these have in common"
-    return f"departing: {names}; not departing: {others}; suspect {where}"
+    suspects = {
+        frozenset({BONUS}): "what the bonus token is drawn from, or its position",
+        frozenset({FIRST}): "the prompt's pass, or how its token is drawn",
+        frozenset(drafted): "the acceptance test or the residual distribution",
+    }
+    rest = "the position of the recovered token, or a stale cache" if departing < drafted else "what these have in common"
+    return f"departing: {names}; not departing: {others}; suspect {suspects.get(frozenset(departing), rest)}"
 
 
 def _listed(names: Sequence[str]) -> str:

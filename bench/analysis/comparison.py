@@ -138,7 +138,10 @@ def compare(base: Side, head: Side, *, margin: float = 0.02, interleaved: bool =
     if not margin > 0:
         raise ValueError(f"expected a margin > 0, got {margin:g}")
     of_base, of_head = _newest(base, suite), _newest(head, suite)
-    _check_machines(of_base, of_head)
+    elsewhere = {identity: row for (identity, _), row in of_head.items()}
+    for key, row in of_base.items():
+        if key not in of_head and key[0] in elsewhere:  # HEAD has the cell, but only under other conditions
+            check_comparable(row.run.environment, elsewhere[key[0]].run.environment)
     cells = [_matched(key, of_base, of_head) for key in of_base]
     for number, (base_runs, head_runs) in enumerate(zip(base.relaunched, head.relaunched, strict=True), start=2):
         again = _newest(Side(base.label, base_runs), suite), _newest(Side(head.label, head_runs), suite)
@@ -154,17 +157,15 @@ def compare(base: Side, head: Side, *, margin: float = 0.02, interleaved: bool =
 
 def exit_status(comparison: Comparison, *, strict: bool) -> int:
     """Return 0: no regression; 1: a number got worse, or HEAD lacks a cell; 3, if strict: neither, but one is undecided."""
-    cells = comparison.cells
-    verdicts = {outcome.verdict for cell in cells for outcome in cell.outcomes}
-    statuses = {cell.status for cell in cells}
+    verdicts = {outcome.verdict for cell in comparison.cells for outcome in cell.outcomes}
+    statuses = {cell.status for cell in comparison.cells}
     if verdicts & WORSE or statuses & FAILURES:
         return REGRESSION
     return UNDECIDED if strict and ("INCONCLUSIVE" in verdicts or "BASE INVALID" in statuses) else NO_REGRESSION
 
 
 # Cells
-_Identity = tuple[Cell, str | None, str | None]  # with the hashes of target and draft
-_Key = tuple[_Identity, tuple[Scalar, ...]]  # with the machine
+_Key = tuple[tuple[Cell, str | None, str | None], tuple[Scalar, ...]]  # a cell with the hashes of its models; the machine
 
 
 def _newest(side: Side, suite: str | None) -> dict[_Key, Row]:
@@ -180,17 +181,6 @@ def _newest(side: Side, suite: str | None) -> dict[_Key, Row]:
         wanted = f"cells of suite {suite}" if suite else "cells"
         raise ValueError(f"{side.label}: expected {wanted}, got {', '.join(suites) or 'none'}")
     return requested
-
-
-def _check_machines(of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row]) -> None:
-    """Check the machines of cells that both sides have.
-
-    Raises:  IncomparableResults: HEAD has a cell of BASE only under other conditions
-    """
-    elsewhere = {identity: row for (identity, _), row in of_head.items()}
-    for key, row in of_base.items():
-        if key not in of_head and key[0] in elsewhere:
-            check_comparable(row.run.environment, elsewhere[key[0]].run.environment)
 
 
 def _matched(key: _Key, of_base: Mapping[_Key, Row], of_head: Mapping[_Key, Row]) -> CellComparison:
@@ -228,24 +218,22 @@ def _differing(base: Row, head: Row) -> tuple[str, ...]:
 
 
 def _named(row: Row) -> dict[str, Any]:
-    """Return the identity of a cell by name."""
     cell = row.record.cell
     hashes = {f"{role}_hash": value for role, value in model_hashes(cell, row.run).items()}
     return {each.name: getattr(cell, each.name) for each in fields(cell)} | hashes
 
 
 # Numbers
-def _seconds_of(arm: metrics.ArmName, first: int) -> Number:
-    """Return seconds per token of one arm as a number; its columns of gamma begin at `first`."""
+def _seconds_of(arm: metrics.ArmName, own: slice) -> Number:
+    """Return seconds per token of one arm as a number; `own` are its columns of gamma."""
     quantity = Quantity(
-        lambda record: ((pair, sums[first : first + 2]) for pair, sums in LOG_GAMMA.columns(record)), log_quotient, timed=True
+        lambda record: ((pair, sums[own]) for pair, sums in LOG_GAMMA.columns(record)), log_quotient, timed=True
     )
-    verdicts: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")
     of_cell = functools.partial(metrics.seconds_per_token, arm=arm)
-    return Number(f"{arm.upper()} ms/token", "ms/token", of_cell, quantity, verdicts, True)
+    return Number(f"{arm.upper()} ms/token", "ms/token", of_cell, quantity, ("FASTER", "SLOWER"), True)
 
 
-AR, SD = _seconds_of("ar", 0), _seconds_of("sd", 2)
+AR, SD = _seconds_of("ar", slice(0, 2)), _seconds_of("sd", slice(2, 4))
 GAMMA = Number("gamma", "ratio", metrics.gamma, LOG_GAMMA, ("SLOWER", "FASTER"), False)
 COUNTED_ALPHA = Number("alpha, counted", "points", metrics.counted_alpha, ALPHA, ("LOWER", "HIGHER"), False)
 NUMBERS = (SD, AR, GAMMA, COUNTED_ALPHA)
@@ -254,7 +242,6 @@ Testable = tuple[Number, Effect | Outcome]  # an effect to test, or an outcome t
 
 
 def _judged(cells: Sequence[CellComparison], *, margin: float, interleaved: bool) -> Iterator[CellComparison]:
-    """Yield the same cells with their outcomes."""
     measured = [_measured(cell) for cell in cells]
     if not interleaved:
         measured = _with_drift(cells, measured)
@@ -328,10 +315,7 @@ def _with_drift(cells: Sequence[CellComparison], measured: Sequence[list[Testabl
 
 
 def _drift(log_shifts: Mapping[tuple[str, str], Sequence[float]]) -> Part | None:
-    """Return how HEAD / BASE of the AR arm spreads over runs and over the cells of one run.
-
-    None: one run of a side does not show how far its runs are apart.
-    """
+    """Return how HEAD / BASE of the AR arm spreads over runs and over the cells of one run; None if a side has one run."""
     num_runs = min(len(set(files)) for files in zip(*log_shifts, strict=True)) if log_shifts else 0
     if num_runs < 2:
         return None
@@ -367,28 +351,17 @@ def judge(measured: Sequence[Testable], *, margin: float) -> Iterator[Outcome]:
     for place, (number, effect) in enumerate(measured):
         if isinstance(effect, Outcome):
             yield effect
-        else:
-            verdict = _verdict(number, effect, differ[place], same[place])
-            yield Outcome(number, effect, verdict, _minimum(effect, len(tested)), differ[place])
-
-
-def _verdict(number: Number, effect: Effect, p_differ: float, p_same: float) -> Verdict:
-    """Return the verdict. SAME comes first: a difference within the margin does not matter, however sure it is."""
-    if p_same <= LEVEL:
-        return "SAME"
-    return number.verdicts[effect.estimate > 0] if p_differ <= LEVEL else "INCONCLUSIVE"
+            continue
+        verdict: Verdict = number.verdicts[effect.estimate > 0] if differ[place] <= LEVEL else "INCONCLUSIVE"
+        if same[place] <= LEVEL:  # a difference within the margin does not matter, however sure it is
+            verdict = "SAME"
+        # The difference that is seen with POWER if it is the first of its family to be tested.
+        minimum = effect.half_width(LEVEL / len(tested)) + effect.half_width(2 * (1 - POWER))
+        yield Outcome(number, effect, verdict, minimum, differ[place])
 
 
 def _equivalence_p(effect: Effect, margin: float) -> float:
-    """Return the p value of the worse of two one-sided tests; 1 if the estimate is not within the margin.
-
-    Source:  Schuirmann 1987, two one-sided tests
-    """
+    """Return the larger p of two one-sided tests (Schuirmann 1987); 1 if the estimate is not within the margin."""
     if abs(effect.estimate) >= margin:
         return 1.0
-    return effect.p_value(math.copysign(margin, effect.estimate)) / 2
-
-
-def _minimum(effect: Effect, num_tests: int) -> float:
-    """Return the difference that is seen with POWER if it is the first of its family to be tested."""
-    return effect.half_width(LEVEL / num_tests) + effect.half_width(2 * (1 - POWER))
+    return effect.p_value(math.copysign(margin, effect.estimate)) / 2  # two-sided p values, halved

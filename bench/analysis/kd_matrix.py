@@ -17,11 +17,9 @@ Intervals = list[Interval | None]  # one entry for each decode temperature
 
 
 def estimate(of_seeds: Sequence[MatrixCell], against: Sequence[MatrixCell] = ()) -> Interval:
-    """Return alpha, or how much higher it is than that of other drafts on the same texts.
+    """Return alpha, or its excess over `against` on the same texts (one draft, or one of each seed in the same order).
 
     The interval covers other seeds and other prompts. From a single seed it has no ends.
-
-    Args:    against: one draft, or one of each seed in the same order
     """
     values = _ratios(of_seeds) - _ratios(against) if against else _ratios(of_seeds)
     return over_seeds_and_prompts(values).interval
@@ -54,13 +52,14 @@ def kinds_of(matrix: Matrix) -> dict[Kind, list[MeasuredDraft]]:
 def _estimates(
     kinds: Mapping[Kind, Sequence[MeasuredDraft]], matrix: Matrix, *, start: MeasuredDraft | None = None
 ) -> dict[Kind, Intervals]:
-    found: dict[Kind, Intervals] = {}
     columns = decode_temperatures(matrix)
+    against: list[list[MatrixCell]] = [[cell] for cell in start.cells] if start else [[]] * len(columns)
+    found: dict[Kind, Intervals] = {}
     for kind, lines in kinds.items():
-        against = [[start.cells[place]] if start else [] for place in range(len(columns))]
-        found[kind] = [estimate([line.cells[place] for line in lines], against[place]) for place in range(len(columns))]
+        of_seeds = zip(*(line.cells for line in lines), strict=True)  # at each decode temperature, the cells of all seeds
+        found[kind] = list(map(estimate, of_seeds, against))
     rows = [found.get(("offline", 0.0, column)) for column in columns]
-    matched: Intervals = [row[place] if row else None for place, row in enumerate(rows)]
+    matched = [row[place] if row else None for place, row in enumerate(rows)]
     return found | {("matched", 0.0, None): matched} if any(matched) else found
 
 
@@ -69,16 +68,11 @@ def decode_temperatures(matrix: Matrix) -> list[float]:
 
 
 def regrets(found: Mapping[Kind, Intervals]) -> dict[Kind, tuple[float, float]]:
-    """Return how much alpha each kind loses against the best of each decode temperature: mean and largest loss.
-
-    Kinds that were not measured at every decode temperature are left out.
-    """
+    """Return the mean and the largest loss of alpha against the best of each T, of kinds that were measured at every T."""
     best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
-    lost = {
-        kind: [at_best - value.estimate for at_best, value in zip(best, row, strict=True) if value]
-        for kind, row in found.items()
-    }
-    return {kind: (sum(each) / len(each), max(each)) for kind, each in lost.items() if len(each) == len(best)}
+    complete = {kind: [value.estimate for value in row if value] for kind, row in found.items() if all(row)}
+    lost = {kind: [most - own for most, own in zip(best, row, strict=True)] for kind, row in complete.items()}
+    return {kind: (sum(each) / len(each), max(each)) for kind, each in lost.items()}
 
 
 def best_kd_temperatures(matrix: Matrix) -> dict[tuple[str, float], list[tuple[float, list[float]]]]:
@@ -119,8 +113,7 @@ def split(matrix: Matrix) -> list[Step]:
     frozen = left_out_ratios(coldest.overlap, coldest.tokens)
     steps = []
     for cell in start.cells:
-        same_contexts = left_out_ratios(cell.rescaled, coldest.tokens)
-        own = left_out_ratios(cell.overlap, cell.tokens)
-        values = (own, same_contexts - frozen, own - same_contexts)
+        same_contexts, own = left_out_ratios(cell.rescaled, coldest.tokens), left_out_ratios(cell.overlap, cell.tokens)
+        values = (own, same_contexts - frozen, own - same_contexts)  # the last two sum to the whole change
         steps.append(Step(cell.temperature, *(over_prompts(each).interval for each in values)))
     return steps

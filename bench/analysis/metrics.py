@@ -7,9 +7,10 @@ token, in both arms alike. Every interval is over prompts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ Forward = Literal["ar", "draft", "verify"]
 ArmName = Literal["ar", "sd"]
 Times = Literal["decode", "end_to_end"]
 Spent = tuple[float, int]  # seconds and tokens that one arm adds to its totals
+ProbsOf = Callable[[Replay], Iterable[Sequence[float]]]  # acceptance probabilities of each round that count
 OfPrompt = tuple[int, tuple[float, float]]  # a prompt, and two numbers that are summed over prompts
 Columns = tuple[list[float], list[int], list[float], list[int]]  # AR seconds and tokens, SD seconds and tokens
 
@@ -52,7 +54,6 @@ class Agreement:
 
 
 def count_rounds(rounds: Iterable[Round]) -> RoundCounts:
-    """Return the sums over rounds."""
     rounds = tuple(rounds)
     drafted, accepted, emitted = (sum(getattr(each, name) for each in rounds) for name in Round.__slots__)
     return RoundCounts(drafted, accepted, sum(map(num_tested, rounds)), emitted, len(rounds))
@@ -63,13 +64,13 @@ def counted_alpha(record: CellRecord) -> Interval | None:
     return None if record.cell.rule in JOINT_RULES else share_of(tested_of(record))
 
 
-def expected_alpha(record: CellRecord) -> Interval | None:
+def expected_alpha(record: CellRecord, *, probs_of: ProbsOf = attrgetter("acceptance_probs")) -> Interval | None:
     """Return alpha as the mean acceptance probability of the positions tested in replays; None as above."""
     if record.cell.rule in JOINT_RULES:
         return None
     found = []
     for pair, replay in replays_of(record):
-        probs = [min(prob, 1.0) for prob in chain.from_iterable(replay.acceptance_probs)]  # a sum may round to above 1
+        probs = [min(prob, 1.0) for prob in chain.from_iterable(probs_of(replay))]  # a sum may round to just above 1
         found.append((pair.prompt_index, (sum(probs), len(probs))))
     return share_of(found)
 
@@ -95,7 +96,7 @@ def acceptance_agreement(record: CellRecord) -> Agreement | None:
         ]
         if not lengths:
             return None
-        z = intervals.self_normalised_z(*zip(*lengths, strict=True))
+        z = intervals.self_normalised_z(*zip(*lengths, strict=True))  # a joint rule has no variance in closed form
         return Agreement(z, intervals.two_sided_p(z), len(lengths))
     outcomes = [
         (place < round_.accepted, prob)
@@ -122,12 +123,14 @@ def gamma(record: CellRecord, *, confidence: float = 0.95) -> Interval | None:
     Arms differ in length if texts end naturally. Totals are per arm: an arm whose text is one token long decodes nothing and
     adds neither seconds nor tokens, and the other arm of its pair still counts.
     """
-    return _ratio_of_arms(record, times_measured(record), confidence)
+    columns = time_columns(record, times_measured(record))
+    return columns and intervals.ratio_of_totals(*columns, _prompts(record), groups=groups_of(record), confidence=confidence)
 
 
 def gamma_e2e(record: CellRecord) -> Interval | None:
     """Return gamma of whole calls, which include prefill and first token."""
-    return _ratio_of_arms(record, "end_to_end")
+    columns = time_columns(record, "end_to_end")
+    return columns and intervals.ratio_of_totals(*columns, _prompts(record), groups=groups_of(record))
 
 
 def gamma_geometric(record: CellRecord) -> Interval | None:
@@ -182,10 +185,7 @@ def native_ratio(run: RunRecord) -> Interval | None:
 
 # Against another backend, on the same prompts
 def speed_against(record: CellRecord, reference: CellRecord) -> Interval | None:
-    """Return speculative tokens per second / the reference's.
-
-    The two ran minutes apart, and no interval covers a drift of the machine between them.
-    """
+    """Return speculative tokens per second / the reference's. A drift of the machine between the two is not covered."""
     times = times_measured(record)
     if times != times_measured(reference):
         return None
@@ -219,10 +219,7 @@ def floor_seconds(record: CellRecord, forward: Forward) -> float | None:
 
 
 def predicted_gamma(record: CellRecord, *, cost: float | None = None) -> float | None:
-    """Return gamma of a loop without overhead, at the measured block efficiency.
-
-    Args:    cost: c of the prediction; None: as measured
-    """
+    """Return gamma of a loop without overhead, at the measured block efficiency; `cost` replaces the measured c."""
     efficiency = block_efficiency(record)
     return None if efficiency is None else _gamma_at(record, efficiency.estimate, cost=cost)
 
@@ -276,10 +273,9 @@ def _arms_seconds(record: CellRecord) -> float:
     """Return the seconds of timed arms. Of texts that were decoded at once, the slowest one counts."""
     groups: dict[object, float] = {}
     for pair in record.pairs:
-        alone = pair.group is None
-        group = (pair.prompt_index, pair.repeat) if alone else (pair.group, pair.repeat // record.cell.concurrency)
+        first = pair.prompt_index if pair.group is None else pair.group
         for arm in ("ar", "sd"):
-            key = (*group, arm)
+            key = (first, pair.repeat // record.cell.concurrency, arm)  # texts of a group differ in repeat
             groups[key] = max(groups.get(key, 0.0), getattr(pair, arm).seconds)
     return sum(groups.values())
 
@@ -310,9 +306,8 @@ def spent(arm: TimedArm, times: Times) -> Spent:
         return arm.seconds, len(arm.token_ids)
     num_first = arm.rounds[0].emitted if arm.rounds and first_round_has_prefill(arm) else 1
     num_decoded = len(arm.token_ids) - num_first
-    if not num_decoded:
-        return 0.0, 0  # the rest of the call is no decoding
-    return arm.seconds - arm.first_token_s, num_decoded
+    # Without such tokens, the rest of the call is no decoding.
+    return (arm.seconds - arm.first_token_s, num_decoded) if num_decoded else (0.0, 0)
 
 
 def first_round_has_prefill(arm: TimedArm) -> bool:
@@ -359,11 +354,6 @@ def _times(arms: Iterable[TimedArm]) -> Times:
 def _columns(first: Sequence[Spent], second: Sequence[Spent]) -> Columns | None:
     columns = ([s for s, _ in first], [n for _, n in first], [s for s, _ in second], [n for _, n in second])
     return columns if all(sum(column) for column in columns) else None
-
-
-def _ratio_of_arms(record: CellRecord, times: Times, confidence: float = 0.95) -> Interval | None:
-    columns = time_columns(record, times)
-    return columns and intervals.ratio_of_totals(*columns, _prompts(record), groups=groups_of(record), confidence=confidence)
 
 
 def _prompts(record: CellRecord) -> list[int]:

@@ -137,19 +137,16 @@ def _phase_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[flo
 
 def alpha_of(sums: Array) -> Array:
     """Return alpha from accepted and tested tokens."""
-    found: Array = sums[..., 0] / sums[..., 1]
-    return found
+    return sums[..., 0] / sums[..., 1]
 
 
 def log_quotient(sums: Array) -> Array:
-    found: Array = np.log(sums[..., 0] / sums[..., 1])
-    return found
+    return np.log(sums[..., 0] / sums[..., 1])
 
 
 def log_ratio_of(sums: Array) -> Array:
     """Return log((sums 0 / sums 1) / (sums 2 / sums 3)), such as from seconds and tokens of both arms."""
-    found: Array = np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
-    return found
+    return np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
 
 
 ALPHA = Quantity(_accepted_of_tested, alpha_of)

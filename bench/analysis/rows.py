@@ -18,7 +18,6 @@ def model_hashes(cell: Cell, run: RunRecord) -> dict[str, str | None]:
     return {"target": hashes.get("target"), "draft": hashes.get(f"draft {cell.draft}", hashes.get("draft"))}
 
 
-_HASH_DIGITS = 8
 LOAD_SUITES = ("concurrency", "deployment")  # they decode at several loads
 # Fields of a cell that `identity` omits (the pair's name contains the inflation) or treats apart.
 _NOT_NAMED = ("suite", "inflation", "concurrency", "draft_length", "schedule", "options")
@@ -41,8 +40,8 @@ class Row:
 
 def may_be_claimed(row: Row) -> bool:
     """Return whether the gamma of a row is valid, conclusive and not known to be lossy."""
-    known = row.verdict.certificate in ("LOSSLESS", UNCERTIFIED)
-    return row.verdict.valid and row.verdict.label != "INCONCLUSIVE" and known and not row.lossy
+    conclusive = row.verdict.valid and row.verdict.label != "INCONCLUSIVE"
+    return conclusive and row.verdict.certificate in ("LOSSLESS", UNCERTIFIED)
 
 
 def oldest_first(runs: Runs) -> list[tuple[str, RunRecord]]:
@@ -50,10 +49,7 @@ def oldest_first(runs: Runs) -> list[tuple[str, RunRecord]]:
 
 
 def rows_of(file: str, run: RunRecord) -> Iterator[Row]:
-    """Yield a row for each cell of a run.
-
-    Verdicts and certificates are computed here and nowhere else: make rows once for a page and pass them on.
-    """
+    """Yield a row for each cell. This computes verdicts and certificates, so make rows once for a page and pass them on."""
     for record, verdict in zip(run.cells, verdicts_of(run, run.cells), strict=True):
         yield Row(record, run, file, verdict)
 
@@ -66,15 +62,12 @@ def newest_rows(runs: Runs) -> tuple[Row, ...]:
 
 
 def row_groups(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
-    """Return rows of the same models and the same amount of text, which belong in one table; the newest group first.
-
-    An inflated target is the same model as the one that it was made from.
-    """
+    """Return rows of the same models and the same amount of text, which belong in one table; the newest group first."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         cell, hashes = row.record.cell, row.run.model_hashes
         amount = (cell.num_prompts, cell.max_new_tokens, cell.repeats)
-        target = hashes.get("uninflated target", hashes.get("target"))
+        target = hashes.get("uninflated target", hashes.get("target"))  # an inflated target is the same model
         groups.setdefault((target, hashes.get("draft"), *amount), []).append(row)
     newest_first = sorted(groups.values(), key=lambda group: max(row.run.created for row in group), reverse=True)
     return tuple(map(tuple, newest_first))
@@ -100,7 +93,7 @@ def identity(row: Row) -> dict[str, Scalar]:
 
 
 def split_identity(
-    rows: Sequence[Row], *, always: tuple[str, ...] = ("temperature",)
+    rows: Sequence[Row], *, always: Sequence[str] = ("temperature",)
 ) -> tuple[tuple[str, ...], dict[str, Scalar]]:
     """Return the names whose values differ between rows, with those of `always`, and the values of all others."""
     identities = [identity(row) for row in rows]
@@ -116,7 +109,7 @@ def scalar_text(name: str, value: Scalar) -> str:
     if value is None:
         return "constant" if name == "draft_length" else "none"  # only cells of an adaptive length have a value
     if name.endswith("_hash"):
-        return str(value)[:_HASH_DIGITS] or "none"
+        return str(value)[:8] or "none"  # enough digits to tell files apart
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

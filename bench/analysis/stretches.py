@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bench.analysis import metrics
-from bench.records.decoding import BONUS, emitted_positions, placed_rounds
+from bench.records.decoding import BONUS, Replay, emitted_positions, placed_rounds
 from bench.records.runs import Cell, CellRecord, TimedPair
 from bench.statistics.intervals import Interval
 
@@ -39,25 +39,18 @@ def counts_in(record: CellRecord, stretch: Stretch) -> Iterator[tuple[TimedPair,
 
 def counted_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
     """Return accepted / tested draft tokens of a stretch; None if none was tested, or if the rule judges jointly."""
-    if record.cell.rule in metrics.JOINT_RULES:
-        return None
-    return metrics.share_of(_by_prompt(record, stretch))
+    return None if record.cell.rule in metrics.JOINT_RULES else metrics.share_of(_by_prompt(record, stretch))
 
 
 def expected_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
     """Return the mean acceptance probability of the positions of a stretch that replays tested; None as above."""
-    if record.cell.rule in metrics.JOINT_RULES:
-        return None
-    found = []
-    for pair, replay in metrics.replays_of(record):
+
+    def probs_of(replay: Replay) -> Iterator[tuple[float, ...]]:
         rounds = placed_rounds(replay.rounds, len(replay.token_ids))
-        probs = [
-            min(prob, 1.0)  # a sum of probabilities may round to just above 1
-            for (first, _), round_probs in zip(rounds, replay.acceptance_probs, strict=True)
-            for prob in round_probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
-        ]
-        found.append((pair.prompt_index, (sum(probs), len(probs))))
-    return metrics.share_of(found)
+        for (first, _), probs in zip(rounds, replay.acceptance_probs, strict=True):
+            yield probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
+
+    return metrics.expected_alpha(record, probs_of=probs_of)
 
 
 def alpha_against(record: CellRecord, constant: CellRecord, stretch: Stretch) -> Interval | None:

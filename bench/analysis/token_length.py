@@ -70,12 +70,8 @@ class LengthModels:
 
 
 def positions(record: LengthRecord) -> Positions:
-    """Return all texts of a record as columns.
-
-    Raises:  ValueError: there are no tested positions of ordinary tokens
-    """
+    """Return all texts of a record as columns. Raise ValueError if no ordinary token was tested."""
     texts = sorted(record.texts, key=lambda text: (text.temperature, text.prompt_index))
-
     ordinary = np.array([not special for text in texts for special in text.special], dtype=bool)
     if not ordinary.any():
         raise ValueError(f"expected draft tokens that were tested, got {len(texts)} texts without any")
@@ -88,18 +84,12 @@ def positions(record: LengthRecord) -> Positions:
 
     prompts, token_ids = repeated("prompt_index"), column("token_ids").astype(np.intp)
     log_ids, log_counts = np.log1p(token_ids), np.log1p(counts_elsewhere(token_ids, prompts))
-    lengths = (column("num_bytes"), column("num_chars"))
-    position = (column("slots"), np.log1p(column("places")))
-    covariates = np.column_stack((*lengths, column("entropies"), log_ids, log_counts, *position))
+    of_token = (column("num_bytes"), column("num_chars"), column("entropies"), log_ids, log_counts)
+    covariates = np.column_stack((*of_token, column("slots"), np.log1p(column("places"))))
     spread = covariates.std(axis=0)
-    return Positions(
-        prompts=prompts,
-        temperatures=repeated("temperature"),
-        accepted=column("accepted"),
-        acceptance_probs=column("acceptance_probs"),
-        covariates=covariates,
-        standardised=(covariates - covariates.mean(axis=0)) / np.where(spread > 0, spread, 1.0),
-    )
+    standardised = (covariates - covariates.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    of_tests = (column("accepted"), column("acceptance_probs"))
+    return Positions(prompts, repeated("temperature"), *of_tests, covariates, standardised)
 
 
 def counts_elsewhere(token_ids: NDArray[np.intp], prompts: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -128,12 +118,8 @@ def entropy_bins(data: Positions) -> NDArray[np.intp]:
 
 def binned_shares(shares: Array, bins: NDArray[np.intp], num_bins: int, prompts: NDArray[np.intp]) -> list[Interval | None]:
     """Return the mean of values in 0..1 in each bin, with its interval over prompts; None for an empty bin."""
-    return [
-        intervals.proportion(shares[bins == place], np.ones((bins == place).sum()), prompts[bins == place])
-        if (bins == place).any()
-        else None
-        for place in range(num_bins)
-    ]
+    inside = [bins == place for place in range(num_bins)]
+    return [intervals.proportion(shares[own], np.ones(own.sum()), prompts[own]) if own.any() else None for own in inside]
 
 
 def jackknifed(statistic: Callable[[Kept], Array], prompts: NDArray[np.intp]) -> list[Effect]:
@@ -146,16 +132,13 @@ def jackknifed(statistic: Callable[[Kept], Array], prompts: NDArray[np.intp]) ->
 
 
 def correlations(data: Positions) -> dict[str, Effect]:
-    """Return the correlation of acceptance with each covariate: Spearman's, and for length in bytes also Pearson's.
-
-    NaN if one of the two does not vary. Pearson's with a variable of two values is the point-biserial correlation.
-    """
+    """Return Spearman's correlation of acceptance with each covariate, and Pearson's with bytes; NaN without variation."""
     import pandas as pd
 
     def statistic(kept: Kept) -> Array:
         frame = pd.DataFrame(np.column_stack((data.covariates[kept], data.accepted[kept])))
         spearman, pearson = (frame.corr(method).to_numpy()[-1] for method in ("spearman", "pearson"))
-        return np.append(spearman[:-1], pearson[0])
+        return np.append(spearman[:-1], pearson[0])  # Pearson's with a variable of two values is the point-biserial correlation
 
     names = (*COVARIATES, f"{LENGTH} (point-biserial)")
     return dict(zip(names, jackknifed(statistic, data.prompts), strict=True))
@@ -164,24 +147,18 @@ def correlations(data: Positions) -> dict[str, Effect]:
 def length_models(data: Positions) -> LengthModels:
     """Fit the models of MODELS, with a constant for each temperature."""
     designs = [_design(data, names) for names in MODELS.values()]
-    starts = [fit_logistic(design, data.accepted) for design in designs]
+    starts = [(design, fit_logistic(design, data.accepted)) for design in designs]  # one prompt less changes a fit little
     num_full = len(MODELS[FULL])
 
     def statistic(kept: Kept) -> Array:
-        fits = [
-            fit_logistic(design[kept], data.accepted[kept], start=start) for design, start in zip(designs, starts, strict=True)
-        ]
-        of_length = [fit[1] for fit in fits]
+        fits = [fit_logistic(design[kept], data.accepted[kept], start=start) for design, start in starts]
+        of_length = [fit[1] for fit in fits]  # column 0 is the constant
         return np.array([*of_length, of_length[-1] - of_length[0], *fits[-1][1 : 1 + num_full]])
 
-    found = [
-        each if CONSTANT < abs(each.estimate) < SEPARATED else UNDETERMINED for each in jackknifed(statistic, data.prompts)
-    ]
-    return LengthModels(
-        length=dict(zip(MODELS, found, strict=False)),
-        change=found[len(MODELS)],
-        full=dict(zip(MODELS[FULL], found[-num_full:], strict=True)),
-    )
+    effects = jackknifed(statistic, data.prompts)
+    found = [each if CONSTANT < abs(each.estimate) < SEPARATED else UNDETERMINED for each in effects]
+    of_length, of_full = dict(zip(MODELS, found, strict=False)), dict(zip(MODELS[FULL], found[-num_full:], strict=True))
+    return LengthModels(of_length, found[len(MODELS)], of_full)
 
 
 def _design(data: Positions, names: Sequence[str]) -> Array:
@@ -202,8 +179,7 @@ def fit_logistic(design: Array, accepted: Array, *, start: Array | None = None) 
     model = sm.GLM(accepted, design, family=sm.families.Binomial())
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # statsmodels warns of separation, which SEPARATED detects
-        found: Array = model.fit(start_params=start, tol=1e-10).params
-    return found
+        return model.fit(start_params=start, tol=1e-10).params
 
 
 def length_effects(path: Path) -> tuple[Effect, Effect]:

@@ -51,7 +51,7 @@ def _verdict(
 ) -> Verdict:
     certificate: str = UNCERTIFIED if judged is None else judged.verdict
     if record.cell.rule in LOSSY_RULES:
-        certificate = "LOSSY-DECLARED"
+        certificate = "LOSSY-DECLARED"  # so that it is no fault
     faults = list(_faults(record, run, floor=floor, native=native))
     if judged is not None and certificate == "LOSSY":
         faults.append(f"certificate: LOSSY, {'; '.join(judged.words)}")
@@ -83,8 +83,8 @@ def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: 
         yield f"baseline {native.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
     replay_faults = tuple(_replay_faults(record, run))
     yield from replay_faults
-    agreement = None if replay_faults else acceptance_agreement(record)
-    if agreement is not None and agreement.p < AGREEMENT_P / max(1, len(run.cells)):
+    agreement = None if replay_faults else acceptance_agreement(record)  # it needs balanced replays
+    if agreement is not None and agreement.p < AGREEMENT_P / max(1, len(run.cells)):  # Bonferroni's correction
         yield f"counted and expected acceptance disagree: z = {agreement.z:.1f}, p = {agreement.p:.1g}"
 
 

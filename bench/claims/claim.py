@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row
@@ -68,17 +66,3 @@ class LedgerRow:
     p: float | None  # None: not tested
     p_holm: float | None
     verdict: Ruling
-
-
-def load_claims(find: Mapping[str, Find]) -> tuple[Claim, ...]:
-    """Return the claims of claims.toml, in the order of the ledger, each with its function."""
-    entries = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
-    return tuple(_claim(name, entry, find[name]) for name, entry in entries.items())
-
-
-def _claim(name: str, entry: dict[str, Any], find: Find) -> Claim:
-    unit, side, number = entry["supported_if"].rsplit(maxsplit=2)  # "ratio > 1.12"
-    value = float(number)
-    threshold = math.log(value) if unit == "ratio" else value / 100 if unit == "points" else value
-    rule = Rule(unit, side, threshold)
-    return Claim(name, entry["statement"], entry["source"], entry["measured"], rule, entry["command"], find)

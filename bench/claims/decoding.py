@@ -12,6 +12,7 @@ from bench.analysis.metrics import JOINT_RULES
 from bench.analysis.quantities import Finding, Quantity, compared, largest, weighted
 from bench.analysis.rows import Row, identity
 from bench.analysis.stretches import counts_in, stretches
+from bench.analysis.token_length import length_effects
 from bench.claims.claim import Find, Records
 from bench.records.decoding import schedule_text
 from bench.statistics.effects import Statistic, contrast
@@ -90,9 +91,9 @@ def draft_temperatures(records: Records) -> tuple[Row, ...]:
     """Return the cells at the hottest T up to 1: first that whose draft T is the decode T; empty if either kind is missing."""
     rows = _up_to_one(series(records, "draft_temperature", "temperature", "draft_temperature"))
     hottest = [row for row in rows if row.record.cell.temperature == rows[-1].record.cell.temperature]
-    ordered = sorted(hottest, key=lambda row: row.record.cell.draft_temperature != row.record.cell.temperature)
-    matched = [row for row in ordered if row.record.cell.draft_temperature == row.record.cell.temperature]
-    return tuple(ordered) if len(matched) == 1 < len(ordered) else ()
+    matched = [row for row in hottest if row.record.cell.draft_temperature == row.record.cell.temperature]
+    others = [row for row in hottest if row.record.cell.draft_temperature != row.record.cell.temperature]
+    return (*matched, *others) if len(matched) == 1 and others else ()
 
 
 def tuned_draft_temperature(records: Records) -> Finding | None:
@@ -132,12 +133,10 @@ def tuned_draft_length(records: Records) -> Finding | None:
 
 
 def rule_against_temperature(records: Records) -> Finding | None:
-    """Return alpha of rejection less alpha of exact match at the hottest T, less the drop of rejection's alpha over T.
-
-    The drop is that of the same suite or, if the suite has one T, of the temperature grid.
-    """
+    """Return alpha of rejection less alpha of exact match at the hottest T, less the drop of rejection's alpha over T."""
     rules = _up_to_one(series(records, "acceptance_rules", "temperature", "rule"))
     rejection, exact = ([row for row in rules if row.record.cell.rule == rule] for rule in ("rejection", "exact_match"))
+    # Without several T in this suite, the drop is that of the temperature grid.
     drop = rejection if len(rejection) > 1 else _up_to_one(series(records, "temperature_grid", "temperature"))
     if not rejection or not exact or len(drop) < 2 or _temperatures(rejection[-1]) != _temperatures(exact[-1]):
         return None
@@ -146,18 +145,14 @@ def rule_against_temperature(records: Records) -> Finding | None:
 
 
 def within_a_text(records: Records) -> Finding | None:
-    """Return alpha of the hot half of outputs less alpha of the cold half, mean of hot-first and cold-first outputs.
-
-    With both orders, the effect of the place in an output cancels.
-    """
+    """Return alpha of the hot half of outputs less alpha of the cold half, mean of hot-first and cold-first outputs."""
     rows = series(records, "dynamic_temperature", "schedule")
-    halves = [(row, stretches(row.record.cell)) for row in rows]
-    switching = [(row, of) for row, of in halves if len(of) == 2 and of[0].temperature != of[1].temperature]
-    starts_hot = [(row, of) for row, of in switching if of[0].temperature > of[1].temperature]
-    starts_cold = [(row, of[::-1]) for row, of in switching if of[0].temperature < of[1].temperature]
+    halves = [(row, of) for row in rows if len(of := stretches(row.record.cell)) == 2]
+    starts_hot = [(row, of) for row, of in halves if of[0].temperature > of[1].temperature]
+    starts_cold = [(row, of[::-1]) for row, of in halves if of[0].temperature < of[1].temperature]
     if not starts_hot or not starts_cold:
         return None
-    both = (starts_hot[0], starts_cold[0])  # hot half first in each
+    both = (starts_hot[0], starts_cold[0])  # hot half first in each; over both, the effect of the place in an output cancels
     detail = " and ".join(schedule_text(row.record.cell.schedule) for row, _ in both)
     halves_of = [(row, functools.partial(counts_in, stretch=half)) for row, of in both for half in of]
     cells = [(row, Quantity(counts, quantities.alpha_of)) for row, counts in halves_of]
@@ -169,8 +164,6 @@ def length_of_tokens(records: Records, place: int) -> Finding | None:
     found = records.lines.get("token_length")
     if not found:
         return None
-    from bench.analysis.token_length import length_effects
-
     newest = found[-1]
     return Finding(length_effects(newest.path)[place], "all temperatures", (newest.file,), (newest.command,))
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.analysis.quantities import Finding
 from bench.claims.claim import Find, LineRecord, Records
 from bench.claims.decoding import draft_temperatures, tuned_draft_temperature
+from bench.records.kd_matrix import Matrix, MeasuredDraft, load, merged
 from bench.statistics.effects import Effect, left_out_ratios, over_seeds_and_prompts
 from bench.statistics.intervals import MIN_CLUSTERS, UNKNOWN, Array
-
-if TYPE_CHECKING:
-    from bench.records.kd_matrix import Matrix, MeasuredDraft
 
 Kind = tuple[str, float | None]  # arm, and KD T; None: a mixture, or the start
 DraftCell = tuple[Kind, float]  # a kind of draft at a decode T
@@ -35,10 +32,7 @@ HOT, COLD, HIGH_KD, COMPOSED_FROM = 0.8, 0.2, 0.6, 0.7
 
 
 def effect(matrix: Matrix, design: Design, *, in_logs: bool = False) -> tuple[Effect, str] | None:
-    """Return what a design finds in alpha, or in its log, and the amount of data; None if no seed has all cells.
-
-    Seeds that lack one of the cells are left out: a matrix that was stopped has them.
-    """
+    """Return what a design finds in alpha, or in its log, and the amount of data; None if no seed has all cells."""
     by_seed: dict[int | None, dict[DraftCell, Array]] = {}
     for line in matrix.measured:
         by_seed.setdefault(line.seed, {}).update(_alphas(line))
@@ -46,12 +40,11 @@ def effect(matrix: Matrix, design: Design, *, in_logs: bool = False) -> tuple[Ef
     of_seeds = [start | alphas for alphas in by_seed.values()]
     means = design(frozenset(cell for alphas in of_seeds for cell in alphas))
     needed = {cell for _, cells in means for cell in cells}
-    complete = [alphas for alphas in of_seeds if needed <= alphas.keys()]
+    complete = [alphas for alphas in of_seeds if needed <= alphas.keys()]  # a seed of a matrix that was stopped may lack some
     if not complete or not all(cells for _, cells in means):
         return None
     values = np.stack([_signed_means(alphas, means, in_logs) for alphas in complete])
-    num_prompts = values.shape[1] - 1
-    found = over_seeds_and_prompts(values)
+    found, num_prompts = over_seeds_and_prompts(values), values.shape[1] - 1
     if num_prompts < MIN_CLUSTERS:
         found = replace(found, parts=(UNKNOWN,))
     return found, f"{len(complete)} seeds, {num_prompts} prompts of {matrix.domains[0]}"
@@ -67,8 +60,7 @@ def _alphas(line: MeasuredDraft) -> dict[DraftCell, Array]:
 
 def _signed_means(alphas: Mapping[DraftCell, Array], means: Means, in_logs: bool) -> Array:
     values = {cell: np.log(alpha) for cell, alpha in alphas.items()} if in_logs else alphas
-    found: Array = sum(sign * np.mean([values[cell] for cell in cells], axis=0) for sign, cells in means)
-    return found
+    return sum(sign * np.mean([values[cell] for cell in cells], axis=0) for sign, cells in means)
 
 
 # Designs
@@ -145,8 +137,6 @@ def in_matrix(records: Records, *, suites: Sequence[str], design: Design, in_log
 
 def _matrices(lines: Sequence[LineRecord]) -> Iterator[tuple[Matrix, list[LineRecord]]]:
     """Yield records that were made alike as one matrix on their first domain, with these records; the newest first."""
-    from bench.records.kd_matrix import load, merged
-
     for matrix in merged([line.path for line in lines]):
         drafts = {each.draft: each for each in matrix.measured if each.arm != START[0]}  # all records have the start
         used = [line for line in lines if any(drafts.get(each.draft) == each for each in load(line.path).measured)]
@@ -155,19 +145,15 @@ def _matrices(lines: Sequence[LineRecord]) -> Iterator[tuple[Matrix, list[LineRe
 
 def tuned_against_matched(records: Records, *, suites: Sequence[str]) -> Finding | None:
     """Return what another draft T gains at the hottest decode T less what distillation at that T gains there."""
-    tuned, rows = tuned_draft_temperature(records), draft_temperatures(records)
+    tuned = tuned_draft_temperature(records)
     if tuned is None:
         return None
-    decode_t = rows[0].record.cell.temperature
-    distilled = in_matrix(records, suites=suites, design=functools.partial(matched_at, decode_t=decode_t))
+    hottest = draft_temperatures(records)[0].record.cell.temperature
+    distilled = in_matrix(records, suites=suites, design=functools.partial(matched_at, decode_t=hottest))
     if distilled is None or not isinstance(distilled.effect, Effect):
         return None
-    return Finding(
-        tuned.effect.minus(distilled.effect),
-        f"{tuned.detail}; {distilled.detail}",
-        (*tuned.files, *distilled.files),
-        (*tuned.commands, *distilled.commands),
-    )
+    files, commands = (*tuned.files, *distilled.files), (*tuned.commands, *distilled.commands)
+    return Finding(tuned.effect.minus(distilled.effect), f"{tuned.detail}; {distilled.detail}", files, commands)
 
 
 OF_MIXTURES, OF_PARADIGMS = ("kd_matrix", "composed"), ("kd_matrix", "paradigm")

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row, newest_rows
-from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Ruling, load_claims
+from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Rule, Ruling
 from bench.records.command_line import shell_text
 from bench.records.files import line_header, load_run, pair_name, records_by_suite
 from bench.statistics.effects import LEVEL, holm
 
 
 # Verdicts
+def claims() -> tuple[Claim, ...]:
+    """Return all claims of claims.toml, in the order of the ledger."""
+    from bench.claims import decoding, distillation
+
+    find, found = decoding.FIND | distillation.FIND, []
+    in_unit = {"points": lambda points: points / 100, "ratio": math.log, "log odds": float}
+    for name, entry in tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8")).items():
+        unit, side, number = entry.pop("supported_if").rsplit(maxsplit=2)  # "ratio > 1.12"
+        found.append(Claim(name, rule=Rule(unit, side, in_unit[unit](float(number))), find=find[name], **entry))
+    return tuple(found)
+
+
 def judge(claims: Sequence[Claim], findings: Sequence[Finding | None]) -> tuple[LedgerRow, ...]:
     """Return the ledger of these findings, one for each claim."""
     pairs = list(zip(claims, findings, strict=True))
@@ -23,26 +37,16 @@ def judge(claims: Sequence[Claim], findings: Sequence[Finding | None]) -> tuple[
         if finding is not None and finding.effect.testable
     }
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    numbers = ((p_values.get(claim.name), corrected.get(claim.name)) for claim, _ in pairs)
-    return tuple(
-        LedgerRow(claim, finding, p, p_holm, _ruling(claim, finding, p_holm))
-        for (claim, finding), (p, p_holm) in zip(pairs, numbers, strict=True)
-    )
-
-
-def _ruling(claim: Claim, finding: Finding | None, p_holm: float | None) -> Ruling:
-    if finding is None:
-        return "NOT MEASURED"
-    if p_holm is None or p_holm > LEVEL:
-        return "INCONCLUSIVE"
-    return "SUPPORTED" if claim.rule.holds(finding.effect.estimate) else "REFUTED"
-
-
-def claims() -> tuple[Claim, ...]:
-    """Return all claims, in the order of the ledger."""
-    from bench.claims import decoding, distillation
-
-    return load_claims(decoding.FIND | distillation.FIND)
+    ledger = []
+    for claim, finding in pairs:
+        p_holm = corrected.get(claim.name)  # None: not tested
+        ruling: Ruling = "INCONCLUSIVE"
+        if finding is None:
+            ruling = "NOT MEASURED"
+        elif p_holm is not None and p_holm <= LEVEL:
+            ruling = "SUPPORTED" if claim.rule.holds(finding.effect.estimate) else "REFUTED"
+        ledger.append(LedgerRow(claim, finding, p_values.get(claim.name), p_holm, ruling))
+    return tuple(ledger)
 
 
 # Records
@@ -63,10 +67,7 @@ def ledgers(
 
 
 def machines(results: Path) -> tuple[str, ...]:
-    """Return the machines with records, which are the names of their folders.
-
-    Raises:  ValueError: no such folder, or no records
-    """
+    """Return the machines with records, which are the names of their folders. Raise ValueError if there are none."""
     found = tuple(sorted({machine for machine, _ in records_by_suite(results, ".json*")}))
     if not found:
         raise ValueError(f"expected records in {results}, found none")
@@ -74,15 +75,17 @@ def machines(results: Path) -> tuple[str, ...]:
 
 
 def load(results: Path, machine: str, *, rows: Mapping[str, Sequence[Row]] | None = None) -> dict[str, Records]:
-    """Return the records of each pair.
-
-    Args:    rows: the newest rows of each suite on the machine; read from the records if None
-    Raises:  ValueError: no such machine, or a broken record
-    """
+    """Return the records of each pair; `rows` as in `ledgers`. Raise ValueError for another machine or a broken record."""
     if machine not in machines(results):
         raise ValueError(f"expected a machine of {', '.join(machines(results))}, got {machine!r}")
+    if rows is None:
+        rows = {
+            suite: newest_rows({path.relative_to(results).as_posix(): load_run(path) for path in paths})
+            for (name, suite), paths in records_by_suite(results).items()
+            if name == machine
+        }
     valid: dict[str, dict[str, tuple[Row, ...]]] = {}
-    for suite, of_suite in (_rows(results, machine) if rows is None else rows).items():
+    for suite, of_suite in rows.items():
         for row in of_suite:
             if row.verdict.valid:
                 of_pair = valid.setdefault(row.record.cell.pair, {})
@@ -95,11 +98,3 @@ def load(results: Path, machine: str, *, rows: Mapping[str, Sequence[Row]] | Non
             of_lines = lines.setdefault(pair_name(header), {})
             of_lines[suite] = (*of_lines.get(suite, ()), record)
     return {name: Records(valid.get(name, {}), lines.get(name, {})) for name in {*valid, *lines}}
-
-
-def _rows(results: Path, machine: str) -> dict[str, tuple[Row, ...]]:
-    return {
-        suite: newest_rows({path.relative_to(results).as_posix(): load_run(path) for path in paths})
-        for (name, suite), paths in records_by_suite(results).items()
-        if name == machine
-    }

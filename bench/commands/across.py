@@ -5,15 +5,9 @@ from __future__ import annotations
 import signal
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.options.arguments import declare
 from bench.options.values import above_0, count_of, count_or_0, number_of
-
-if TYPE_CHECKING:
-    from bench.orchestration.across import Run
-
-REGRESSION = 1
 
 
 class Across:
@@ -25,31 +19,22 @@ class Across:
         parser.set_defaults(pytest_words=[])
         option = parser.add_argument
         option("revisions", nargs="*", metavar="REVISION", help="commits, branches, tags; . or WORKTREE for your files")
-        option(
-            "--with",
-            dest="packages",
-            action="append",
-            default=[],
-            metavar="PACKAGE==VERSION",
-            help="version of a package that backends use, installed separately; repeat to compare versions",
-        )
+        packages = "version of a package that backends use, installed separately; repeat to compare versions"
+        option("--with", dest="packages", action="append", default=[], metavar="PACKAGE==VERSION", help=packages)
         declare(parser, "--margin", "--strict", "--markdown")
         option("--launches", default="5", metavar="N", help="processes of each side, one after the other (default: 5)")
-        option(
-            "--slice",
-            dest="slice_ms",
-            metavar="MS",
-            help="let the sides alternate after so many milliseconds within a timed call; 0: after each call "
-            "(default: 50; 0 where --device is not cpu)",
-        )
+        slices = "let the sides alternate after so many milliseconds within a timed call; 0: after each call "
+        option("--slice", dest="slice_ms", metavar="MS", help=f"{slices}(default: 50; 0 where --device is not cpu)")
         option("--seed", default="0", metavar="N", help="seed of which side goes first (default: 0)")
         option("--out", type=Path, metavar="DIR", help="folder of the records (default: .across/REVISIONS)")
         option("--resume", action="store_true", help="continue the newest interrupted run of this command")
 
     def run(self, args: Namespace) -> int:
+        from bench.analysis import comparison
         from bench.orchestration import across
         from bench.orchestration.sides import sources
         from bench.progress import Meter
+        from bench.reporting import comparison as pages
 
         margin = above_0("--margin", args.margin)
         words = [word for word in args.pytest_words if word != "--resume"]
@@ -79,7 +64,14 @@ class Across:
         finally:
             meter.close()
         meter.note(f"records in {run.folder}")
-        return _compare(run, margin=margin, strict=args.strict, markdown=args.markdown)
+        text = pages.markdown if args.markdown else pages.terminal_text
+        first, *others = run.sides()
+        statuses = []
+        for other in others:
+            found = comparison.compare(first, other, margin=margin, interleaved=True)
+            print(f"\n{text(found)}")
+            statuses.append(comparison.exit_status(found, strict=args.strict))
+        return 1 if 1 in statuses else max(statuses)  # 1, a regression, is worse than 3, which is inconclusive
 
 
 def _slice_s(given_ms: str | None, suite_options: list[str]) -> float:
@@ -94,18 +86,3 @@ def _slice_s(given_ms: str | None, suite_options: list[str]) -> float:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default="cpu")
     return SLICE_S if parser.parse_known_args(suite_options)[0].device == "cpu" else 0.0
-
-
-def _compare(run: Run, *, margin: float, strict: bool, markdown: bool) -> int:
-    """Print how every side differs from the first, and return the worst exit status."""
-    from bench.analysis import comparison
-    from bench.reporting import comparison as pages
-
-    text = pages.markdown if markdown else pages.terminal_text
-    first, *others = run.sides()
-    statuses = []
-    for other in others:
-        found = comparison.compare(first, other, margin=margin, interleaved=True)
-        print(f"\n{text(found)}")
-        statuses.append(comparison.exit_status(found, strict=strict))
-    return REGRESSION if REGRESSION in statuses else max(statuses)

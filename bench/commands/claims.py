@@ -21,7 +21,7 @@ class Claims:
 
         machines = (args.machine,) if args.machine else ledger.machines(args.results)
         found = {machine: ledger.ledgers(args.results, machine, pair=args.pair) for machine in machines}
-        if not any(found.values()):
+        if not any(found.values()):  # a machine without records of the pair is left out, unless all are
             wanted = f"records of pair {args.pair}" if args.pair else "finished records"
             raise ValueError(f"expected {wanted} on {', '.join(machines)}, found none")
         for machine, ledgers in found.items():

@@ -51,39 +51,30 @@ class Compare:
 
 
 def find_side(name: str, *, results: Path) -> Side:
-    """Return the records that a name stands for: a folder or a file of that name, else a commit.
+    """Return the records that a name stands for: a folder or a file of that name, else a commit with records in `results`.
 
-    Args:    results: where the records of a commit are
     Raises:  ValueError: it is none of them, or has no records; or a broken record
     """
     from bench.analysis.comparison import Side
 
     path = Path(name)
-    if path.is_dir():
-        return Side(name, _loaded(path))
-    if path.is_file():
-        return Side(name, load_file(path))
+    if path.exists():
+        return Side(name, _loaded(path) if path.is_dir() else load_file(path))
     commit = _commit(name)
     if commit is None:
-        raise ValueError(
-            "expected a folder of results, a record (.json), a file of pytest-benchmark (--benchmark-json) or a commit, "
-            f"got {name!r}"
-        )
+        expected = "a folder of results, a record (.json), a file of pytest-benchmark (--benchmark-json) or a commit"
+        raise ValueError(f"expected {expected}, got {name!r}")
     if not results.is_dir():
         raise ValueError(f"expected a folder with the records of {name}, got {results}; name another by --results")
     runs = {file: run for file, run in _loaded(results).items() if _is_of(run, commit)}
     if not runs:
         raise ValueError(f"expected records of {name} ({commit[:10]}) in {results}, found none; measure it first")
     clean = {file: run for file, run in runs.items() if not run.environment.get("harness_dirty")}
-    return Side(name, clean or runs)
-
-
-class _ExtraInfo(msgspec.Struct):
-    specheat: msgspec.Raw = msgspec.Raw()  # the content of a record, of any schema that we read
+    return Side(name, clean or runs)  # records of uncommitted changes count only where there are no others
 
 
 class _Benchmark(msgspec.Struct):
-    extra_info: _ExtraInfo
+    extra_info: dict[str, msgspec.Raw]  # at "specheat" the content of a record, of any schema that we read
 
 
 class _BenchmarkFile(msgspec.Struct):
@@ -100,7 +91,7 @@ def load_file(path: Path) -> dict[str, RunRecord]:
         benchmarks = msgspec.json.decode(content, type=_BenchmarkFile).benchmarks
         if benchmarks is None:
             return {path.name: decoded_record(content)}
-        records = enumerate((benchmark.extra_info.specheat for benchmark in benchmarks), start=1)
+        records = enumerate((benchmark.extra_info.get("specheat") for benchmark in benchmarks), start=1)
         found = {f"{path.name}#{number}": decoded_record(raw) for number, raw in records if raw}
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

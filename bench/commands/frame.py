@@ -36,7 +36,7 @@ class Frame:
         if args.parquet is not None:
             try:
                 pairs.to_parquet(args.parquet, index=False)
-            except ImportError:
+            except ImportError:  # pandas writes parquet only with another package
                 raise BackendUnavailable("parquet needs pyarrow: pip install pyarrow") from None
         if args.csv is None and args.parquet is None:
             print(_summary(runs, pairs))

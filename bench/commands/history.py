@@ -30,12 +30,8 @@ class History:
         option("--rule", metavar="NAME", help="only this acceptance rule's cells")
         option("--temperature", metavar="T", help="only cells at this decode temperature")
         option("--num-draft-tokens", metavar="K", help="only cells of this draft length")
-        option(
-            "--figure",
-            type=Path,
-            metavar="FILE",
-            help="draw cells of several records into FILE.svg or FILE.png, or into both without an ending",
-        )
+        figure = "draw cells of several records into FILE.svg or FILE.png, or into both without an ending"
+        option("--figure", type=Path, metavar="FILE", help=figure)
 
     def run(self, args: Namespace) -> int:
         from bench.reporting import formats, history

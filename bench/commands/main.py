@@ -36,11 +36,9 @@ class Command(Protocol):
 
     def configure(self, parser: ArgumentParser) -> None:
         """Declare the command's arguments."""
-        ...
 
     def run(self, args: Namespace) -> int:
         """Do the work, and return the exit status."""
-        ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +60,11 @@ def parsed(argv: Sequence[str]) -> tuple[Command, Namespace]:
     What follows a `--` is for pytest. Commands that start pytest set a default for `pytest_words`, which receives it.
     """
     if not argv or argv[0] not in COMMANDS:
-        _list_of_commands().parse_args(argv)  # prints the help or an error, and exits
+        parser = ArgumentParser(prog="specheat", description="Measures how decoding temperature changes speculative decoding.")
+        subparsers = parser.add_subparsers(required=True, metavar="command")
+        for name in COMMANDS:
+            subparsers.add_parser(name, help=load(name).help)
+        parser.parse_args(argv)  # prints the help or an error, and exits
     command = load(argv[0])
     parser = ArgumentParser(prog=f"specheat {argv[0]}", description=command.help)
     command.configure(parser)
@@ -77,13 +79,4 @@ def parsed(argv: Sequence[str]) -> tuple[Command, Namespace]:
 
 def load(name: str) -> Command:
     """Import and make a command."""
-    made: Command = load_object(name, COMMANDS[name])()
-    return made
-
-
-def _list_of_commands() -> ArgumentParser:
-    parser = ArgumentParser(prog="specheat", description="Measures how decoding temperature changes speculative decoding.")
-    subparsers = parser.add_subparsers(required=True, metavar="command")
-    for name in COMMANDS:
-        subparsers.add_parser(name, help=load(name).help)
-    return parser
+    return load_object(name, COMMANDS[name])()

@@ -5,15 +5,9 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.options.arguments import declare
 from bench.records import files
-
-if TYPE_CHECKING:
-    from bench.analysis.metrics import ArmName
-
-_ARMS: tuple[ArmName, ...] = ("ar", "sd")
 
 
 class Pyperf:
@@ -21,19 +15,20 @@ class Pyperf:
 
     def configure(self, parser: ArgumentParser) -> None:
         declare(parser, "results", "--suite")
-        parser.add_argument("--arm", choices=(*_ARMS, "both"), default="both", help="which to write (default: both)")
+        parser.add_argument("--arm", choices=("ar", "sd", "both"), default="both", help="which to write (default: both)")
         parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="writes ar.json and sd.json here")
 
     def run(self, args: Namespace) -> int:
+        from bench.analysis.metrics import ArmName
         from bench.reporting.export.pyperf import benchmark_suite, exportable
 
         export = exportable(files.read_runs(args.results, suite=args.suite))
         for line in export.left_out:
             print(f"left out: {line}", file=sys.stderr)
         args.out.mkdir(parents=True, exist_ok=True)
-        for arm in _ARMS:
-            if args.arm in (arm, "both"):
-                path = args.out / f"{arm}.json"
-                benchmark_suite(export.rows, arm).dump(str(path), replace=True)
-                print(path)
+        arms: tuple[ArmName, ...] = ("ar", "sd") if args.arm == "both" else (args.arm,)
+        for arm in arms:
+            path = args.out / f"{arm}.json"
+            benchmark_suite(export.rows, arm).dump(str(path), replace=True)
+            print(path)
         return 0

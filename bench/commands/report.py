@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from functools import partial
 from pathlib import Path
 
 from bench.options.arguments import declare
-from bench.progress import with_bar
 
 
 class Report:
@@ -15,9 +13,8 @@ class Report:
 
     def configure(self, parser: ArgumentParser) -> None:
         declare(parser, "results", "--machine")
-        parser.add_argument(
-            "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page to write (default: report.html)"
-        )
+        out = "page to write (default: report.html)"
+        parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help=out)
         parser.add_argument("--suite", metavar="NAME", help="only this suite, without the ledger of claims")
 
     def run(self, args: Namespace) -> int:
@@ -25,7 +22,6 @@ class Report:
 
         if not args.out.parent.is_dir():
             raise ValueError(f"expected a file in a folder that exists, got --out {args.out}")
-        shown = partial(with_bar, what="tables and figures")
-        args.out.write_text(page(args.results, machine=args.machine, suite=args.suite, track=shown), encoding="utf-8")
+        args.out.write_text(page(args.results, machine=args.machine, suite=args.suite), encoding="utf-8")
         print(args.out)
         return 0

@@ -33,7 +33,13 @@ class Sweep:
         from bench.progress import Meter
 
         workers, gpus = count_of("--workers", args.workers), count_or_0("--gpus", args.gpus)
-        _check(args.suites, args.pytest_words, gpus=gpus)
+        names = [word.partition("=")[0] for word in args.pytest_words]
+        if not args.suites:
+            raise ValueError(f"expected suites, and suite options after --; usage: {USAGE}")
+        if gpus and "--device" not in names:
+            raise ValueError("expected --device cuda after -- for shards that own GPUs, got none")
+        if own := [name for name in names if name in ("--results", "--resume", "--plan")]:
+            raise ValueError(f"expected {own[0]} before the -- or not at all: a sweep stores and resumes its shards")
         plan = sweep.plan(args.suites, args.pytest_words, workers=workers, results=args.results)
         meter = Meter(", ".join(args.suites), len(plan.shards), unit="shards")
         try:
@@ -45,19 +51,4 @@ class Sweep:
             meter.close()
         for path in sweep.put_together(plan, done):
             print(path)
-        return int(any(each.status not in (0, sweep.NO_TESTS) for each in done))
-
-
-def _check(suites: list[str], options: list[str], *, gpus: int) -> None:
-    """Check what argparse cannot.
-
-    Raises: ValueError: in one line, what is wrong
-    """
-    names = [word.partition("=")[0] for word in options]
-    if not suites:
-        raise ValueError(f"expected suites, and suite options after --; usage: {USAGE}")
-    if gpus and "--device" not in names:
-        raise ValueError("expected --device cuda after -- for shards that own GPUs, got none")
-    for name in names:
-        if name in ("--results", "--resume", "--plan"):
-            raise ValueError(f"expected {name} before the -- or not at all: a sweep stores and resumes its shards")
+        return int(any(each.status not in (0, sweep.NO_TESTS) for each in done))  # 1: a test failed

@@ -18,21 +18,13 @@ class Tables:
     def configure(self, parser: ArgumentParser) -> None:
         declare(parser, "results", "--machine", "--suite")
         parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
-        printing = parser.add_argument_group(
-            "printing", "With one of these, tables go to standard output and no file is written (docs/results.md)."
-        )
-        printing.add_argument(
-            "--columns",
-            metavar="NAMES",
-            help="these columns in this order, such as T,k,gamma,alpha; the error for a wrong name lists all",
-        )
-        printing.add_argument(
-            "--pivot",
-            nargs=3,
-            metavar=("ROW", "x", "COLUMN"),
-            help="gamma and alpha (or --columns) over two names of cell identity, such as: T x backend",
-        )
-        printing.add_argument("--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)")
+        explained = "With one of these, tables go to standard output and no file is written (docs/results.md)."
+        option = parser.add_argument_group("printing", explained).add_argument
+        columns = "these columns in this order, such as T,k,gamma,alpha; the error for a wrong name lists all"
+        option("--columns", metavar="NAMES", help=columns)
+        pivot = "gamma and alpha (or --columns) over two names of cell identity, such as: T x backend"
+        option("--pivot", nargs=3, metavar=("ROW", "x", "COLUMN"), help=pivot)
+        option("--format", choices=("markdown", "latex", "terminal"), help="how to print (default: markdown)")
 
     def run(self, args: Namespace) -> int:
         from bench.reporting import derived, formats
@@ -40,7 +32,7 @@ class Tables:
         if not (args.columns or args.pivot or args.format):
             messages = derived.regenerate(args.results, machine=args.machine, suite=args.suite, check=args.check)
             print("".join(f"{message}\n" for message in messages), end="")
-            return 1 if messages and args.check else 0
+            return 1 if messages and args.check else 0  # with --check the messages list what would change
         if args.check:
             raise ValueError("expected --check alone, got it with --columns, --pivot or --format, which write no file")
         tables = tuple(_chosen_tables(args))
@@ -64,7 +56,7 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
         rows = newest_rows(experiments[key])
         if args.pivot:
             down, by, across = args.pivot
-            if by != "x":
+            if by != "x":  # it only makes the command readable: T x backend
                 raise ValueError(f"expected --pivot ROW x COLUMN, got {' '.join(args.pivot)}")
             yield from custom_tables.pivot_tables(rows, down=down, across=across, values=names or custom_tables.VALUES)
         elif names:

@@ -10,23 +10,20 @@ from bench.measurement.recording import Recording, Workload
 from bench.measurement.timing import ArmRounds
 from bench.protocols import Backend, NativeBaseline
 from bench.records.decoding import DecodeRequest
+from bench.records.journal import Triple
 from bench.records.runs import BaselineTriple, Cell, TimedArm
 
 Baselines = dict[tuple[object, ...], dict[tuple[int, ...], BaselineTriple]]  # conditions -> prompt -> what was measured
-HOTTEST = 1.0  # temperature
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Measures the baseline of a record once, on the prompts of its first workload.
-
-    `known` holds what earlier suites of this session measured; what was measured under the same conditions is taken from there.
-    """
+    """Measures the baseline of a record once, on the prompts of its first workload, or takes it from an earlier suite."""
 
     recording: Recording
     backend: Backend
     workload: Workload
-    known: Baselines
+    known: Baselines  # what earlier suites of this session measured, by conditions
 
     def take_over(self, cell: Cell) -> None:
         """Add to the record what an earlier suite of this session measured under the same conditions."""
@@ -34,12 +31,10 @@ class Baseline:
         measured = {triple.prompt_index for triple in journal.measured.baseline}
         for index, prompt_ids in enumerate(self.workload.prompt_ids):
             if prompt_ids in known and index not in measured and self._is_first:
-                journal.append_baseline(replace(known[prompt_ids], prompt_index=index))
+                journal.append(Triple(replace(known[prompt_ids], prompt_index=index)))
 
     def rounds(self, cell: Cell, requests: Sequence[DecodeRequest], *, pairs_each: int) -> ArmRounds[TimedArm]:
         """Return the rounds that the record still lacks, after a warm-up if there are any.
-
-        The temperature is the hottest of the run, but at most 1, so that another seed gives other tokens.
 
         Args: requests: those of the cell, one for each prompt; pairs_each: how many pairs the progress counts for one round
         """
@@ -51,7 +46,7 @@ class Baseline:
         left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
 
         def on_triple(triple: BaselineTriple) -> None:
-            journal.append_baseline(triple)
+            journal.append(Triple(triple))
             self._known(cell)[self.workload.prompt_ids[triple.prompt_index]] = triple
             label = f"{self.backend.name} baseline"
             recording.meter.step(pairs_each, label=label)
@@ -72,7 +67,7 @@ class Baseline:
 
     @property
     def _temperature(self) -> float:
-        return min(max(self.recording.settings.temperatures), HOTTEST)
+        return min(max(self.recording.settings.temperatures), 1.0)  # hot, so that another seed gives other tokens
 
     def _known(self, cell: Cell) -> dict[tuple[int, ...], BaselineTriple]:
         """Return what is known by prompt, under everything else that an arm without speculation depends on."""

@@ -83,10 +83,7 @@ def unsupported(cell: Cell, backend: Backend) -> str | None:
 
 
 def check_cell_schedule(cell: Cell) -> None:
-    """Check that the cell's temperatures agree with its schedule.
-
-    Raises: ValueError: they contradict it, or the schedule contains T = 0
-    """
+    """Raise ValueError if the cell's temperatures contradict its schedule, or if the schedule contains T = 0."""
     temperatures = [temperature for _, temperature in cell.schedule]
     if not temperatures:
         return

@@ -21,10 +21,7 @@ LOAD_S = 10.0  # loading a pair and warming up
 
 
 def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
-    """Return the cells, one per line, and estimates of minutes and memory with their source.
-
-    Args: suites: names of cells, with the settings and the workload that they share
-    """
+    """Describe suites (names of cells, their settings and workload): the cells, and estimates of minutes and memory."""
     _, settings, workload = suites[0]
     seconds_per_token, source = _seconds_per_token(settings, workload)
     names = [name for cells, _, _ in suites for name in cells]

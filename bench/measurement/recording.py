@@ -16,7 +16,7 @@ from bench.protocols import Backend
 from bench.records import environment
 from bench.records.command_line import own_words
 from bench.records.decoding import ModelPair, Scalar
-from bench.records.journal import Journal, find_resumable
+from bench.records.journal import CellEnd, Journal, find_resumable
 from bench.records.runs import SCHEMA, CellRecord, RunRecord
 from bench.records.storage import StorageError
 
@@ -60,9 +60,11 @@ class Recording:
 
     def _opened(self, backend: Backend) -> Journal:
         first = self.workloads[0]
+        others = [each for each in self.workloads if each.recorded_pair.draft != first.recorded_pair.draft]
+        hashes = {f"draft {each.recorded_pair.draft}": each.model_hashes["draft"] for each in others}  # of further drafts
         header = RunRecord(
             schema=SCHEMA,
-            **shared_header(self.suite, self.settings, first) | {"model_hashes": _all_hashes(self.workloads)},
+            **shared_header(self.suite, self.settings, first) | {"model_hashes": {**first.model_hashes, **hashes}},
             prompt_format={**first.prompt_format, "end_token_ids": ",".join(map(str, first.end_token_ids))},
             backend_settings=_backend_settings(backend),
             baseline=(),
@@ -109,7 +111,7 @@ class Recording:
             return None
         for cell in tuple(self._journal.measured.pairs):
             reason = "its test ended before the cell was measured"
-            self._journal.finish_cell(CellRecord(cell, utc_now(), (), False, (), error=reason))
+            self._journal.append(CellEnd(CellRecord(cell, utc_now(), (), False, (), error=reason)))
         return self._journal.finish(self._backend_settings)
 
 
@@ -124,17 +126,6 @@ def shared_header(suite: str, settings: Settings, workload: Workload) -> dict[st
         "model_pair": workload.recorded_pair,
         "model_hashes": dict(workload.model_hashes),
     }
-
-
-def _all_hashes(workloads: Sequence[Workload]) -> dict[str, str]:
-    """Return the hashes of target and draft, and of further drafts under their names."""
-    first = workloads[0]
-    further = {
-        f"draft {each.recorded_pair.draft}": each.model_hashes["draft"]
-        for each in workloads
-        if each.recorded_pair.draft != first.recorded_pair.draft
-    }
-    return {**first.model_hashes, **further}
 
 
 def _backend_settings(backend: Backend) -> dict[str, Scalar]:

@@ -22,7 +22,7 @@ from bench.measurement.timing import ArmRounds
 from bench.protocols import Backend
 from bench.records import machine
 from bench.records.decoding import DecodeRequest, DraftLength, Schedule
-from bench.records.journal import Journal
+from bench.records.journal import CellEnd, Journal, Pair, Warmup
 from bench.records.runs import STEPS, Cell, CellRecord, Evidence, RunRecord, TimedPair
 
 Score = Callable[[Cell, Sequence[TimedPair]], Evidence]
@@ -56,23 +56,17 @@ class SuiteRun:
         self,
         benchmark: Any,
         *,
-        temperature: float,
+        temperature: float,  # with a schedule, its hottest
         rule: str,
-        num_draft_tokens: int,
-        draft_temperature: float | None = None,
-        concurrency: int = 1,
+        num_draft_tokens: int,  # with an adaptive draft length, the most that a round drafts
+        draft_temperature: float | None = None,  # None: the one of the settings, by default the decode temperature
+        concurrency: int = 1,  # generations decoded at once
         draft_length: DraftLength = "constant",
         schedule: Schedule = (),
     ) -> CellRecord:
         """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
 
-        An error of the backend is recorded, without numbers, and raised.
-
-        Args:   temperature: with a schedule, its hottest
-                num_draft_tokens: with an adaptive draft length, the most that a round drafts
-                draft_temperature: None: the one of the settings, which by default is the decode temperature
-                concurrency: how many generations are decoded at once
-        Raises: NotMeasured: nothing is to be done; the message gives the reason
+        An error of the backend is recorded, without numbers, and raised. Raise NotMeasured if nothing is to be done.
         """
         _check_enabled(benchmark)
         cell = replace(
@@ -89,17 +83,15 @@ class SuiteRun:
         try:
             record = self._measured(benchmark, cell, started)
         except (RuntimeError, ValueError, AssertionError) as error:
-            self.journal.finish_cell(CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}"))
+            failed = CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}")
+            self.journal.append(CellEnd(failed))
             raise
-        self.journal.finish_cell(record)
+        self.journal.append(CellEnd(record))
         benchmark.extra_info["specheat"] = msgspec.to_builtins(alone(record, self.recording.so_far(self.backend)))
         return record
 
     def measure_baseline(self, benchmark: Any) -> None:
-        """Measure only the baseline, through `benchmark.pedantic`, which times the AR arm.
-
-        Raises: as `measure`
-        """
+        """Measure only the baseline, through `benchmark.pedantic`, which times the AR arm. Raise NotMeasured as `measure`."""
         _check_enabled(benchmark)
         cell = self._cell_at(max(self.settings.temperatures), None)
         rounds = self.baseline.rounds(cell, self._requests(cell), pairs_each=1)
@@ -139,7 +131,7 @@ class SuiteRun:
         self.baseline.rounds(cell, requests, pairs_each=0).run_all()
         laps.append(time.perf_counter())
         warmup_s, settled = timing.warm_up(self.backend, requests[0], concurrency=cell.concurrency)
-        self.journal.append_warmup(cell, seconds_per_token=warmup_s, settled=settled)
+        self.journal.append(Warmup(cell, warmup_s, settled))
         laps.append(time.perf_counter())
         throttle = set(machine.throttle_reasons(cell.device))
         stopped = self._measure_pairs(benchmark, cell, requests, pairs, throttle)
@@ -148,12 +140,7 @@ class SuiteRun:
         laps.append(time.perf_counter())
         wall_s = dict(zip(STEPS, (end - start for start, end in pairwise(laps)), strict=True))
         return CellRecord(
-            cell,
-            started,
-            warmup_s,
-            settled,
-            tuple(pairs),
-            evidence,
+            *(cell, started, warmup_s, settled, tuple(pairs), evidence),
             scoring_s=wall_s["certificate"] if self.score else None,
             peak_memory_bytes=self.peak_memory_bytes or None,
             throttle=tuple(sorted(throttle)),
@@ -164,10 +151,7 @@ class SuiteRun:
     def _measure_pairs(
         self, benchmark: Any, cell: Cell, requests: Sequence[DecodeRequest], pairs: list[TimedPair], throttle: set[str]
     ) -> str:
-        """Measure what is missing from `pairs` and append it; add to `throttle` what throttled meanwhile.
-
-        Returns: why the cell ended before its last pair; empty if it did not
-        """
+        """Add missing pairs to `pairs` and reasons to `throttle`. Return why the cell ended early, else an empty string."""
         started, concurrency = time.monotonic(), cell.concurrency
         stopped = reason_to_stop(self.settings.stopping, cell, pairs, elapsed_s=0.0)
         self.meter.step(len(pairs) // concurrency, label=cell.label)
@@ -178,7 +162,7 @@ class SuiteRun:
         def on_pairs(together: tuple[TimedPair, ...]) -> None:
             nonlocal stopped
             for pair in together:
-                self.journal.append_pair(cell, pair)
+                self.journal.append(Pair(cell, pair))
             pairs.extend(together)
             throttle.update(machine.throttle_reasons(cell.device))
             self.peak_memory_bytes = max(self.peak_memory_bytes, machine.resident_memory_bytes())
@@ -188,9 +172,8 @@ class SuiteRun:
             if stopped:
                 raise _Enough
 
-        rounds = timing.pair_rounds(
-            self.backend, plans, requests, on_pairs=on_pairs, instrument_every=self.settings.instrument_every
-        )
+        every = self.settings.instrument_every
+        rounds = timing.pair_rounds(self.backend, plans, requests, on_pairs=on_pairs, instrument_every=every)
         benchmark.extra_info.update(
             backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
         )

@@ -23,6 +23,7 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ForwardSeconds
 from bench.records.runs import BaselineTriple, Order, TimedArm, TimedPair
 
 T = TypeVar("T")
+Generate = Callable[[DecodeRequest], Generation]
 
 WARMUP_TOKENS = 4  # one short generation per warm-up step
 WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
@@ -81,17 +82,9 @@ def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_sid
 
 
 def time_call(
-    backend: Backend,
-    call: Callable[[DecodeRequest], Generation],
-    request: DecodeRequest,
-    clock: Clock = time.perf_counter,
-    *,
-    side_by_side: bool = False,
+    backend: Backend, call: Generate, request: DecodeRequest, clock: Clock = time.perf_counter, *, side_by_side: bool = False
 ) -> TimedArm:
-    """Time one generation.
-
-    Args: side_by_side: alternate in slices with the same call of other processes, if there are any (`bench.measurement.turns`)
-    """
+    """Time one generation; with `side_by_side` in slices, in turn with the same call of other processes, if any."""
     timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side)
     return timed.arm(request, timed.returned, timed.seconds)
 
@@ -99,22 +92,17 @@ def time_call(
 def time_together(
     backend: Backend, requests: Sequence[DecodeRequest], clock: Clock = time.perf_counter, *, side_by_side: bool = False
 ) -> tuple[TimedArm, ...]:
-    """Time generations that are decoded at once; the seconds of each last to its own last token.
-
-    Raises:  ValueError: the backend decodes one prompt at a time, or reports a last token after the end of the call
-    """
+    """Time generations that are decoded at once, each to its last token. Raise ValueError if the backend cannot do it."""
     if len(requests) == 1:
         return (time_call(backend, backend.generate, requests[0], clock, side_by_side=side_by_side),)
     if not isinstance(backend, Concurrent):
         raise ValueError(f"backend {backend.name} decodes one prompt at a time")
     timed = _timed(backend, partial(backend.generate_together, requests), clock, side_by_side=side_by_side)
-    arms = []
+    arms, whole_s = [], timed.seconds
     for request, generation in zip(requests, timed.returned, strict=True):
         last = generation.last_token_s
-        if last is None or not 0 < last <= timed.seconds:
-            raise ValueError(
-                f"expected last tokens within the {timed.seconds:.3f} s of the call, {backend.name} reports {last}"
-            )
+        if last is None or not 0 < last <= whole_s:
+            raise ValueError(f"expected last tokens within the {whole_s:.3f} s of the call, {backend.name} reports {last}")
         arms.append(timed.arm(request, generation, last))
     return tuple(arms)
 
@@ -228,17 +216,13 @@ class ArmRounds(Generic[T]):
 def pair_rounds(
     backend: Backend,
     plans: Sequence[PairPlan],
-    requests: Sequence[DecodeRequest],
+    requests: Sequence[DecodeRequest],  # the speculative one of each prompt, with the cell's seed; each arm derives another
     *,
     on_pairs: Callable[[tuple[TimedPair, ...]], None],
-    instrument_every: int = 1,
+    instrument_every: int = 1,  # 4: bare forwards and a replay, as long as an arm, after every fourth pair; 0: never
     clock: Clock = time.perf_counter,
 ) -> ArmRounds[tuple[TimedArm, ...]]:
-    """Return the pairs of one cell as rounds; `on_pairs` receives the pairs of each.
-
-    Args:    requests: the speculative request of each prompt, with the cell's seed, from which each arm derives another
-             instrument_every: 4 for bare forwards and a replay after every fourth pair, which take as long as an arm; 0: never
-    """
+    """Return the pairs of one cell as rounds; `on_pairs` receives the pairs of each."""
 
     def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
         request = requests[text[0]]
@@ -273,16 +257,13 @@ def pair_rounds(
 
 def baseline_rounds(
     backend: Backend,
-    orders: Mapping[int, tuple[str, ...]],
-    requests: Sequence[DecodeRequest],
+    orders: Mapping[int, tuple[str, ...]],  # of the arms, by the index of the prompt
+    requests: Sequence[DecodeRequest],  # one for each prompt, with the cell's seed
     *,
     on_triple: Callable[[BaselineTriple], None],
     clock: Clock = time.perf_counter,
 ) -> ArmRounds[TimedArm]:
-    """Return rounds without speculation: each prompt twice by the AR arm, and once by the engine's own plain decode, if any.
-
-    Args:    orders: of the arms, by the index of the prompt; requests: one for each prompt, with the cell's seed
-    """
+    """Return rounds without speculation: each prompt twice by the AR arm, and once by the engine's own plain decode, if any."""
     prompts = tuple(orders)
 
     def run_arm(index: int, arm: str) -> TimedArm:

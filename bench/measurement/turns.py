@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 VARIABLE = "SPECHEAT_TURNS"  # in the environment: number of the inherited descriptor that leads to the coordinator
@@ -48,7 +48,7 @@ Intervals = tuple[tuple[float, float], ...]  # from and to, in seconds of time.p
 class Pauses:
     """When this process was stopped in the middle of a call."""
 
-    intervals: Intervals = field(default=())
+    intervals: Intervals = ()
 
     def between(self, start: float, end: float) -> float:
         """Return the seconds of them that lie between two moments."""
@@ -77,10 +77,7 @@ def side_by_side() -> Iterator[Pauses]:
 
 @functools.cache
 def wait_for_others() -> None:
-    """Wait once, before the first measurement, until all processes have loaded their models; they load at the same time.
-
-    Raises: KeyboardInterrupt: the coordinator is gone
-    """
+    """Wait once, before the first measurement, until all processes have loaded their models."""
     if are_taken():
         _tell(Call.LOADED)
 
@@ -91,20 +88,16 @@ def are_taken() -> bool:
 
 
 def pass_on(finished: Turn) -> None:
-    """Let the others measure this round. Return when it is this process's turn again, immediately without others.
-
-    Raises: KeyboardInterrupt: the coordinator is gone
-    """
+    """Let the others measure this round. Return when it is this process's turn again, immediately without others."""
     if are_taken():
         _tell(finished)
 
 
 def _tell(message: Message) -> Intervals:
-    """Send a message and return the coordinator's answer, once it is this process's turn again."""
+    """Send a message and return the answer, once it is this process's turn again. Without an answer, end as after Ctrl-C."""
     try:
         _coordinator().send(message)
-        pauses: Intervals = _coordinator().recv()
-        return pauses
+        return _coordinator().recv()
     except (EOFError, OSError):
         raise KeyboardInterrupt from None
 

@@ -23,11 +23,6 @@ def _path(name: str, text: str) -> Path:
     return Path(text)
 
 
-def _minutes(name: str, text: str) -> float:
-    """Return seconds."""
-    return 60 * values.above_0(name, text)
-
-
 def _key_value(name: str, text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not (key and separator):
@@ -37,7 +32,7 @@ def _key_value(name: str, text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: what its text means, and the field of Settings that it decides."""
+    """One option: what its text means, and the field of Settings that it decides. Settings has the defaults."""
 
     flag: str
     metavar: str  # empty: a switch, without a value
@@ -46,20 +41,7 @@ class Option:
     field: str = ""  # empty: named like the option
     several: bool = False  # it may be repeated, and its value is a tuple
 
-    @property
-    def name(self) -> str:
-        """Return the attribute under which argparse stores what was given."""
-        return self.flag[2:].replace("-", "_")
-
-    def add_to(self, add: Callable[..., Any]) -> None:
-        """Declare it, without a default: Settings holds that."""
-        if not self.metavar:
-            add(self.flag, action="store_true", default=None, help=self.help)
-        else:
-            add(self.flag, action="append" if self.several else "store", metavar=self.metavar, help=self.help)
-
     def value(self, given: Any) -> Any:
-        """Return the value of what was given."""
         if self.several:
             return values.unique(self.flag, [self.parse(self.flag, text) for text in given])
         return self.parse(self.flag, str(given)) if self.metavar else given
@@ -108,7 +90,7 @@ OPTIONS = (
     Option("--ignore-end-token", "", "decode to the token limit; the share after the end is reported"),
     Option("--instrument-every", "N", INSTRUMENT_EVERY, values.count_or_0),
     Option("--precision", "SHARE", PRECISION, values.above_0),
-    Option("--time-budget", "MINUTES", "end a cell after so many minutes (default: after all pairs)", _minutes),
+    Option("--time-budget", "MINUTES", "end a cell after so many minutes (default: after all pairs)", values.above_0),
     Option("--pairs-only", "", PAIRS_ONLY),
     Option("--chat-template", "none|default|FILE", "how chat prompts become text (default: default)"),
     Option("--system-prompt", "TEXT", "system message put before every chat prompt"),
@@ -123,8 +105,12 @@ def add_options(parser: Any, *, only: Collection[str] | None = None) -> None:
     """Declare the options, or only those of these flags, on an argparse parser or on a group of pytest's options."""
     add = getattr(parser, "addoption", None) or parser.add_argument
     for option in OPTIONS:
-        if only is None or option.flag in only:
-            option.add_to(add)
+        if only is not None and option.flag not in only:
+            continue
+        if option.metavar:
+            add(option.flag, action="append" if option.several else "store", metavar=option.metavar, help=option.help)
+        else:
+            add(option.flag, action="store_true", default=None, help=option.help)  # None: not given
 
 
 def from_options(options: argparse.Namespace) -> Settings:
@@ -132,25 +118,25 @@ def from_options(options: argparse.Namespace) -> Settings:
 
     Raises: ValueError: in one line what was expected, and what was given
     """
-    found = {
-        option.field or option.name: option.value(text)
-        for option in OPTIONS
-        if (text := getattr(options, option.name, None)) is not None
-    }
+    found: dict[str, Any] = {}
+    for option in OPTIONS:
+        name = option.flag[2:].replace("-", "_")  # as argparse stores it
+        if (given := getattr(options, name, None)) is not None:
+            found[option.field or name] = option.value(given)
     if found.get("pairs_only"):
         found["instrument_every"] = 0
     if found.pop("ignore_end_token", None):
         found["end_token"] = "ignored"
-    stopping = Stopping(found.pop("precision", None), found.pop("time_budget", None))
+    minutes = found.pop("time_budget", None)
+    stopping = Stopping(found.pop("precision", None), None if minutes is None else 60 * minutes)
     preset = PRESETS[found.setdefault("preset", "quick")]
     decided = {name: getattr(preset, name) for name in ("temperatures", "repeats", "max_new_tokens")}
     settings = Settings(**decided | found, stopping=stopping, given=frozenset(found))
     for key, value in settings.backend_options:
+        # The name of a backend may contain a colon: package.module:factory.
         if ":" in key and not any(key.startswith(f"{name}:") for name in settings.backends):
-            raise ValueError(
-                "expected --backend-option BACKEND:KEY=VALUE of one of the backends "
-                f"{', '.join(settings.backends)}, got {f'{key}={value}'!r}"
-            )
+            expected = f"BACKEND:KEY=VALUE of one of the backends {', '.join(settings.backends)}"
+            raise ValueError(f"expected --backend-option {expected}, got {f'{key}={value}'!r}")
     return settings
 
 
@@ -166,6 +152,6 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 def declare(parser: ArgumentParser, *names: str) -> None:
-    """Declare some of the shared arguments."""
+    """Declare some of the arguments in SHARED."""
     for name in names:
         parser.add_argument(name, **SHARED[name])

@@ -29,12 +29,8 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
     "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=36),
-    "paper": Preset(
-        temperatures=tuple(round(0.1 * step, 1) for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128
-    ),
+    "paper": Preset(temperatures=tuple(step / 10 for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128),
 }
-
-SuiteDefaults = Mapping[str, Mapping[str, Any]]  # preset -> field of Settings -> value
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +50,11 @@ class Settings:
     repeats: int
     max_new_tokens: int
     backends: tuple[str, ...] = ("reference",)
-    backend_options: tuple[
-        tuple[str, str], ...
-    ] = ()  # an option of one of several backends starts with its name: see options_of
+    backend_options: tuple[tuple[str, str], ...] = ()  # the key may start with the name of the backend: see options_of
     pair: str | None = None
     target: str | None = None
     drafts: tuple[str | None, ...] = (None,)  # None: the pair's own
-    inflations: tuple[str | None, ...] = (
-        None,
-    )  # shapes of a larger model, to which the target is inflated; None: not inflated
+    inflations: tuple[str | None, ...] = (None,)  # larger shapes to which the target is inflated; None: not inflated
     pairs_file: Path | None = None
     device: str = "cpu"
     dtype: str | None = None
@@ -87,12 +79,13 @@ class Settings:
     plan: bool = False
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
 
-    def with_defaults(self, defaults: SuiteDefaults) -> Settings:
-        """Apply the suite's defaults to options that were not given on the command line.
+    def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> Settings:
+        """Apply a suite's defaults (preset -> field -> value) to options that were not given on the command line.
 
-        Drafts among the defaults belong to the default pair, so they are used with that pair only.
+        Drafts among the defaults belong to the default pair's target, so they are used with that one only.
         """
-        decided = self.given if self.is_default_pair else self.given | {"drafts"}
+        is_default_pair = self.target is None and self.pair in (None, DEFAULT_PAIR)
+        decided = self.given if is_default_pair else self.given | {"drafts"}
         wanted = defaults.get(self.preset, {})
         return replace(self, **{field: value for field, value in wanted.items() if field not in decided})
 
@@ -100,8 +93,3 @@ class Settings:
         """Return the options for all backends and for this one."""
         found = ((key.removeprefix(f"{backend}:"), value) for key, value in self.backend_options)
         return tuple((key, value) for key, value in found if ":" not in key)
-
-    @property
-    def is_default_pair(self) -> bool:
-        """Return whether the target is that of the default pair; the draft may be another."""
-        return self.target is None and self.pair in (None, DEFAULT_PAIR)

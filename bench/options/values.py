@@ -74,9 +74,9 @@ def temperatures_of(name: str, text: str) -> tuple[float, ...]:
     if step == 0 or last < first:
         raise ValueError(f"expected {name} first:last:step with first <= last and step > 0, got {text!r}")
     steps = (last - first) / step
-    if steps > MAX_GRID_POINTS:
+    if steps > MAX_GRID_POINTS:  # a typing error such as 0:1:1e-9 would fill the memory
         raise ValueError(f"expected at most {MAX_GRID_POINTS} temperatures, got {text!r}")
-    if not math.isclose(steps, round(steps), abs_tol=1e-6):
+    if not math.isclose(steps, round(steps), abs_tol=1e-6):  # the rounding of (1 - 0) / 0.1 is far smaller
         raise ValueError(f"expected a step that reaches the last temperature, got {text!r}")
     return tuple(round(first + step * place, 10) for place in range(round(steps) + 1))
 

@@ -11,33 +11,29 @@ revision, checked out into a temporary folder. The caller's checkout is read and
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.analysis.comparison import Side
+from bench.errors import last_line
 from bench.orchestration.parties import Party, ended_afterwards, take_turns
-from bench.orchestration.sides import WORKTREE, Source, checkouts, last_line, package_folder
+from bench.orchestration.sides import WORKTREE, Source, checkouts, package_folder
 from bench.progress import Meter
 from bench.records import checkout, environment
 from bench.records.files import load_run, moment_text
 from bench.records.runs import RunRecord
 from bench.records.storage import write_atomically
 
-HARNESS_KEYS = ("harness_commit", "harness_dirty")
-OWN_OPTIONS = ("--results", "--plan")  # options of suites that the comparison sets itself
 SOME_TESTS_FAILED = 1  # pytest's exit status: what could be measured was measured
-FEWEST_LAUNCHES = 2
 DEFAULT_OUT = ".across"  # below the repository, and ignored by git
 UNFINISHED = ".unfinished"
-CHILD = "bench.orchestration.child"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +49,44 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.slice_s >= 0:
             raise ValueError(f"expected --slice >= 0, got {self.slice_s * 1000:g}")
-        if self.launches < FEWEST_LAUNCHES:
+        if self.launches < 2:
             raise ValueError(
-                f"expected --launches >= {FEWEST_LAUNCHES}, got {self.launches}: one launch does not show how much "
-                "launches differ"
+                f"expected --launches >= 2, got {self.launches}: one launch does not show how much launches differ"
             )
         for word in self.words:
-            if word.partition("=")[0] in OWN_OPTIONS:
+            if word.partition("=")[0] in ("--results", "--plan"):
                 raise ValueError(f"expected suites and their options after --, got {word}, which `specheat across` sets")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A plan, and the folder of its records."""
+    """A plan, and the folder of its records. The top of this module describes the files of a launch of a side."""
 
     plan: Plan
     folder: Path
 
     def results(self, index: int, launch: int) -> Path:
-        """Return the folder of the records of one launch of one side."""
         return self.folder / f"{index + 1}-{_file_name(self.plan.sources[index].label)}" / f"launch-{launch + 1}"
 
     def log(self, index: int, launch: int) -> Path:
-        """Return the file that receives the output of a launch."""
         return self.results(index, launch).with_suffix(".log")
 
     def finished(self, index: int, launch: int) -> Path:
-        """Return the file that exists when a launch need not run again."""
         return self.results(index, launch).with_suffix(".finished")
 
-    def launches(self) -> Iterator[tuple[int, int]]:
-        """Yield every side with every launch."""
-        return itertools.product(range(len(self.plan.sources)), range(self.plan.launches))
-
     def records(self, index: int, launch: int) -> dict[str, RunRecord]:
-        """Return file -> record of one launch of one side."""
         return {str(file): load_run(file) for file in sorted(self.results(index, launch).rglob("*.json"))}
 
     def sides(self) -> list[Side]:
         """Return what was measured. Raise IncomparableResults if bench or suites changed during the run."""
-        found = {place: self.records(*place) for place in self.launches()}
-        first, *others = [run.environment for runs in found.values() for run in runs.values()]
+        sides = []
+        for index, source in enumerate(self.plan.sources):
+            runs, *further = [self.records(index, launch) for launch in range(self.plan.launches)]
+            sides.append(Side(source.label, runs, tuple(further)))
+        first, *others = [run.environment for side in sides for runs in (side.runs, *side.relaunched) for run in runs.values()]
         for other in others:
-            environment.check_comparable(first, other, keys=HARNESS_KEYS)
-        further = range(1, self.plan.launches)
-        return [
-            Side(source.label, found[index, 0], tuple(found[index, launch] for launch in further))
-            for index, source in enumerate(self.plan.sources)
-        ]
+            environment.check_comparable(first, other, keys=("harness_commit", "harness_dirty"))
+        return sides
 
 
 def default_out(revisions: Sequence[str], packages: Sequence[str]) -> Path:
@@ -113,7 +99,7 @@ def start(plan: Plan, out: Path) -> Run:
     """Start a comparison in a new folder below `out`."""
     out = out.resolve()
     folder = out / moment_text(datetime.now(UTC))
-    write_atomically(folder / UNFINISHED, _state(plan))
+    write_atomically(folder / UNFINISHED, _state(plan))  # also creates the folder
     if (ignored := checkout.REPOSITORY / DEFAULT_OUT) in folder.parents:
         write_atomically(ignored / ".gitignore", "*\n")
     return Run(plan, folder)
@@ -135,13 +121,13 @@ def measure(run: Run, *, resume: bool, meter: Meter) -> None:
     If a side fails or measures nothing, end the others, keep what was measured and raise ValueError.
     """
     with checkouts(run.plan.sources) as folders:
-        packages = [package_folder(source.package, meter.note) for source in run.plan.sources]
+        packages = [package_folder(side.package, meter.note) if side.package else None for side in run.plan.sources]
         sides = tuple(zip(folders, packages, strict=True))
         for launch in range(run.plan.launches):
             _launch(run, launch, sides, resume=resume, meter=meter)
-    (run.folder / UNFINISHED).unlink()
-    for place in run.launches():
-        run.finished(*place).unlink()
+    (run.folder / UNFINISHED).unlink()  # first: without it nothing is resumed
+    for file in run.folder.glob("*/*.finished"):
+        file.unlink()
 
 
 def _launch(run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *, resume: bool, meter: Meter) -> None:
@@ -156,7 +142,10 @@ def _launch(run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *,
         # The seed differs between launches, so that the side that starts changes from launch to launch.
         for party, turn in take_turns(tuple(parties), seed=run.plan.seed + launch, slice_s=run.plan.slice_s):
             if turn is None:
-                _check_end(party, meter)
+                if party.status not in (0, SOME_TESTS_FAILED):
+                    raise ValueError(f"{party.name} failed with exit status {party.status}: {_last_words(party.log)}")
+                if party.status == SOME_TESTS_FAILED:
+                    meter.note(f"{party.name}: some tests failed, see {party.log}")
                 parties[party].touch()
                 continue
             new = turn.pairs - pairs[party.name]
@@ -170,16 +159,9 @@ def _launch(run: Run, launch: int, sides: Sequence[tuple[Path, Path | None]], *,
             raise ValueError(f"{source.label} measured nothing: {_last_words(run.log(index, launch))}")
 
 
-def _check_end(party: Party, meter: Meter) -> None:
-    if party.status not in (0, SOME_TESTS_FAILED):
-        raise ValueError(f"{party.name} failed with exit status {party.status}: {_last_words(party.log)}")
-    if party.status == SOME_TESTS_FAILED:
-        meter.note(f"{party.name}: some tests failed, see {party.log}")
-
-
 def _party(run: Run, index: int, launch: int, folder: Path, package: Path | None, *, resume: bool) -> Party:
     """Return the process of one side: pytest on the caller's suites, with the packages of this side first in the path."""
-    source = run.plan.sources[index]
+    source, log = run.plan.sources[index], run.log(index, launch)
     side = json.dumps({"folder": str(folder), "package": source.package, "command": sys.argv})
     options = (
         "--benchmark-only",
@@ -192,21 +174,18 @@ def _party(run: Run, index: int, launch: int, folder: Path, package: Path | None
         *(["--resume"] if resume else []),
         *(["--pairs-only"] if launch else []),
     )
-    paths = [folder] if package is None else [package, folder]
-    env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [env.get("PYTHONPATH")])])
+    paths = filter(None, (package, folder, os.environ.get("PYTHONPATH")))  # of these the first wins
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     env[environment.SLICE_VARIABLE] = f"{run.plan.slice_s * 1000:g}"
     if source.package:
         env[environment.LIBRARIES_VARIABLE] = source.package.partition("==")[0]
-    command = [sys.executable, "-m", CHILD, side, *options, *run.plan.words]
-    log = run.log(index, launch)
+    command = [sys.executable, "-m", "bench.orchestration.child", side, *options, *run.plan.words]
     log.parent.mkdir(exist_ok=True)
     return Party(source.label, command, checkout.REPOSITORY, env, log)
 
 
 def _last_words(log: Path) -> str:
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return f"{last_line(text)} (all it wrote: {log})"
+    return f"{last_line(log.read_text(errors='replace'))} (all it wrote: {log})"
 
 
 def _file_name(label: str) -> str:

@@ -19,28 +19,18 @@ def main() -> int:
     side, pytest_arguments = json.loads(sys.argv[1]), sys.argv[2:]
     sys.argv = side["command"]  # records store the command that the user typed
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore Ctrl-C by default
-    import_backends(Path(side["folder"]))
+    folder = Path(side["folder"]).resolve()
+    sys.path.insert(0, str(folder))
+    backends = Path(str(import_module("backends").__file__)).resolve().parent  # later imports get this package too
+    if backends != folder / "backends":
+        raise ValueError(f"expected the package backends of {folder}, got that of {backends}")
     if side["package"]:
-        check_installed(side["package"])
+        name, _, version = side["package"].partition("==")
+        if (found := installed_version(name)) != version:
+            raise ValueError(f"expected {name} {version}, got {found}; write the version as the package itself does")
     import pytest
 
     return int(pytest.main(pytest_arguments))
-
-
-def import_backends(folder: Path) -> None:
-    """Import the package `backends` in `folder`, or raise ValueError. Later imports in this process get the same one."""
-    sys.path.insert(0, str(folder))
-    found = Path(str(import_module("backends").__file__)).resolve().parent
-    if found != folder.resolve() / "backends":
-        raise ValueError(f"expected the package backends of {folder}, got that of {found}")
-
-
-def check_installed(package: str) -> None:
-    """Raise ValueError unless this process would import the version in "name==version"."""
-    name, _, version = package.partition("==")
-    found = installed_version(name)
-    if found != version:
-        raise ValueError(f"expected {name} {version}, got {found}; write the version as the package itself does")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ import psutil
 from bench.measurement.turns import VARIABLE, Call, Message, Turn
 
 SLICE_S = 0.05  # on two cores a forward of the embedded target takes about 0.03
-END_GRACE_S = 60.0  # for closing an engine and leaving a journal
 _POLL_S = 0.2  # how often to check for the end of a process whose workers keep its descriptor open
 
 
@@ -46,13 +45,8 @@ class Party:
 
     @property
     def status(self) -> int | None:
-        """Return the exit status; None before the end."""
+        """Return the exit status; None before the start and until the end."""
         return None if self.process is None else self.process.poll()
-
-    @property
-    def is_running(self) -> bool:
-        """Return whether the process has started and not ended."""
-        return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
         """Start the process with one end of a pipe."""
@@ -96,15 +90,14 @@ class Party:
             if time.perf_counter() >= deadline:
                 raise TimeoutError
         try:
-            message: Message = self._connection.recv()
-            return message
-        except (EOFError, OSError):
+            return self._connection.recv()
+        except (EOFError, OSError):  # the process has closed its end
             self.process.wait()
             return None
 
     def suspend(self) -> None:
         """Stop the process and all below it, and return when they stand still."""
-        if self.stopped or self.process is None or not self.is_running:
+        if self.stopped or self.process is None or self.status is not None:
             return
         with suppress(psutil.NoSuchProcess):
             self.process.suspend()  # before its children are listed, so that it starts no more of them
@@ -123,18 +116,17 @@ class Party:
 
     def resume(self) -> None:
         """Continue what `suspend` stopped, children first, and note the pause."""
-        if not self.stopped:
-            return
-        self.pauses.append((self.stopped_at, time.perf_counter()))
-        stopped, self.stopped = self.stopped, []
-        for process in reversed(stopped):
+        if self.stopped:
+            self.pauses.append((self.stopped_at, time.perf_counter()))
+        for process in reversed(self.stopped):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+        self.stopped = []
 
     def interrupt(self) -> None:
         """Interrupt the process like Ctrl-C."""
         self._signal_all(signal.SIGCONT)  # a stopped process would not see the interruption
-        if self.process is not None and self.is_running:
+        if self.process is not None:
             with suppress(psutil.NoSuchProcess):
                 self.process.send_signal(signal.SIGINT)
 
@@ -145,13 +137,12 @@ class Party:
             self.process.wait()
 
     def _signal_all(self, number: signal.Signals) -> None:
-        if self.process is None or not self.is_running:
-            return
         self.stopped = []
-        with suppress(psutil.NoSuchProcess):
-            for process in (self.process, *self.process.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
+        if self.process is not None:
+            with suppress(psutil.NoSuchProcess):
+                for process in (self.process, *self.process.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        process.send_signal(number)
 
 
 def order_of_round(index: int, num_parties: int, *, seed: int) -> tuple[int, ...]:
@@ -180,8 +171,13 @@ def take_turns(parties: Sequence[Party], *, seed: int, slice_s: float = SLICE_S)
     ordered_at: tuple[int, int] | None = None
     at_call: set[Party] = set()  # those that wait to make a timed call
     working: Party | None = None
-    # With slices all parties load at the same time. Without, each loads in its first turn.
-    first_messages = _start_all(parties) if slice_s else {}
+    first_messages: dict[Party, Message | None] = {}
+    if slice_s:  # all parties load at the same time; without slices, each loads in its first turn
+        for party in parties:
+            party.start()
+        for party in parties:
+            first_messages[party] = party.wait()
+            party.suspend()
     while places:
         least = min(places.values())
         waiting = [party for party, place in places.items() if place == least]
@@ -212,17 +208,6 @@ def take_turns(parties: Sequence[Party], *, seed: int, slice_s: float = SLICE_S)
             yield party, None
 
 
-def _start_all(parties: Sequence[Party]) -> dict[Party, Message | None]:
-    """Start all parties, and return the first message of each. Afterwards they stand still."""
-    for party in parties:
-        party.start()
-    messages = {}
-    for party in parties:
-        messages[party] = party.wait()
-        party.suspend()
-    return messages
-
-
 def _make_calls(parties: Sequence[Party], slice_s: float) -> list[Party]:
     """Let all parties make the call that they wait for, in slices. Afterwards they stand still; returns those that ended."""
     for party in parties:
@@ -244,17 +229,18 @@ def _make_calls(parties: Sequence[Party], slice_s: float) -> list[Party]:
 
 
 @contextmanager
-def ended_afterwards(parties: Collection[Party], *, grace_s: float = END_GRACE_S) -> Iterator[None]:
-    """End all parties at the end of the context: interrupt them, so that they leave their journals, and later kill them."""
+def ended_afterwards(parties: Collection[Party], *, grace_s: float = 60.0) -> Iterator[None]:
+    """End all parties at the end of the context: interrupt them, so that they leave their journals, and later kill them.
+
+    Args:    grace_s: time in which all together may close their engines and write their journals
+    """
     try:
         yield
     finally:
         try:
             for party in parties:
                 party.interrupt()
-            deadline = time.monotonic() + grace_s
-            while any(party.is_running for party in parties) and time.monotonic() < deadline:
-                time.sleep(_POLL_S / 4)
+            psutil.wait_procs([party.process for party in parties if party.process is not None], timeout=grace_s)
         finally:
             for party in parties:
                 party.kill()

@@ -7,18 +7,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.errors import last_line
 from bench.records import checkout
 from bench.records.checkout import git
 
 WORKTREE = (".", "WORKTREE")  # names of the caller's files, committed or not
 ENGINES = "backends/engines"  # a folder that revisions lack whose backends have the old layout
-FIRST_COMMIT = "6c227e1280"  # that has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,14 @@ def sources(revisions: Sequence[str], packages: Sequence[str]) -> tuple[Source, 
         raise ValueError(f"expected to run from a checkout of specheat's repository, found none at {checkout.REPOSITORY}")
     found = [_revision(revision) for revision in revisions or WORKTREE[:1]]
     if len(packages) > 1:
-        return _numbered([Source(package, found[0].commit, package) for package in packages])
-    return _numbered([Source(each.label, each.commit, *packages) for each in found])
+        found = [Source(package, found[0].commit, package) for package in packages]
+    elif packages:
+        found = [replace(source, package=packages[0]) for source in found]
+    labels = [source.label for source in found]
+    for index, label in enumerate(labels):  # a commit may be compared with itself
+        if labels.count(label) > 1:
+            found[index] = replace(found[index], label=f"{label} #{labels[: index + 1].count(label)}")
+    return tuple(found)
 
 
 def _revision(name: str) -> Source:
@@ -63,7 +68,7 @@ def _revision(name: str) -> Source:
         raise ValueError(f"expected a revision with a package backends, got {name!r}")
     if _answer("cat-file", "-e", f"{commit}:{ENGINES}") is None:
         raise ValueError(
-            f"expected a revision from commit {FIRST_COMMIT} on, which have {ENGINES}, got {name!r}, which is older; "
+            f"expected a revision from commit 6c227e1280 on, which have {ENGINES}, got {name!r}, which is older; "
             "compare older revisions by running specheat across from a checkout of one of them"
         )
     short = commit[:10]
@@ -78,17 +83,6 @@ def _answer(*arguments: str) -> str | None:
         return None
 
 
-def _numbered(found: Sequence[Source]) -> tuple[Source, ...]:
-    """Number the sides that share a label, as when a commit is compared with itself."""
-    total, seen = Counter(source.label for source in found), Counter[str]()
-    numbered = []
-    for source in found:
-        seen[source.label] += 1
-        number = f" #{seen[source.label]}" if total[source.label] > 1 else ""
-        numbered.append(replace(source, label=source.label + number))
-    return tuple(numbered)
-
-
 @contextmanager
 def checkouts(sides: Sequence[Source]) -> Iterator[tuple[Path, ...]]:
     """Yield the folder in which each side's package `backends` lies: for revisions, git worktrees that hold only it."""
@@ -98,7 +92,8 @@ def checkouts(sides: Sequence[Source]) -> Iterator[tuple[Path, ...]]:
             folder = checkout.REPOSITORY
             if side.commit is not None:
                 folder = Path(scratch).resolve() / f"side-{number}"
-                stack.callback(_remove_worktree, folder)  # before it exists, so that a failed one is removed too
+                # Registered before the worktree exists, so that one that fails halfway is removed too.
+                stack.callback(_answer, "worktree", "remove", "--force", str(folder))
                 _add_worktree(folder, side.commit, side.label)
             folders.append(folder)
         yield tuple(folders)
@@ -114,15 +109,8 @@ def _add_worktree(folder: Path, commit: str, label: str) -> None:
         raise ValueError(f"git cannot check out {label}: {reason}") from error
 
 
-def _remove_worktree(folder: Path) -> None:
-    with suppress(subprocess.CalledProcessError):  # it was never added
-        git(checkout.REPOSITORY, "worktree", "remove", "--force", str(folder))
-
-
-def package_folder(package: str | None, note: Callable[[str], None]) -> Path | None:
+def package_folder(package: str, note: Callable[[str], None]) -> Path:
     """Return a folder with only this version of a package, installed once and kept. Dependencies are those installed here."""
-    if package is None:
-        return None
     cache = Path(os.environ.get("SPECHEAT_CACHE") or Path.home() / ".cache" / "specheat")
     folder = cache / "packages" / str(sys.implementation.cache_tag) / package
     if folder.is_dir():
@@ -130,7 +118,7 @@ def package_folder(package: str | None, note: Callable[[str], None]) -> Path | N
     note(f"installing {package} into {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".installing-") as scratch:
-        target = Path(scratch, "target")
+        target = Path(scratch, "target")  # renamed when complete, so that an interrupted installation is never used
         options = ("--quiet", "--no-deps", "--disable-pip-version-check", "--target", str(target))
         command = [sys.executable, "-m", "pip", "install", *options, package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -138,9 +126,3 @@ def package_folder(package: str | None, note: Callable[[str], None]) -> Path | N
             raise ValueError(f"cannot install {package}: {last_line(done.stderr)}")
         target.rename(folder)
     return folder
-
-
-def last_line(text: str) -> str:
-    """Return the last line of what a program wrote."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing"

@@ -16,15 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench.errors import BackendUnavailable, IncomparableResults, first_line
+from bench.errors import BackendUnavailable, IncomparableResults, first_line, last_line
 from bench.records import checkout, environment
 from bench.records.files import load_run, write_run
 from bench.records.runs import SHARED_BY, RunRecord
@@ -54,12 +54,10 @@ class Plan:
         return self.results / FOLDER / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def shard(self, index: int) -> Path:
-        """Return the folder of a shard's files."""
-        return self.folder / f"shard-{index}"
+        return self.folder / f"shard-{index}"  # a folder with its files
 
     def marker(self, index: int) -> Path:
-        """Return the file that exists when a shard is finished. It holds its `Done`."""
-        return self.folder / f"shard-{index}.done"
+        return self.folder / f"shard-{index}.done"  # a file that exists when the shard is finished; it holds its Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +78,14 @@ def plan(suites: Sequence[str], options: Sequence[str], *, workers: int, results
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     ids = [line for line in done.stdout.splitlines() if "::" in line]
     if done.returncode or not ids:
-        lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-        raise ValueError(f"expected cells to measure, got none: {lines[-1] if lines else 'pytest printed nothing'}")
-    by_suite: dict[str, list[str]] = {}
-    for name in ids:
-        by_suite.setdefault(name.partition("::")[0], []).append(name)
-    shards = tuple(shard for cells in by_suite.values() for shard in split(cells, workers))
+        raise ValueError(f"expected cells to measure, got none: {last_line(done.stdout + done.stderr)}")
+    by_suite = groupby(ids, key=lambda name: name.partition("::")[0])  # pytest lists the cells of a file together
+    shards = tuple(shard for _, cells in by_suite for shard in split([*cells], workers))
     return Plan(tuple(suites), tuple(options), shards, results, str(checkout.commit()["harness_commit"]))
 
 
 def split(cells: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:
-    """Yield contiguous parts whose sizes differ by at most one. None is empty."""
+    """Yield contiguous parts whose sizes differ by at most one, such as 2, 2, 3. None is empty."""
     parts = min(parts, len(cells))
     for start, end in pairwise(len(cells) * part // parts for part in range(parts + 1)):
         yield tuple(cells[start:end])
@@ -102,7 +97,7 @@ def run_shard(cells: Sequence[str], options: Sequence[str], name: str, threads: 
     Args:    threads: OMP_NUM_THREADS of the machine that started the sweep; Ray sets it to the CPUs of a task
     """
     scratch = Path(tempfile.gettempdir()) / f"specheat-{name}"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(exist_ok=True)
     variables = {key: value for key, value in os.environ.items() if key != THREADS}
     if threads is not None:
         variables[THREADS] = threads
@@ -131,25 +126,28 @@ def measure(plan: Plan, address: str, *, workers: int, gpus: int, on_shard: Call
     threads = os.environ.get(THREADS)  # before Ray sets it
     on_shard(len(plan.shards) - len(left))
     if left:
-        with _connected(address, workers) as ray:
+        ray = _connected(address, workers)
+        try:
             found = int(ray.cluster_resources().get("GPU", 0))
             if address == "local" and gpus > found:  # a cluster may get more GPUs later
                 raise ValueError(f"expected --gpus of at most {found}, which Ray finds on this machine, got {gpus}")
-            cpus = 1 if gpus else _cpus_of_a_worker(ray, address, workers)
-            remote = ray.remote(run_shard).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-            waiting = {
-                remote.remote(plan.shards[index], plan.options, f"{plan.folder.name}-{index}", threads): index for index in left
-            }
+            # In a cluster a shard takes more than half of a machine's CPUs, so that no two share a machine.
+            smallest = min(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+            cpus = max(1, smallest // workers) if address == "local" else smallest // 2 + 1
+            start = ray.remote(run_shard).options(num_cpus=1 if gpus else cpus, num_gpus=gpus, max_retries=0).remote
+            name = plan.folder.name
+            waiting = {start(plan.shards[index], plan.options, f"{name}-{index}", threads): index for index in left}
             while waiting:
                 (ready, *_), _ = ray.wait([*waiting], num_returns=1)
                 keep(plan, waiting.pop(ready), *ray.get(ready))
                 on_shard(1)
+        finally:
+            ray.shutdown()
     return [msgspec.json.decode(plan.marker(index).read_bytes(), type=Done) for index in range(len(plan.shards))]
 
 
-@contextmanager
-def _connected(address: str, workers: int) -> Iterator[Any]:
-    """Yield the module `ray`, connected to a cluster or to one that is started here."""
+def _connected(address: str, workers: int) -> Any:
+    """Return the module `ray`, connected to a cluster or to one that is started here."""
     try:
         import ray
     except ImportError as error:
@@ -163,16 +161,7 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackendUnavailable(f"no Ray cluster at {address}: {first_line(error)}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _cpus_of_a_worker(ray: Any, address: str, workers: int) -> int:
-    """Return so many that each machine takes one shard at a time; this machine alone divides its CPUs among the workers."""
-    smallest = min(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
-    return max(1, smallest // workers) if address == "local" else smallest // 2 + 1
+    return ray
 
 
 def keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
@@ -181,15 +170,16 @@ def keep(plan: Plan, index: int, done: Done, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         write_atomically(folder / name, content)
     if done.status not in MEASURED:
-        lines = (folder / "log.txt").read_text(errors="replace").rstrip().splitlines()
-        raise ValueError(f"shard {index} ended with status {done.status}: {lines[-1]}; all of it: {folder / 'log.txt'}")
+        log = folder / "log.txt"
+        reason = last_line(log.read_text(errors="replace"))
+        raise ValueError(f"shard {index} ended with status {done.status}: {reason}; all of it: {log}")
     write_atomically(plan.marker(index), msgspec.json.encode(done))
 
 
 def put_together(plan: Plan, dones: Sequence[Done]) -> list[Path]:
     """Write the records of all shards as those of one run, and remove the shards, unless `merged` refuses them."""
     by_run: dict[tuple[str, str, str], list[RunRecord]] = {}
-    others: list[tuple[Path, Path]] = []
+    whole: dict[Path, bytes] = {}  # records of suites that write them in one test
     for index, done in enumerate(dones):
         for name in done.files:
             source = plan.shard(index) / name
@@ -197,20 +187,20 @@ def put_together(plan: Plan, dones: Sequence[Done]) -> list[Path]:
                 run = load_run(source)
                 key = (run.suite, str(run.backend_settings["backend"]), run.model_pair.name)
                 by_run.setdefault(key, []).append(run)
-            elif name.endswith(".jsonl"):  # of a suite that writes its whole record in one test
-                others.append((source, plan.results / name))
+            elif name.endswith(".jsonl"):
+                whole[plan.results / name] = source.read_bytes()
     command = ("pytest", "--benchmark-only", *plan.suites, *plan.options)
-    num_sharing = shared_by(dones)
+    sharing = shared_by(dones)
     paths = [
-        write_run(plan.results, merged(runs, command=command, shared_by=num_sharing), backend=backend)
+        write_run(plan.results, merged(runs, command=command, shared_by=sharing), backend=backend)
         for (_, backend, _), runs in by_run.items()
     ]
-    for source, place in others:
-        write_atomically(place, source.read_bytes())
+    for place, content in whole.items():
+        write_atomically(place, content)
     shutil.rmtree(plan.folder)
-    if not any(plan.folder.parent.iterdir()):
+    with suppress(OSError):  # another sweep still has its shards there
         plan.folder.parent.rmdir()
-    return [*paths, *(place for _, place in others)]
+    return [*paths, *whole]
 
 
 def shared_by(dones: Sequence[Done]) -> int:
@@ -231,11 +221,10 @@ def merged(runs: Sequence[RunRecord], *, command: tuple[str, ...], shared_by: in
         differing = [name for name in names if getattr(first, name) != getattr(other, name)]
         if differing:
             raise IncomparableResults(f"shards of different experiments, with another {', '.join(differing)}")
-    sharing = {SHARED_BY: shared_by} if shared_by > 1 else {}
     return replace(
         first,
         command=command,
-        environment={**first.environment, **sharing},
+        environment={**first.environment, **({SHARED_BY: shared_by} if shared_by > 1 else {})},
         baseline=next((run.baseline for run in runs if run.baseline), ()),
         cells=tuple(cell for run in runs for cell in run.cells),
         drafts={name: card for run in runs for name, card in run.drafts.items()},

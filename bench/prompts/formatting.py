@@ -52,7 +52,7 @@ def prompt_format(
     if max_prompt_tokens is not None and max_prompt_tokens < 1:
         raise ValueError(f"expected max_prompt_tokens >= 1, got {max_prompt_tokens}")
     return PromptFormat(
-        template_name=chat_template if chat_template in ("none", "default") else Path(chat_template).name,
+        template_name=Path(chat_template).name,  # records name no folder
         template=_template(chat_template, tokenizer),
         system_prompt=system_prompt,
         bos_on_raw_text=tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,
@@ -80,10 +80,9 @@ def encode(prompt_set: PromptSet, tokenizer: Any, format: PromptFormat) -> tuple
 def check_room(
     prompt_set: PromptSet, encoded: Sequence[Ids], *, context_length: int, max_new_tokens: int, num_draft_tokens: int
 ) -> None:
-    """Check that every prompt leaves room for the answer.
+    """Raise ValueError unless every prompt leaves room for the answer.
 
     Args:    context_length: tokens that both models have positions for; num_draft_tokens: the largest k of the run
-    Raises:  ValueError: a prompt is too long
     """
     # The last round may draft k tokens beyond the last new one, and verifies them together with one of the target's own.
     room = context_length - max_new_tokens - num_draft_tokens - 1
@@ -97,8 +96,8 @@ def check_room(
 
 
 def end_token_ids(pair: ModelPair) -> Ids:
-    """Return the ids that end a resolved target's text: of its generation config, else of its config; possibly none."""
-    for name in ("generation_config.json", "config.json"):
+    """Return the ids that end a resolved target's text; possibly none."""
+    for name in ("generation_config.json", "config.json"):  # transformers' order: the first that names any decides
         file = Path(pair.target) / name
         ids = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
         if ids is not None:
@@ -116,9 +115,8 @@ def _template(choice: str, tokenizer: Any) -> str | None:
     try:
         return Path(choice).read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(
-            f"--chat-template: expected none, default or a readable file, got {choice} ({error.strerror})"
-        ) from error
+        expected = "--chat-template: expected none, default or a readable file"
+        raise ValueError(f"{expected}, got {choice} ({error.strerror})") from error
 
 
 def _prompt_ids(prompt: Prompt, tokenizer: Any, format: PromptFormat) -> Ids:
@@ -133,18 +131,15 @@ def _prompt_ids(prompt: Prompt, tokenizer: Any, format: PromptFormat) -> Ids:
         messages = (Message("system", format.system_prompt), *messages)
     if format.template is None:
         return tuple(tokenizer("\n\n".join(message.content for message in messages))["input_ids"])
-    text = _templated(messages, tokenizer, format.template)
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _templated(messages: tuple[Message, ...], tokenizer: Any, template: str) -> str:
     from jinja2 import TemplateError
 
     turns = [{"role": message.role, "content": message.content} for message in messages]
+    options = {"chat_template": format.template, "add_generation_prompt": True, "tokenize": False}
     try:
-        return tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, **options)
     except TemplateError as error:
         raise ValueError(f"the chat template refuses it: {error}") from error
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has written them
 
 
 def _cut(ids: Ids, bos_token_id: int | None, limit: int | None) -> Ids:

@@ -23,19 +23,21 @@ _NAMES = (
 )
 _GOODS = ("pencils", "stickers", "marbles", "buttons", "postcards", "beads", "seashells", "stamps", "badges", "ribbons")
 _FOODS = ("apples", "pears", "muffins", "lemons", "dumplings", "pancakes", "figs", "bagels", "plums", "tarts")
-_BAKES = ("muffins", "pancakes", "bagels", "tarts", "scones", "waffles")
 _PLACES = ("library", "bakery", "school", "museum", "garden centre", "swimming pool", "theatre", "workshop")
-_CROPS = ("carrots", "tomatoes", "pumpkins", "beans", "cabbages", "peppers")
 
 Problem = tuple[str, int]  # question, answer
 
 
+def _drawn(rng: random.Random, *ranges: tuple[int, int]) -> list[int]:
+    """Draw a number from each range, both ends included. The order of draws decides the prompts, whose hash records store."""
+    return [rng.randint(least, most) for least, most in ranges]
+
+
 def _shopping(rng: random.Random) -> Problem:
     name, (first, second) = rng.choice(_NAMES), rng.sample(_GOODS, 2)
-    num_first, num_second = rng.randint(3, 9), rng.randint(2, 8)
-    price_first, price_second = rng.randint(2, 6), rng.randint(3, 9)
+    num_first, num_second, price_first, price_second = _drawn(rng, (3, 9), (2, 8), (2, 6), (3, 9))
     cost = num_first * price_first + num_second * price_second
-    note = (cost // 20 + 1) * 20
+    note = (cost // 20 + 1) * 20  # the next multiple of $20, so that there is always change
     question = (
         f"{name} buys {num_first} packs of {first} at ${price_first} each and {num_second} packs of {second} at "
         f"${price_second} each, and pays with ${note}. How many dollars of change does {name} get?"
@@ -45,8 +47,7 @@ def _shopping(rng: random.Random) -> Problem:
 
 def _sharing(rng: random.Random) -> Problem:
     name, food = rng.choice(_NAMES), rng.choice(_FOODS)
-    num_friends, share = rng.randint(3, 9), rng.randint(2, 9)
-    eaten, kept = rng.randint(2, 8), rng.randint(1, 6)
+    num_friends, share, eaten, kept = _drawn(rng, (3, 9), (2, 9), (2, 8), (1, 6))
     total = num_friends * share + eaten + kept
     question = (
         f"{name} has {total} {food}. After eating {eaten} and putting {kept} aside, {name} divides the rest equally "
@@ -57,8 +58,7 @@ def _sharing(rng: random.Random) -> Problem:
 
 def _savings(rng: random.Random) -> Problem:
     name = rng.choice(_NAMES)
-    weekly, spent, num_weeks = rng.randint(12, 30), rng.randint(2, 9), rng.randint(4, 12)
-    start = rng.randint(10, 60)
+    weekly, spent, num_weeks, start = _drawn(rng, (12, 30), (2, 9), (4, 12), (10, 60))
     question = (
         f"{name} starts with ${start} in a jar. Every week {name} earns ${weekly} by walking dogs and spends ${spent} "
         f"on the bus; the rest goes into the jar. How much money is in the jar after {num_weeks} weeks?"
@@ -68,8 +68,7 @@ def _savings(rng: random.Random) -> Problem:
 
 def _journey(rng: random.Random) -> Problem:
     name, place = rng.choice(_NAMES), rng.choice(_PLACES)
-    fast, slow = rng.randint(12, 20), rng.randint(4, 9)
-    hours_fast, hours_slow = rng.randint(2, 4), rng.randint(1, 3)
+    fast, slow, hours_fast, hours_slow = _drawn(rng, (12, 20), (4, 9), (2, 4), (1, 3))
     question = (
         f"On the way to a {place} in another town, {name} cycles for {hours_fast} hours at {fast} kilometres an hour "
         f"and then, after a flat tyre, walks for {hours_slow} {'hour' if hours_slow == 1 else 'hours'} at {slow} "
@@ -79,24 +78,22 @@ def _journey(rng: random.Random) -> Problem:
 
 
 def _harvest(rng: random.Random) -> Problem:
-    name, crop = rng.choice(_NAMES), rng.choice(_CROPS)
-    rows, each = rng.randint(4, 12), rng.randint(6, 15)
-    crates, price = rng.randint(3, 8), rng.randint(4, 11)
+    name, crop = rng.choice(_NAMES), rng.choice(("carrots", "tomatoes", "pumpkins", "beans", "cabbages", "peppers"))
+    rows, each, crates, price = _drawn(rng, (4, 12), (6, 15), (3, 8), (4, 11))
     per_crate = rng.randint(2, max(2, rows * each // crates))
     left = rows * each - crates * per_crate
-    if left <= 0:
+    if left <= 0:  # nothing would be left over: draw again
         return _harvest(rng)
     question = (
-        f"{name} grows {rows} rows of {crop} with {each} in a row. {crates} crates of {per_crate} are packed for the "
-        f"market and sold at ${price} a crate; the {crop} that are left over are sold at $1 each. How many dollars "
-        f"does {name} take?"
+        f"{name} grows {rows} rows of {crop} with {each} in a row. {crates} crates of {per_crate} are packed for the market "
+        f"and sold at ${price} a crate; the {crop} that are left over are sold at $1 each. How many dollars does {name} take?"
     )
     return question, crates * price + left
 
 
 def _reading(rng: random.Random) -> Problem:
     name = rng.choice(_NAMES)
-    per_day, num_days, rest_days = rng.randint(8, 20), rng.randint(4, 9), rng.randint(3, 8)
+    per_day, num_days, rest_days = _drawn(rng, (8, 20), (4, 9), (3, 8))
     weekend = per_day + rng.randint(4, 15)
     pages = per_day * num_days + weekend * rest_days
     question = (
@@ -108,7 +105,7 @@ def _reading(rng: random.Random) -> Problem:
 
 def _ages(rng: random.Random) -> Problem:
     young, old = rng.sample(_NAMES, 2)
-    age, factor, years = rng.randint(4, 11), rng.randint(3, 6), rng.randint(3, 12)
+    age, factor, years = _drawn(rng, (4, 11), (3, 6), (3, 12))
     question = (
         f"{old} is {factor} times as old as {young}, who is {age}. In {years} years, how old will the two of them be together?"
     )
@@ -117,8 +114,7 @@ def _ages(rng: random.Random) -> Problem:
 
 def _collection(rng: random.Random) -> Problem:
     (first, second, third), goods = rng.sample(_NAMES, 3), rng.choice(_GOODS)
-    half = rng.randint(6, 24)
-    more, lost = rng.randint(5, 20), rng.randint(2, 5)
+    half, more, lost = _drawn(rng, (6, 24), (5, 20), (2, 5))
     question = (
         f"{first} owns {2 * half} {goods}. {second} owns half as many, and {third} owns {more} more than {second} but "
         f"then loses {lost}. How many {goods} do the three own together now?"
@@ -128,8 +124,7 @@ def _collection(rng: random.Random) -> Problem:
 
 def _seating(rng: random.Random) -> Problem:
     place = rng.choice(_PLACES)
-    num_rows, seats, empty = rng.randint(6, 15), rng.randint(8, 20), rng.randint(5, 25)
-    ticket = rng.randint(3, 12)
+    num_rows, seats, empty, ticket = _drawn(rng, (6, 15), (8, 20), (5, 25), (3, 12))
     question = (
         f"For a concert the {place} puts up {num_rows} rows of {seats} chairs. {empty} chairs stay empty and everybody "
         f"else has paid ${ticket}. How many dollars do the tickets bring in?"
@@ -139,8 +134,7 @@ def _seating(rng: random.Random) -> Problem:
 
 def _painting(rng: random.Random) -> Problem:
     name = rng.choice(_NAMES)
-    width, height, num_walls = rng.randint(4, 9), rng.randint(2, 4), rng.randint(2, 4)
-    window = rng.randint(1, 5)
+    width, height, num_walls, window = _drawn(rng, (4, 9), (2, 4), (2, 4), (1, 5))
     question = (
         f"{name} paints {num_walls} walls, each {width} metres wide and {height} metres high. One of them has a window "
         f"of {window} square {'metre' if window == 1 else 'metres'}, which stays as it is. "
@@ -150,7 +144,7 @@ def _painting(rng: random.Random) -> Problem:
 
 
 def _recipe(rng: random.Random) -> Problem:
-    name, food = rng.choice(_NAMES), rng.choice(_BAKES)
+    name, food = rng.choice(_NAMES), rng.choice(("muffins", "pancakes", "bagels", "tarts", "scones", "waffles"))
     batch, batches, grams = rng.choice((6, 8, 10, 12)), rng.randint(3, 7), 20 * rng.randint(6, 15)
     stock = grams * rng.randint(1, batches - 1)
     question = (
@@ -173,12 +167,10 @@ def _discount(rng: random.Random) -> Problem:
 
 def _tank(rng: random.Random) -> Problem:
     place = rng.choice(_PLACES)
-    inflow, minutes = rng.randint(8, 20), rng.randint(10, 30)
-    leak, start = rng.randint(1, 5), rng.randint(20, 90)
+    inflow, minutes, leak, start = _drawn(rng, (8, 20), (10, 30), (1, 5), (20, 90))
     question = (
         f"The tank behind the {place} holds {start} litres. A hose adds {inflow} litres a minute while a leak loses "
-        f"{leak} {'litre' if leak == 1 else 'litres'} a minute. "
-        f"How many litres are in the tank after {minutes} minutes?"
+        f"{leak} {'litre' if leak == 1 else 'litres'} a minute. How many litres are in the tank after {minutes} minutes?"
     )
     return question, start + (inflow - leak) * minutes
 
@@ -195,7 +187,7 @@ def _wages(rng: random.Random) -> Problem:
 
 def _fence(rng: random.Random) -> Problem:
     name = rng.choice(_NAMES)
-    length, width, gate, price = rng.randint(10, 30), rng.randint(5, 15), rng.randint(1, 4), rng.randint(3, 9)
+    length, width, gate, price = _drawn(rng, (10, 30), (5, 15), (1, 4), (3, 9))
     question = (
         f"{name} puts a fence around a rectangular meadow {length} metres long and {width} metres wide, leaving a gap "
         f"of {gate} {'metre' if gate == 1 else 'metres'} for a gate. Fence costs ${price} a metre. "
@@ -206,9 +198,8 @@ def _fence(rng: random.Random) -> Problem:
 
 def _boxes(rng: random.Random) -> Problem:
     name, goods = rng.choice(_NAMES), rng.choice(_GOODS)
-    num_large, num_small = rng.randint(3, 8), rng.randint(4, 12)
-    in_small = rng.randint(5, 12)
-    in_large = in_small * rng.randint(2, 4)
+    num_large, num_small, in_small, factor = _drawn(rng, (3, 8), (4, 12), (5, 12), (2, 4))
+    in_large = in_small * factor
     question = (
         f"{name} packs {goods} into {num_large} large boxes of {in_large} and {num_small} small boxes of {in_small}. "
         f"How many small boxes alone would have been enough for all the {goods}?"
@@ -233,8 +224,7 @@ def problems(seed: int = SEED) -> list[dict[str, str | int]]:
 
 
 def main() -> None:
-    lines = [json.dumps(row) for row in problems()]
-    Path(__file__).with_name("word_problems.jsonl").write_text("\n".join(lines) + "\n")
+    Path(__file__).with_name("word_problems.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in problems()))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ class PromptSet:
             prompt.text if prompt.text is not None else [[message.role, message.content] for message in prompt.messages]
             for prompt in self.prompts
         ]
+        # Records hold this hash, so the separators must stay as they are.
         return hashlib.sha256(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -85,14 +86,18 @@ def load(source: str, *, limit: int | None = None) -> PromptSet:
              limit: number of prompts, from the start; None: all
     Raises:  ValueError: what is wrong, and in which line
     """
-    location, split = _split_of(source)
+    location, _, split = source.rpartition(":")
+    if split not in SPLITS:  # no split, or a part of the file's name
+        if location in BUILT_IN:
+            raise ValueError(f"unknown split {split!r} of {location} (known: {', '.join(SPLITS)})")
+        location, split = source, ""
     path = Path(__file__).with_name(f"{location}.jsonl") if location in BUILT_IN else Path(location)
     marked = list(_read(path))
-    if split is None:
-        split = "held_out" if any(mark for _, mark in marked) else None
-        prompts = [prompt for prompt, mark in marked if mark != "train"]
-    else:
+    if split:
         prompts = [prompt for prompt, mark in marked if mark == split]
+    else:
+        split = "held_out" if any(mark for _, mark in marked) else ""
+        prompts = [prompt for prompt, mark in marked if mark != "train"]
     name = location if location in BUILT_IN else path.name
     name = f"{name}:{split}" if split else name
     if not prompts:
@@ -100,16 +105,6 @@ def load(source: str, *, limit: int | None = None) -> PromptSet:
     if limit is not None and not 1 <= limit <= len(prompts):
         raise ValueError(f"{name}: expected between 1 and {len(prompts)} prompts, got {limit}")
     return PromptSet(name=name, prompts=tuple(prompts[:limit]))
-
-
-def _split_of(source: str) -> tuple[str, str | None]:
-    """Return the name or file, and the split."""
-    location, _, split = source.rpartition(":")
-    if split in SPLITS:
-        return location, split
-    if location in BUILT_IN:
-        raise ValueError(f"unknown split {split!r} of {location} (known: {', '.join(SPLITS)})")
-    return source, None
 
 
 def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
@@ -121,7 +116,7 @@ def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
     if path.suffix not in (".jsonl", ".txt"):
         raise ValueError(f"{path}: expected a .jsonl or .txt file")
     # Only \n ends a line: str.splitlines would also split at characters that may stand inside a prompt.
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without a byte order mark
     if not lines[-1]:
         lines.pop()  # what follows the end of the last line
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
@@ -135,7 +130,7 @@ def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
 def _parse_text(index: int, line: str) -> tuple[Prompt, None]:
     if not line.strip():
         raise ValueError("empty 'prompt'")
-    return _user_prompt(index, line), None
+    return Prompt(index, (Message("user", line),), None), None
 
 
 def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
@@ -146,8 +141,7 @@ def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
     shapes = [name for name in SHAPES if getattr(row, name) is not None and (name != "text" or row.instruction is None)]
     if len(shapes) != 1:
         raise ValueError(f"expected one of the keys {', '.join(SHAPES)}, got {', '.join(shapes) or 'none'}")
-    (shape,) = shapes
-    content = getattr(row, shape)
+    shape, content = shapes[0], getattr(row, shapes[0])
     turns = content if shape == "messages" else (Message("user", content),)
     texts = [text for message in turns for text in (message.role, message.content)]
     if not texts or not all(map(str.strip, texts)):
@@ -159,9 +153,5 @@ def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
     if shape == "text":
         return Prompt(index, (), content), row.split
     if row.input:
-        return _user_prompt(index, f"{content}\n\n{row.input}"), row.split
+        turns = (Message("user", f"{content}\n\n{row.input}"),)
     return Prompt(index, turns, None), row.split
-
-
-def _user_prompt(index: int, content: str) -> Prompt:
-    return Prompt(index, (Message("user", content),), None)

@@ -25,7 +25,7 @@ def stored_words(stored: str | Sequence[str]) -> tuple[str, ...]:
     except ValueError:  # a lone quote, because the arguments were joined without quoting
         program, *rest = stored.split()
     # What a run by `python -m pytest` once called itself.
-    return (*(("python", "-m", "pytest") if program.endswith("__main__.py") else (program,)), *rest)
+    return ("python", "-m", "pytest", *rest) if program.endswith("__main__.py") else (program, *rest)
 
 
 def shell_text(words: Sequence[str]) -> str:

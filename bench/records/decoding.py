@@ -36,9 +36,7 @@ def placed_rounds(rounds: Sequence[Round], num_tokens: int) -> Iterator[tuple[in
     """Yield each round of an output with the index of the first token that it emitted.
 
     The prefill's token belongs to no round, unless the first round carries the prefill. Of 6 tokens, rounds that emit 3 and 2
-    begin at 1 and 4; rounds that emit 3 and 3 begin at 0 and 3.
-
-    Raises:  ValueError: the rounds emitted another number of tokens
+    begin at 1 and 4; rounds that emit 3 and 3 begin at 0 and 3. Raise ValueError if they emitted another number of tokens.
     """
     num_emitted = sum(round_.emitted for round_ in rounds)
     place = num_tokens - num_emitted
@@ -50,10 +48,7 @@ def placed_rounds(rounds: Sequence[Round], num_tokens: int) -> Iterator[tuple[in
 
 
 def emitted_positions(rounds: Sequence[Round], num_tokens: int) -> Iterator[Position]:
-    """Yield every token that the rounds of an output emitted, in order.
-
-    Raises:  as `placed_rounds`
-    """
+    """Yield every token that the rounds of an output emitted, in order. Raise ValueError as `placed_rounds`."""
     for first, round_ in placed_rounds(rounds, num_tokens):
         for slot in range(1, round_.emitted + 1):
             yield Position(first + slot - 1, slot if slot <= round_.drafted else BONUS, slot <= round_.accepted)
@@ -67,10 +62,7 @@ AUTOREGRESSIVE = 0  # num_draft_tokens of the baseline arm
 
 
 def parse_schedule(text: str) -> Schedule:
-    """Parse `1@0,0.25@24`: temperature 1 from the first new token on, 0.25 from the one with index 24 on.
-
-    Raises: ValueError: another form, or a schedule that `check_schedule` refuses
-    """
+    """Parse `1@0,0.25@24`: T = 1 from the first new token on, 0.25 from index 24 on. Raise ValueError if it is invalid."""
     try:
         pieces = [piece.split("@") for piece in text.split(",")]
         schedule = tuple((int(start), float(temperature)) for temperature, start in pieces)
@@ -86,10 +78,7 @@ def schedule_text(schedule: Schedule) -> str:
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Check a schedule.
-
-    Raises: ValueError: it omits the first token, does not ascend, or contains an invalid temperature
-    """
+    """Raise ValueError if a schedule omits the first token, does not ascend, or contains an invalid temperature."""
     starts = [start for start, _ in schedule]
     if starts[:1] not in ([], [0]):
         raise ValueError(f"expected a schedule whose first piece starts at token 0, got {starts[0]}")
@@ -211,15 +200,12 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class ForwardSeconds:
-    """One bare forward of each kind at the same context length (the model call only), and the floor of each.
-
-    The floor is the linear layers alone, which stream every weight once; None: not measured.
-    """
+    """One bare forward of each kind at one context length (model call only), and its floor, the linear layers alone."""
 
     context_length: int
     ar_s: float  # target, 1 token
     draft_s: float  # draft, 1 token
     verify_s: float  # target, k + 1 tokens
-    ar_floor_s: float | None = None
+    ar_floor_s: float | None = None  # it streams every weight once; None: not measured
     draft_floor_s: float | None = None
     verify_floor_s: float | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,12 +20,11 @@ from bench.records.command_line import shell_text, stored_words
 from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
 from bench.records.runs import SCHEMA, RunRecord
-from bench.records.storage import storage_errors, write_atomically
+from bench.records.storage import LineFile, storage_errors, write_atomically
 
 Runs = Mapping[str, RunRecord]  # path of a record below the results folder -> its content
 RECORDS = "records"  # folder of the records of one suite on one machine
 UNFINISHED = ".partial.jsonl"  # ending of a record that is still being measured
-_LINE_WIDTH = 120
 
 
 def record_path(
@@ -45,6 +46,13 @@ def unfinished_path(record: Path) -> Path:
     return record.with_suffix(UNFINISHED)
 
 
+def start_lines(record: Path, header: bytes) -> LineFile:
+    """Create the file in which a record is measured. Raise FileExistsError if the record exists, finished or not."""
+    if record.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(record))
+    return LineFile.create(unfinished_path(record), header)
+
+
 def finished_path(unfinished: Path, ending: str) -> Path:
     """Return where an unfinished record will lie in the end."""
     return unfinished.with_name(unfinished.name.removesuffix(UNFINISHED) + ending)
@@ -52,14 +60,9 @@ def finished_path(unfinished: Path, ending: str) -> Path:
 
 def unfinished_like(record: Path) -> list[Path]:
     """Return the unfinished records in the folder of a record that have its name, the newest first."""
-    wanted = _name_in(unfinished_path(record))
+    *_, name = unfinished_path(record).name.split("-", 2)  # what follows the moment and the commit
     found = sorted(record.parent.glob(f"*{UNFINISHED}"), reverse=True)
-    return [path for path in found if _name_in(path) == wanted]
-
-
-def _name_in(path: Path) -> str:
-    """Return what follows the moment and the commit."""
-    return path.name.split("-", 2)[-1]
+    return [path for path in found if path.name.split("-", 2)[-1] == name]
 
 
 def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
@@ -69,10 +72,7 @@ def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
 
 
 def records_by_suite(results: Path, ending: str = ".json") -> dict[tuple[str, str], list[Path]]:
-    """Return the finished records by machine and suite, which are the names of their folders; the oldest come first.
-
-    Raises:  ValueError: no such folder
-    """
+    """Return the finished records by machine and suite, the oldest first. Raise ValueError if the folder is missing."""
     if not results.is_dir():
         raise ValueError(f"expected a folder of results, got {results}")
     found: dict[tuple[str, str], list[Path]] = {}
@@ -163,7 +163,7 @@ def record_text(run: RunRecord) -> str:
 def _pretty(value: Any, indent: int = 0) -> str:
     """Return JSON with one field per line. What fits on a line, and lists of only numbers, stay on one."""
     flat = json.dumps(value, ensure_ascii=False)
-    fits = len(flat) + indent <= _LINE_WIDTH or (not isinstance(value, dict) and _is_numeric(value))
+    fits = len(flat) + indent <= 120 or (not isinstance(value, dict) and _is_numeric(value))
     if not value or fits or not isinstance(value, (dict, list, tuple)):
         return flat
     pad = " " * (indent + 1)
@@ -178,8 +178,6 @@ def _pretty(value: Any, indent: int = 0) -> str:
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, dict):
         value = value.values()
-    elif isinstance(value, str):
-        return False
     elif not isinstance(value, (list, tuple)):
-        return True
+        return not isinstance(value, str)
     return all(map(_is_numeric, value))

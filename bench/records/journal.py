@@ -6,8 +6,6 @@ finished measurement adds a line, which is on the disk before the next one start
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
@@ -26,27 +24,27 @@ from bench.records.storage import LineFile, storage_errors, write_atomically
 
 
 class Warmup(msgspec.Struct, frozen=True, tag="warmup"):
-    """The warm-up of one cell."""
-
     cell: Cell
     seconds_per_token: tuple[float, ...]
     settled: bool
 
 
-class _Pair(msgspec.Struct, frozen=True, tag="pair"):
+class Pair(msgspec.Struct, frozen=True, tag="pair"):
     cell: Cell
     pair: TimedPair
 
 
-class _Baseline(msgspec.Struct, frozen=True, tag="baseline"):
+class Triple(msgspec.Struct, frozen=True, tag="baseline"):
     triple: BaselineTriple
 
 
-class _CellEnd(msgspec.Struct, frozen=True, tag="cell"):
+class CellEnd(msgspec.Struct, frozen=True, tag="cell"):
+    """The record of a cell. It replaces the warm-up and the pairs of this cell, and an earlier record of it."""
+
     record: CellRecord
 
 
-_Entry = Warmup | _Pair | _Baseline | _CellEnd
+Entry = Warmup | Pair | Triple | CellEnd
 
 
 @dataclass(slots=True)
@@ -58,16 +56,15 @@ class Measured:
     pairs: dict[Cell, list[TimedPair]] = field(default_factory=dict)
     warmups: dict[Cell, Warmup] = field(default_factory=dict)
 
-    def add(self, entry: _Entry) -> None:
-        """Take in one line of the journal."""
+    def add(self, entry: Entry) -> None:
         match entry:
             case Warmup(cell=cell):
                 self.warmups[cell] = entry
-            case _Pair(cell=cell, pair=pair):
+            case Pair(cell=cell, pair=pair):
                 self.pairs.setdefault(cell, []).append(pair)
-            case _Baseline(triple=triple):
+            case Triple(triple=triple):
                 self.baseline.append(triple)
-            case _CellEnd(record=record):
+            case CellEnd(record=record):
                 self.finished[record.cell] = record
                 self.pairs.pop(record.cell, None)
                 self.warmups.pop(record.cell, None)
@@ -78,7 +75,7 @@ class Measured:
 
 
 class Journal:
-    """A run in progress. What an `append_` method stored survives the process once it returns."""
+    """A run in progress."""
 
     def __init__(self, file: LineFile) -> None:
         self.path = file.path
@@ -89,12 +86,8 @@ class Journal:
     def start(cls, results: Path, header: RunRecord, *, backend: str) -> Self:
         """Create the journal of a new run; `header` is its record without baseline and cells."""
         record = _record_path(results, header, backend)
-        path = files.unfinished_path(record)
-        with storage_errors(f"cannot start {path}", "nothing was measured"):
-            if record.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            file = LineFile.create(path, msgspec.json.encode(header))
-        return cls(file)
+        with storage_errors(f"cannot start {files.unfinished_path(record)}", "nothing was measured"):
+            return cls(files.start_lines(record, msgspec.json.encode(header)))
 
     @classmethod
     def resume(cls, path: Path) -> Self:
@@ -107,18 +100,14 @@ class Journal:
             file.close()
             raise
 
-    def append_warmup(self, cell: Cell, *, seconds_per_token: tuple[float, ...], settled: bool) -> None:
-        self._append(Warmup(cell=cell, seconds_per_token=seconds_per_token, settled=settled))
-
-    def append_pair(self, cell: Cell, pair: TimedPair) -> None:
-        self._append(_Pair(cell=cell, pair=pair))
-
-    def append_baseline(self, triple: BaselineTriple) -> None:
-        self._append(_Baseline(triple=triple))
-
-    def finish_cell(self, record: CellRecord) -> None:
-        """Store a cell's record. It replaces the warm-up and the pairs of this cell, and an earlier record of it."""
-        self._append(_CellEnd(record=record))
+    def append(self, entry: Entry) -> None:
+        """Store a finished measurement, which survives the process once this returns."""
+        line = msgspec.json.encode(entry)
+        # NaN is written as null. Decoding refuses it here, rather than when the run is read back.
+        entry = msgspec.json.decode(line, type=Entry)
+        with self._keeping():
+            self._file.append(line)
+        self.measured.add(entry)
 
     def finish(self, backend_settings: Mapping[str, Scalar] | None = None) -> Path:
         """Write the run's record with the final settings, remove the journal, and return the path of the record."""
@@ -147,26 +136,15 @@ class Journal:
         """Release the journal and leave it on disk, so that it can be resumed."""
         self._file.close()
 
-    def _append(self, entry: _Entry) -> None:
-        line = msgspec.json.encode(entry)
-        # NaN is written as null. Decoding refuses it here, rather than when the run is read back.
-        entry = msgspec.json.decode(line, type=_Entry)
-        with self._keeping():
-            self._file.append(line)
-        self.measured.add(entry)
-
     def _keeping(self) -> AbstractContextManager[None]:
         kept = f"{self.measured} are kept in {self.path}; put it right and run again with --resume"
         return storage_errors("cannot write results", kept)
 
 
 def find_resumable(results: Path, header: RunRecord, *, backend: str) -> tuple[Path | None, tuple[str, ...]]:
-    """Find the newest journal of the experiment that `header` describes, on the same machine, suite and backend.
-
-    Returns: its path or None; one line for each newer journal that was passed over, with the reason
-    """
+    """Return the newest journal of the same experiment on this machine, or None, and why newer ones do not fit."""
     passed_over: list[str] = []
-    for path in files.unfinished_like(_record_path(results, header, backend)):
+    for path in files.unfinished_like(_record_path(results, header, backend)):  # the newest first
         reason = _not_resumable(path, header)
         if reason is None:
             return path, tuple(passed_over)
@@ -209,7 +187,7 @@ def _decoded(file: LineFile) -> tuple[RunRecord, Measured]:
             if number == 1:
                 header = files.decoded_record(line)
             else:
-                measured.add(msgspec.json.decode(line, type=_Entry))
+                measured.add(msgspec.json.decode(line, type=Entry))
         except ValueError as error:
             raise ValueError(f"{file.path}, line {number}: {error}") from error
     return header, measured

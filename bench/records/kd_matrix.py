@@ -71,25 +71,8 @@ class Matrix:
 
 
 def load(path: Path) -> Matrix:
-    """Read a record. A last line that a crash cut short is left out.
-
-    Raises:  ValueError: not a record, or one that is damaged elsewhere
-    """
-    return _decoded(path, whole_lines(path.read_bytes()))
-
-
-def start(path: Path, header: Mapping[str, Any]) -> None:
-    """Create a record without drafts; the header holds the plan, the pair, the command and the environment."""
-    LineFile.create(path, msgspec.json.encode(header)).close()
-
-
-def add(path: Path, draft: MeasuredDraft) -> None:
-    """Add a draft to a record. It is on the disk when this returns."""
-    with closing(LineFile.reopen(path)) as file:
-        file.append(msgspec.json.encode(draft))
-
-
-def _decoded(path: Path, lines: Sequence[bytes]) -> Matrix:
+    """Read a record without a last line that a crash cut short. Raise ValueError if it is damaged elsewhere."""
+    lines = whole_lines(path.read_bytes())
     try:
         header = msgspec.json.decode(lines[0])
         plan = header["plan"]
@@ -103,19 +86,27 @@ def _decoded(path: Path, lines: Sequence[bytes]) -> Matrix:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
 
-def merged(records: Sequence[Path]) -> list[Matrix]:
-    """Join records whose drafts can stand in one table; arms, KD temperatures and seeds may differ.
+def start(path: Path, header: Mapping[str, Any]) -> None:
+    """Create a record without drafts; the header holds the plan, the pair, the command and the environment."""
+    LineFile.create(path, msgspec.json.encode(header)).close()
 
-    Args:    records: oldest first; the newest line counts for a draft that is in several
-    Returns: one matrix for each set of conditions, the newest first
-    """
+
+def add(path: Path, draft: MeasuredDraft) -> None:
+    """Add a draft to a record. It is on the disk when this returns."""
+    with closing(LineFile.reopen(path)) as file:
+        file.append(msgspec.json.encode(draft))
+
+
+def merged(records: Sequence[Path]) -> list[Matrix]:
+    """Join records (oldest first) whose drafts can stand in one table: a matrix for each set of conditions, newest first."""
     waiting = [load(path) for path in records]
     groups = []
     while waiting:
-        plan, pair = waiting[-1].plan, waiting[-1].pair
-        alike = [each for each in waiting if _conditions(each.plan) == _conditions(plan)]
-        waiting = [each for each in waiting if _conditions(each.plan) != _conditions(plan)]
-        groups.append(Matrix(plan, tuple({line.draft: line for each in alike for line in each.measured}.values()), pair))
+        newest, wanted = waiting[-1], _conditions(waiting[-1].plan)
+        alike = [each for each in waiting if _conditions(each.plan) == wanted]
+        waiting = [each for each in waiting if _conditions(each.plan) != wanted]
+        drafts = {line.draft: line for each in alike for line in each.measured}  # the newest line of a draft comes last
+        groups.append(replace(newest, measured=tuple(drafts.values())))
     return groups
 
 

@@ -9,17 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.records.decoding import (
-    DraftLength,
-    FinishReason,
-    ForwardSeconds,
-    ModelPair,
-    Replay,
-    Round,
-    Scalar,
-    Schedule,
-    schedule_text,
-)
+from bench.records import decoding
+from bench.records.decoding import DraftLength, FinishReason, ForwardSeconds, ModelPair, Replay, Round, Scalar, Schedule
 
 SCHEMA = 2  # of the records that we write; `bench.records.files` also reads those of schema 1
 Order = Literal["ar_first", "sd_first"]
@@ -29,13 +20,10 @@ SHARED_BY = "machine_shared_by"  # in an environment: shards of a sweep that ran
 
 @dataclass(frozen=True, slots=True)
 class TimedArm:
-    """One timed generation. `seconds` covers the whole call, synchronised at both ends.
-
-    Generations decoded together have separate seconds: from the common start to their own last token, as the engine reports.
-    """
+    """One timed generation: `seconds` is the whole call, or up to its own last token for generations decoded together."""
 
     seed: int
-    seconds: float
+    seconds: float  # the device is synchronised at both ends
     first_token_s: float | None
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -101,9 +89,9 @@ class Cell:
     @property
     def label(self) -> str:
         """Return a short name, for progress bars and messages."""
-        temperature = schedule_text(self.schedule) or f"{self.temperature:g}"
-        k = f"k={self.num_draft_tokens}" if self.draft_length == "constant" else f"k<={self.num_draft_tokens}"
-        return f"{self.backend} {self.pair} {self.rule} T={temperature} {k}"
+        temperature = decoding.schedule_text(self.schedule) or f"{self.temperature:g}"
+        at_most = "" if self.draft_length == "constant" else "<"
+        return f"{self.backend} {self.pair} {self.rule} T={temperature} k{at_most}={self.num_draft_tokens}"
 
     @property
     def draws(self) -> tuple[Scalar | tuple[int, float], ...]:

@@ -35,12 +35,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that appears whole or not at all, also after a power cut. Create its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
     try:
-        try:
-            _write_all(file, content.encode() if isinstance(content, str) else content)
-        finally:
-            os.close(file)
+        with partial.open("wb") as file:
+            _write_all(file.fileno(), content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

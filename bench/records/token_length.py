@@ -7,7 +7,6 @@ Length is in bytes, a leading space included. `bench.reporting.suites.token_leng
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -82,10 +81,7 @@ class LengthRecord:
 
 
 def judged_positions(replay: Replay) -> Iterator[tuple[int, int, bool, float]]:
-    """Yield index in the output, slot, whether accepted, and beta of every draft token that was tested.
-
-    Raises:  ValueError: the rounds emit another number of tokens, or lack a probability for a tested position
-    """
+    """Yield place, slot, acceptance and beta of every tested draft token. Raise ValueError if rounds do not fit the text."""
     for round_, probs in zip(replay.rounds, replay.acceptance_probs, strict=True):
         if len(probs) != num_tested(round_):
             raise ValueError(f"expected {num_tested(round_)} acceptance probabilities in a round, got {len(probs)}")
@@ -98,13 +94,10 @@ def judged_positions(replay: Replay) -> Iterator[tuple[int, int, bool, float]]:
 def judged_text(
     replay: Replay, *, prompt_index: int, temperature: float, spellings: Sequence[bytes | None], entropies: Sequence[float]
 ) -> JudgedText:
-    """Return the line of one text.
-
-    Args:    spellings, entropies: of every token of the text; a special token has no spelling
-    """
+    """Return the line of one text; spellings and entropies are of every token, and a special token has no spelling."""
     tested = list(judged_positions(replay))
     places = tuple(place for place, *_ in tested)
-    spelled = [spellings[place] for place in places]
+    spelled = [spellings[place] or b"" for place in places]
     return JudgedText(
         prompt_index=prompt_index,
         temperature=temperature,
@@ -113,16 +106,12 @@ def judged_text(
         accepted=tuple(int(accepted) for _, _, accepted, _ in tested),
         acceptance_probs=tuple(round(min(prob, 1.0), 6) for *_, prob in tested),
         token_ids=tuple(replay.token_ids[place] for place in places),
-        num_bytes=tuple(len(token or b"") for token in spelled),
-        num_chars=tuple(_num_chars(token or b"") for token in spelled),
-        special=tuple(int(token is None) for token in spelled),
+        num_bytes=tuple(map(len, spelled)),
+        # Characters of UTF-8 that begin in a token, so that the tokens of a text sum up to its characters.
+        num_chars=tuple(sum(byte & 0xC0 != 0x80 for byte in token) for token in spelled),
+        special=tuple(int(spellings[place] is None) for place in places),
         entropies=tuple(round(entropies[place], 5) for place in places),
     )
-
-
-def _num_chars(token: bytes) -> int:
-    """Return how many characters of UTF-8 begin in a token, so that the tokens of a text sum up to its characters."""
-    return sum(byte & 0xC0 != 0x80 for byte in token)
 
 
 def measure(path: Path, header: Header, judge: Callable[[float, int], JudgedText], *, on_text: Callable[[int], None]) -> None:
@@ -145,16 +134,10 @@ def measure(path: Path, header: Header, judge: Callable[[float, int], JudgedText
 
 
 def start(results: Path, header: Header) -> Path:
-    """Create a record without texts, and return its path.
-
-    Raises:  OSError: a record of this name exists, or the disk is full
-    """
-    record = _record_path(results, header)
-    if record.exists():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(record))
-    path = files.unfinished_path(record)
-    LineFile.create(path, msgspec.json.encode(header)).close()
-    return path
+    """Create a record without texts, and return its path. Raise OSError if one of this name exists."""
+    file = files.start_lines(_record_path(results, header), msgspec.json.encode(header))
+    file.close()
+    return file.path
 
 
 def find_resumable(results: Path, header: Header) -> Path | None:
@@ -171,10 +154,7 @@ def finish(path: Path) -> Path:
 
 
 def load(path: Path) -> LengthRecord:
-    """Read a record. A last line that a crash cut short is left out.
-
-    Raises:  ValueError: another schema, or the record is damaged elsewhere
-    """
+    """Read a record without a last line that a crash cut short. Raise ValueError for another schema or other damage."""
     return _decoded(path, whole_lines(path.read_bytes()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from bench.analysis import metrics
@@ -38,22 +38,20 @@ def crossings(rows: Sequence[Row]) -> Facts:
         if ratio is not None and "concurrency" in identity(row) and row.verdict.valid:
             named = f"{cell.backend} {cell.rule} T={cell.temperature:g} k={cell.num_draft_tokens} {label(row, further)}"
             lines.setdefault(named.rstrip(), []).append((cell.concurrency, ratio.estimate))
-    found = [text for named, points in lines.items() for text in _crossings(named, sorted(points))]
+    found = []
+    for named, points in lines.items():
+        points.sort()
+        falls = [pair for pair in itertools.pairwise(points) if pair[0][1] > 1 >= pair[1][1]]
+        for (fewer, above), (more, below) in falls:
+            place = fewer * (more / fewer) ** (math.log(above) / math.log(above / below))
+            found.append(f"{named}: between {fewer} and {more} requests at once, at about {place:.1f}")
+        if len(points) > 1 and not falls:
+            (least, first), (most, last) = points[0], points[-1]
+            found.append(f"{named}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})")
     return {"gamma falls through 1": "; ".join(found)} if found else {}
 
 
-def _crossings(named: str, points: Sequence[tuple[int, float]]) -> Iterator[str]:
-    falls = [pair for pair in itertools.pairwise(points) if pair[0][1] > 1 >= pair[1][1]]
-    for (fewer, above), (more, below) in falls:
-        place = fewer * (more / fewer) ** (math.log(above) / math.log(above / below))
-        yield f"{named}: between {fewer} and {more} requests at once, at about {place:.1f}"
-    if len(points) > 1 and not falls:
-        (least, first), (most, last) = points[0], points[-1]
-        yield f"{named}: nowhere between {least} ({first:.2f}) and {most} ({last:.2f})"
-
-
 def title(run: RunRecord) -> str:
-    """Return suite and machine."""
     return f"{run.suite} on {machine_slug(run.environment)}"
 
 
@@ -68,7 +66,7 @@ def facts_of_runs(runs: Runs) -> tuple[Facts, Facts]:
 
 def shared_facts(facts: Mapping[str, Facts]) -> tuple[Facts, Facts]:
     """Return the facts that all files share, and for each file its others in words."""
-    first = next(iter(facts.values()))
+    first = next(iter(facts.values()))  # what all share, the first one has too
     common = {name: text for name, text in first.items() if all(own.get(name) == text for own in facts.values())}
     records = {
         file: "; ".join(f"{name} {text}" for name, text in own.items() if name not in common) for file, own in facts.items()
@@ -92,6 +90,7 @@ def commit_words(env: Mapping[str, Scalar]) -> str:
 
 def caption_facts(run: RunRecord) -> Facts:
     env = run.environment
+    wall = ", ".join(f"{name} {share:.0%}" for name, share in metrics.wall_shares(run).items())
     versions = {name: env[name] for name in VERSIONS if name in env}
     settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
     return {
@@ -105,7 +104,7 @@ def caption_facts(run: RunRecord) -> Facts:
         "A/A floor": percent_text(metrics.aa_floor(run)),
         "AR arm": _strength_text(run),
         **_stopped_text(run),
-        **_wall_text(run),
+        **({"wall time": wall} if wall else {}),
     }
 
 
@@ -120,25 +119,14 @@ def _stopped_text(run: RunRecord) -> Facts:
     return {"ended early": f"{len(early)} of {len(run.cells)} cells, after {pairs} of {planned} pairs ({why})"}
 
 
-def _wall_text(run: RunRecord) -> Facts:
-    """Return how the wall time of a run was spent, timed seconds first."""
-    shares = metrics.wall_shares(run)
-    return {"wall time": ", ".join(f"{name} {share:.0%}" for name, share in shares.items())} if shares else {}
-
-
 def machine_text(env: Mapping[str, Scalar]) -> str:
     """Return the machine of a run in words."""
-    parts = (
-        ("gpu_name", "{}"),
-        ("gpu_driver", "driver {}"),
-        ("cpu_model", "{}"),
-        ("cpu_vectors", "{}"),
-        ("num_usable_cores", "{} usable cores"),
-        ("ram_gib", "{} GiB"),
-        ("torch_num_threads", "{} threads"),
-        ("ld_preload", "LD_PRELOAD {}"),
-    )
-    return ", ".join(form.format(env[key]) for key, form in parts if env.get(key))
+    parts = {
+        **{"gpu_name": "{}", "gpu_driver": "driver {}", "cpu_model": "{}", "cpu_vectors": "{}"},
+        **{"num_usable_cores": "{} usable cores", "ram_gib": "{} GiB", "torch_num_threads": "{} threads"},
+        "ld_preload": "LD_PRELOAD {}",
+    }
+    return ", ".join(form.format(env[key]) for key, form in parts.items() if env.get(key))
 
 
 def short_prompts(prompt_set: str) -> str:
@@ -147,7 +135,6 @@ def short_prompts(prompt_set: str) -> str:
 
 
 def words(values: Mapping[str, Scalar]) -> str:
-    """Return names and values."""
     return ", ".join(f"{name} {scalar_text(name, value)}" for name, value in values.items())
 
 

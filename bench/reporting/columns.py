@@ -33,15 +33,14 @@ def identity_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def identity_column(name: str) -> Column:
-    """Return the column of one name of cell identity."""
     short = next((short for short, full in SHORT_NAMES.items() if full == name), name)
     return Column(name, name, lambda row: scalar_text(name, identity(row).get(name)), narrow=short)
 
 
 # Texts of a row
-def shown(form: Callable[[T], str], metric: Callable[[CellRecord], T]) -> Callable[[Row], str]:
-    """Return the text of a row: a metric of its cell, in a form of `bench.reporting.numbers`."""
-    return lambda row: form(metric(row.record))
+def shown(form: Callable[[T], str], metric: Callable[..., T], *arguments: str) -> Callable[[Row], str]:
+    """Return the text of a row: a metric of its cell and of further arguments, in a form of `bench.reporting.numbers`."""
+    return lambda row: form(metric(row.record, *arguments))
 
 
 def _gamma(row: Row) -> str:
@@ -53,7 +52,7 @@ def _like_gamma(metric: Callable[[CellRecord], float | None]) -> Callable[[Row],
     return lambda row: number_text(metric(row.record), decimals(metrics.gamma(row.record)))
 
 
-def _measured_over_predicted(record: CellRecord) -> float | None:
+def measured_over_predicted(record: CellRecord) -> float | None:
     measured, predicted = metrics.gamma(record), metrics.predicted_gamma(record)
     return None if measured is None or predicted is None else measured.estimate / predicted
 
@@ -74,27 +73,6 @@ def _phase(name: str) -> Callable[[Row], str]:
     return lambda row: percent_text((metrics.phase_shares(row.record) or {}).get(name))
 
 
-def milliseconds(arm: metrics.ArmName) -> Callable[[Row], str]:
-    return lambda row: milliseconds_text(metrics.seconds_per_token(row.record, arm))
-
-
-def first_token(arm: metrics.ArmName) -> Callable[[Row], str]:
-    return lambda row: milliseconds_text(metrics.first_token_seconds(row.record, arm))
-
-
-def tokens_per_second(arm: metrics.ArmName) -> Callable[[Row], str]:
-    def text(row: Row) -> str:
-        seconds = metrics.seconds_per_token(row.record, arm)
-        return number_text(1 / seconds.estimate if seconds else None, 1)
-
-    return text
-
-
-def peak_memory(row: Row) -> str:
-    peak = row.record.peak_memory_bytes
-    return MISSING if peak is None else f"{peak / 2**20:,.0f}"
-
-
 def certificate_text(certificate: str) -> str:
     return "none yet" if certificate == UNCERTIFIED else certificate
 
@@ -104,8 +82,8 @@ GAMMA = Column("gamma", "gamma", _gamma, True, "gamma")
 ALPHA = Column("alpha", "alpha\ncounted", shown(interval_text, metrics.counted_alpha), narrow="alpha\ncounted")
 CERTIFICATE = Column("certificate", "certificate", lambda row: certificate_text(row.verdict.certificate))
 VERDICT = Column("verdict", "verdict", lambda row: row.verdict.label, narrow="verdict")
-AR_MS = Column("ar_ms", "AR\nms/token", milliseconds("ar"), narrow="AR ms\n/token")
-SD_MS = Column("sd_ms", "SD\nms/token", milliseconds("sd"), True, "SD ms\n/token")
+AR_MS = Column("ar_ms", "AR\nms/token", shown(milliseconds_text, metrics.seconds_per_token, "ar"), narrow="AR ms\n/token")
+SD_MS = Column("sd_ms", "SD\nms/token", shown(milliseconds_text, metrics.seconds_per_token, "sd"), True, "SD ms\n/token")
 MAIN = (
     ALPHA,
     Column("alpha_expected", "alpha\nexpected", shown(point_text, metrics.expected_alpha), narrow="alpha\nexpect."),
@@ -116,7 +94,7 @@ MAIN = (
     GAMMA,
     Column("gamma_e2e", "gamma_e2e", shown(point_text, metrics.gamma_e2e), True, "gamma\n_e2e"),
     Column("gamma_predicted", "predicted\ngamma", _like_gamma(metrics.predicted_gamma), True, "pred.\ngamma"),
-    Column("measured_over_predicted", "measured /\npredicted", _like_gamma(_measured_over_predicted), True, "meas.\n/pred."),
+    Column("measured_over_predicted", "measured /\npredicted", _like_gamma(measured_over_predicted), True, "meas.\n/pred."),
     Column("aa_floor", "A/A\nfloor", lambda row: percent_text(metrics.aa_floor(row.run))),
     CERTIFICATE,
     VERDICT,

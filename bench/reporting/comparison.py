@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bench.analysis.comparison import ALPHA_MARGIN, FAILURES, POWER, WORSE, CellComparison, Comparison, Outcome, Side
+from bench.analysis.comparison import ALPHA_MARGIN, FAILURES, POWER, WORSE, CellComparison, Comparison, Outcome
 from bench.analysis.rows import Row, split_identity
 from bench.reporting.captions import FORMULA, VERSIONS, commit_text, listing, machine_text
 from bench.reporting.columns import identity_columns
 from bench.reporting.formats import markdown_sections, markdown_text, terminal_page
 from bench.reporting.numbers import decimals, exp, interval_text
-from bench.reporting.table import MISSING, Entry, Facts, Notes, Table, table_of
+from bench.reporting.table import MISSING, Entry, Facts, Line, Notes, Table, table_of
 from bench.statistics.effects import LEVEL
 
 _HEADERS = ("number", "BASE", "HEAD", "HEAD / BASE", "sees", "verdict")
@@ -60,7 +60,7 @@ def suite_tables(comparison: Comparison) -> tuple[Table, ...]:
 def _table(suite: str, cells: Sequence[CellComparison]) -> Table:
     rows = [cell.row for cell in cells]
     columns, notes = identity_columns(rows), Notes()
-    lines: list[tuple[str | Entry, ...]] = []
+    lines: list[Line] = []
     for cell in cells:
         texts = [column.text(cell.row) for column in columns]
         for line in _lines(cell, notes):
@@ -75,16 +75,12 @@ def _lines(cell: CellComparison, notes: Notes) -> Iterator[tuple[str | Entry, ..
     if not cell.outcomes:
         verdict = Entry(cell.status, bold=cell.status in FAILURES, note=notes.number(cell.reason))
         yield *(MISSING,) * (len(_HEADERS) - 1), verdict
+    # Of BASE and of HEAD the rows of all launches; a relaunch may lack the cell.
+    sides = [[row for row in launches if row] for launches in zip((cell.base, cell.head), *cell.relaunched, strict=True)]
     for outcome in cell.outcomes:
         verdict = Entry(outcome.verdict, bold=outcome.verdict in WORSE, note=notes.number(outcome.reason))
-        values = (_value_text(outcome, rows) for rows in _rows_of_sides(cell))
+        values = (_value_text(outcome, rows) for rows in sides)
         yield outcome.number.name, *values, _effect_text(outcome), _minimum_text(outcome), verdict
-
-
-def _rows_of_sides(cell: CellComparison) -> list[list[Row]]:
-    """Return the rows of BASE and those of HEAD, one for each launch."""
-    sides = zip((cell.base, cell.head), *cell.relaunched, strict=True)
-    return [[row for row in launches if row is not None] for launches in sides]
 
 
 def _value_text(outcome: Outcome, rows: Sequence[Row]) -> str:
@@ -141,7 +137,7 @@ def _facts(comparison: Comparison) -> Facts:
         "runs": runs,
         "machine": "; ".join(machines),
         "versions": "; ".join(filter(None, (_version(library, rows) for library in VERSIONS))) or "unknown",
-        **{name: f"{side.label}: {_commits(side, rows[name])}" for name, side in sides.items()},
+        **{name: f"{side.label}: {_commits(rows[name])}" for name, side in sides.items()},
     }
 
 
@@ -158,7 +154,7 @@ def _version(library: str, rows: dict[str, list[Row]]) -> str:
     return f"{library} {versions}" if (versions := next(iter(of_sides.values()), "")) else ""
 
 
-def _commits(side: Side, rows: Sequence[Row]) -> str:
+def _commits(rows: Sequence[Row]) -> str:
     """Return commits and files; + marks uncommitted changes."""
     commits = dict.fromkeys(f"commit {commit_text(row.run)}" for row in rows)
     return ", ".join((*commits, *sorted({row.file for row in rows})))

@@ -7,25 +7,18 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row, identity, row_groups, scalar_text, sort_key, split_identity
-from bench.records.runs import CellRecord
 from bench.reporting.captions import FORMULA, label, listing, run_facts, title
 from bench.reporting.columns import AFTER_END, ALPHA, GAMMA, MAIN, MECHANISM, SHORT_NAMES, Column, identity_column
 from bench.reporting.suites.backends import REFERENCE_FACTS, beside_reference
-from bench.reporting.table import Entry, Notes, Table
+from bench.reporting.table import Notes, Table, table_of
 from bench.reporting.tables import GAMMA_FACTS, MECHANISM_FACTS, best_row, entry, record_column, rows_table
-from bench.statistics.intervals import Interval
 
 VALUES = (GAMMA.name, ALPHA.name)
-_HIGHER_IS_BETTER: Mapping[str, Callable[[CellRecord], Interval | None]] = {
-    GAMMA.name: metrics.gamma,
-    ALPHA.name: metrics.counted_alpha,
-}
-_ALPHA_FORMULA = "alpha = accepted / (accepted + rejections), of the draft tokens that were tested"
 
 
 # By name
@@ -91,11 +84,8 @@ def pivot_tables(rows: Sequence[Row], *, down: str, across: str, values: Sequenc
 
 def _parts(group: Sequence[Row], pivot: tuple[str, str]) -> list[tuple[list[Row], str]]:
     """Divide rows until the two names tell them apart, and return with each part what tells it from the others."""
-    others = [
-        name
-        for name in split_identity(group, always=())[0]
-        if name not in pivot and not any(_decides(group, own, name) for own in pivot)
-    ]
+    differing = split_identity(group, always=())[0]
+    others = [name for name in differing if name not in pivot and not any(_decides(group, own, name) for own in pivot)]
     parts: dict[str, list[Row]] = {}
     for row in group:
         parts.setdefault(label(row, others), []).append(row)
@@ -110,24 +100,24 @@ def _decides(rows: Sequence[Row], name: str, other: str) -> bool:
 
 def _pivot(rows: Sequence[Row], down: str, across: str, name: str, apart: str) -> Table:
     column = replace(columns_by_name(rows)[name], speculative=True)  # INVALID rows show nothing
-    metric = _HIGHER_IS_BETTER.get(name)
+    metric = {GAMMA.name: metrics.gamma, ALPHA.name: metrics.counted_alpha}.get(name)  # of both, a higher one is better
     at = {(values.get(down), values.get(across)): row for row in rows for values in [identity(row)]}
     downs, acrosses = (sorted({place[axis] for place in at}, key=sort_key) for axis in (0, 1))
     notes = Notes()
-    body = []
+    lines = []
     for first in downs:
-        line = [at.get((first, second)) for second in acrosses]
-        best = best_row([row for row in line if row is not None], metric, at_least=2) if metric else None
-        entries = [Entry("") if row is None else entry(row, column, notes, bold=row is best) for row in line]
-        body.append((Entry(scalar_text(down, first)), *entries))
+        found = [at.get((first, second)) for second in acrosses]
+        best = best_row([row for row in found if row is not None], metric, at_least=2) if metric else None
+        entries = ("" if row is None else entry(row, column, notes, bold=row is best) for row in found)
+        lines.append((scalar_text(down, first), *entries))
     facts, records = run_facts(rows)
     differing, constant = split_identity(rows, always=())
+    of_alpha = "alpha = accepted / (accepted + rejections), of the draft tokens that were tested"
+    highest = f"highest of each {down} among cells with a conclusive verdict and no doubt about their certificate"
     caption = {
-        "formula": _ALPHA_FORMULA if name == ALPHA.name else FORMULA,
+        "formula": of_alpha if name == ALPHA.name else FORMULA,
         "intervals": "95 % over prompts",
-        "best": f"highest of each {down} among cells with a conclusive verdict and no doubt about their certificate"
-        if metric
-        else "",
+        "best": highest if metric else "",
         "empty": "not measured" if len(at) < len(downs) * len(acrosses) else "",
         f"differ with {down} or {across}, not shown": ", ".join(o for o in differing if o not in (down, across)),
         "every cell": listing(constant),
@@ -135,4 +125,4 @@ def _pivot(rows: Sequence[Row], down: str, across: str, name: str, apart: str) -
     }
     headers = (down, *(f"{across}\n{scalar_text(across, second)}" for second in acrosses))
     heading = f"{title(rows[0].run)}: {name}, {down} x {across}{f', {apart}' if apart else ''}"
-    return Table(heading, headers, tuple(body), tuple(notes), caption, records)
+    return table_of(heading, headers, lines, caption, notes, records)

@@ -9,6 +9,7 @@ README.md                                                    the index: suites b
 from __future__ import annotations
 
 import glob
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,11 @@ from bench.records.runs import RunRecord
 from bench.reporting import ledger, suite_page
 from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
 from bench.reporting.figures import mechanism
-from bench.reporting.formats import latex_page, markdown_page, pipe_table
+from bench.reporting.formats import FIGURE, latex_page, markdown_page, pipe_table
 from bench.reporting.suites import distill_speed, kd_matrix, token_length
 from bench.reporting.table import DERIVED, Page, table_of
 
-PAGE, TABLE, FIGURE = "README.md", "table.tex", "figure-{}.svg"
+PAGE, TABLE = "README.md", "table.tex"
 CLAIMS, PREDICTED = f"claims/{PAGE}", FIGURE.format("predicted")
 STUDIES = "studies"  # <machine>/<study>: what is not a suite
 Key = tuple[str, str]  # machine, suite
@@ -41,10 +42,7 @@ Others = Mapping[Key, Sequence[Path]]  # records of JSON lines
 
 
 def regenerate(results: Path, *, machine: str | None = None, suite: str | None = None, check: bool = False) -> list[str]:
-    """Write the derived files that changed, remove those that are left over, and return a line for each.
-
-    Args:    check: write and remove nothing
-    """
+    """Write derived files that changed, remove those that are left over, and return a line for each; `check` only returns."""
     messages = []
     made = []
     for path, content in derived_files(results, machine=machine, suite=suite):
@@ -74,27 +72,24 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
     for key in with_bar(keys, "tables and figures"):
         page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
-        text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..", figures=FIGURE)
+        text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..")
         yield folder / PAGE, f"{text}\nAll raw records, superseded ones included: [{RECORDS}]({RECORDS}).\n".encode()
         yield folder / TABLE, f"% {DERIVED}\n{latex_page(page.tables)}".encode()
         for what, image in page.figures.items():
             yield folder / FIGURE.format(what), image
-    of_machines: dict[Path, bytes] = {}
-    whole = dict.fromkeys(key[0] for key in keys if suite is None)
-    for name in whole:
+    linked: list[Path] = []  # files of a whole machine; those of machines that were not chosen stay as they are
+    for name in sorted({key[0] for key in (*experiments, *others)}):
+        claims, predicted = results / name / CLAIMS, results / name / PREDICTED
+        if suite is not None or machine not in (None, name):
+            linked += filter(Path.is_file, (claims, predicted))
+            continue
         of_suites = {key[1]: rows[key] for key in keys if key[0] == name and key in rows}
-        predicted = mechanism.render_predicted([row for of_suite in of_suites.values() for row in of_suite])
-        if predicted is not None:
-            of_machines[results / name / PREDICTED] = predicted
+        if drawn := mechanism.render_predicted([*itertools.chain(*of_suites.values())]):
+            linked.append(predicted)
+            yield predicted, drawn
         if text := ledger.page(ledgers(results, name, rows=of_suites), results="../.."):
-            of_machines[results / name / CLAIMS] = f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
-    yield from of_machines.items()
-    linked = {
-        path
-        for name in {key[0] for key in (*experiments, *others)}
-        for path in (results / name / CLAIMS, results / name / PREDICTED)
-        if (path in of_machines if name in whole else path.is_file())
-    }
+            linked.append(claims)
+            yield claims, f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
     yield results / PAGE, _index(results, experiments, others, linked).encode()
 
 
@@ -107,7 +102,7 @@ def left_over(results: Path, made: Collection[Path], *, machine: str | None, sui
     patterns = [f"{of_machine}/{of_suite}/{name}" for name in (PAGE, TABLE, FIGURE.format("*"))]
     patterns += [f"{of_machine}/{FIGURE.format('*')}"] if suite is None else []
     found = sorted({path for pattern in patterns for path in results.glob(pattern)} - set(made))
-    return [path for path in found if DERIVED in path.read_text()]
+    return [path for path in found if DERIVED in path.read_text()]  # a README that a person wrote stays
 
 
 def chosen_keys(known: Iterable[Key], results: Path, *, machine: str | None, suite: str | None) -> list[Key]:
@@ -163,6 +158,7 @@ def _index(results: Path, experiments: Experiments, others: Others, of_machines:
     for key, paths in others.items():
         created.setdefault(key, []).extend(line_header(path, "created")["created"] for path in paths)
     cells = {
+        # Dates in ISO 8601 have the order of their texts.
         key: f"[{max(dates)[:10]}, {len(dates)} record{'s' if len(dates) > 1 else ''}]({'/'.join(key)}/{PAGE})"
         for key, dates in created.items()
     }
@@ -176,10 +172,8 @@ def _index(results: Path, experiments: Experiments, others: Others, of_machines:
         "Date of the newest record and number of records; the link leads to tables, figures and records.",
         _grid("suite", cells),
     ]
-    studies = {
-        (path.parent.name, path.name): f"[files]({path.relative_to(results).as_posix()})"
-        for path in results.glob(f"{STUDIES}/*/*")
-    }
+    folders = results.glob(f"{STUDIES}/*/*")
+    studies = {(path.parent.name, path.name): f"[files]({path.relative_to(results).as_posix()})" for path in folders}
     if studies:
         blocks += ["## Studies", "What was measured outside the suites.", _grid("study", studies)]
     return "\n\n".join(blocks) + "\n"

@@ -7,8 +7,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tabulate import tabulate
+
 from bench.reporting.table import DERIVED, MISSING, Entry, Table
 
+FIGURE = "figure-{}.svg"
 _TERMINAL_COLUMNS = 130
 # In points: a line of the article class, and in \scriptsize a character and the gap between columns.
 _LINE_PT, _CHARACTER_PT, _GAP_PT = 345, 3.9, 6
@@ -27,7 +30,6 @@ def alignments(table: Table) -> tuple[str, ...]:
 # Terminal
 def terminal(table: Table) -> str:
     """Return the table, then its notes and facts, wrapped to the width of a terminal."""
-    from tabulate import tabulate
 
     def entry_text(entry: Entry) -> str:
         return entry.text + (" *" if entry.bold else "") + (f" ({entry.note})" if entry.note else "")
@@ -59,7 +61,6 @@ def markdown_text(text: str) -> str:
 
 def pipe_table(table: Table) -> str:
     """Return the table alone, for GitHub."""
-    from tabulate import tabulate
 
     def entry_text(entry: Entry) -> str:
         text = f"**{markdown_text(entry.text)}**" if entry.bold else markdown_text(entry.text)
@@ -70,10 +71,10 @@ def pipe_table(table: Table) -> str:
     return tabulate(body, headers, tablefmt="pipe", disable_numparse=True, colalign=alignments(table))
 
 
-def markdown(table: Table, results: str = "", *, figures: str = "figure-{}.svg") -> str:
+def markdown(table: Table, results: str = "") -> str:
     """Return for GitHub the table, its footnotes, its caption, its figures and its records.
 
-    Args:    results: path to the folder of results from where the text will lie; figures: path of a figure by its name
+    Args:    results: path to the folder of results from where the text will lie; figures lie beside it
     """
     records = ["Raw records:", ""] if table.records else []
     for number, (file, detail) in enumerate(table.records.items(), start=1):
@@ -83,41 +84,31 @@ def markdown(table: Table, results: str = "", *, figures: str = "figure-{}.svg")
         pipe_table(table),
         "\n".join(f"{number}. {markdown_text(note)}" for number, note in enumerate(table.notes, start=1)),
         "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in table.facts.items() if text),
-        *(f"![{table.title}]({figures.format(name)})" for name in table.figures),
+        *(f"![{table.title}]({FIGURE.format(name)})" for name in table.figures),
         "\n".join(records),
     )
     return "\n\n".join(filter(None, blocks))
 
 
-def markdown_sections(
-    tables: Sequence[Table], results: str = "", *, heading: str = "##", figures: str = "figure-{}.svg", page: str = ""
-) -> str:
+def markdown_sections(tables: Sequence[Table], results: str = "", *, heading: str = "##", page: str = "") -> str:
     """Return several tables for GitHub, each under its title; the first one's may be the title of the page."""
     sections = []
     for number, table in enumerate(tables):
         sections += [f"{heading} {markdown_text(table.title)}"] if number or table.title != page else []
-        sections.append(markdown(table, results, figures=figures))
+        sections.append(markdown(table, results))
     return "\n\n".join(sections)
 
 
-def markdown_page(title: str, tables: Sequence[Table], *, results: str = "..", figures: str = "figure-{}.svg") -> str:
+def markdown_page(title: str, tables: Sequence[Table], *, results: str = "..") -> str:
     """Return a page of tables for GitHub; the arguments are those of `markdown`."""
-    return f"# {title}\n\n_{DERIVED}_\n\n{markdown_sections(tables, results, figures=figures, page=title)}\n"
+    return f"# {title}\n\n_{DERIVED}_\n\n{markdown_sections(tables, results, page=title)}\n"
 
 
 # LaTeX
 _LATEX_SPECIAL = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        **{character: f"\\{character}" for character in "{}$&#%_"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "∞": r"$\infty$",
-        MISSING: "--",
-    }
+    {character: f"\\{character}" for character in "{}$&#%_"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "∞": r"$\infty$", MISSING: "--"}
 )
 _SHRUNK_TO_THE_LINE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 

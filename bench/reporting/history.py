@@ -79,12 +79,9 @@ def tables(found: Sequence[History], *, narrow: bool = False) -> tuple[Table, ..
 def _table(history: History, *, narrow: bool) -> Table:
     first = history[0]
     changed = {row.file: changes(before.run, row.run) for before, row in itertools.pairwise(history)}
-
-    def changed_text(row: Row) -> str:
-        text = changed.get(row.file, "")
-        return textwrap.fill(text, _CHANGES_COLUMNS) if narrow else text
-
-    columns = (*_COLUMNS, Column("changed", "changed since\nthe row before", changed_text))
+    if narrow:
+        changed = {file: textwrap.fill(text, _CHANGES_COLUMNS) for file, text in changed.items()}
+    columns = (*_COLUMNS, Column("changed", "changed since\nthe row before", lambda row: changed.get(row.file, "")))
     facts = {
         "every row": listing(identity(first)),
         "machine": captions.machine_text(first.run.environment),
@@ -96,14 +93,12 @@ def _table(history: History, *, narrow: bool) -> Table:
 
 def changes(before: RunRecord, after: RunRecord) -> str:
     """Return the versions of libraries and the settings of the backend that changed."""
-    old, new = _versions_and_settings(before), _versions_and_settings(after)
+    old, new = (
+        {**run.backend_settings, **{name: run.environment[name] for name in ("python", *LIBRARIES) if name in run.environment}}
+        for run in (before, after)
+    )
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(f"{name} {_value(name, old)} → {_value(name, new)}" for name in names)
-
-
-def _versions_and_settings(run: RunRecord) -> dict[str, Scalar]:
-    versions = {name: run.environment[name] for name in ("python", *LIBRARIES) if name in run.environment}
-    return {**run.backend_settings, **versions}
 
 
 def _value(name: str, values: Mapping[str, Scalar]) -> str:
@@ -151,14 +146,16 @@ def figure(found: Sequence[History]) -> Any:
 def _draw(part: Any, members: Sequence[History]) -> None:
     runs = {row.file: row.run for history in members for row in history}
     place = {file: number for number, (file, _) in enumerate(oldest_first(runs))}
-    constant, labels = _labels([history[0] for history in members])
+    firsts = [history[0] for history in members]
+    constant = captions.shared(firsts, ("backend", "pair", "draft", "rule", "num_draft_tokens"))
+    labels = [captions.label(row, split_identity(firsts)[0]) for row in firsts]
+    if len(set(labels)) < len(labels):  # some cells differ only in the hashes of their models
+        labels = [f"{label}, {_models_text(row)}" for label, row in zip(labels, firsts, strict=True)]
     gamma_axes, alpha_axes = part.subplots(1, 2)
     for number, (history, label) in enumerate(zip(members, labels, strict=True)):
         shift = 0.3 * (number / (len(members) - 1) - 0.5) if len(members) > 1 else 0.0  # bars side by side
-        for axes, rows, metric in (
-            (gamma_axes, valid_rows(history), metrics.gamma),
-            (alpha_axes, history, metrics.counted_alpha),
-        ):
+        panels = ((gamma_axes, valid_rows(history), metrics.gamma), (alpha_axes, history, metrics.counted_alpha))
+        for axes, rows, metric in panels:
             points = [(place[row.file] + shift, interval) for row in rows if (interval := metric(row.record))]
             canvas.bars(axes, points, label=label, ms=4, lw=1.2, elinewidth=0.8, **canvas.look(number))
     gamma_axes.axhline(1, color="0.3", lw=0.8)
@@ -170,13 +167,3 @@ def _draw(part: Any, members: Sequence[History]) -> None:
         axes.set_xlim(-0.5, len(ticks) - 0.5)
     part.suptitle(f"{captions.title(members[0][0].run)}\n{constant}", fontsize=8)
     part.legend(*gamma_axes.get_legend_handles_labels(), loc="outside lower left")
-
-
-def _labels(rows: Sequence[Row]) -> tuple[str, list[str]]:
-    """Return what the cells of one panel have in common, and a label for each."""
-    common = captions.shared(rows, ("backend", "pair", "draft", "rule", "num_draft_tokens"))
-    varying = split_identity(rows)[0]
-    labels = [captions.label(row, varying) for row in rows]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label}, {_models_text(row)}" for label, row in zip(labels, rows, strict=True)]
-    return common, labels

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from bench.claims.claim import LedgerRow, Rule
 from bench.reporting.formats import markdown, markdown_text
@@ -20,7 +19,6 @@ from bench.statistics.effects import LEVEL
 
 _STATEMENT_COLUMNS = 46  # width of the first column in the terminal
 _HEADERS = ("claim", "source", "holds if", "effect [95 %]", "p", "p, Holm", "verdict", "records")
-_NOT_IN_TERMINAL = ("source", "records")
 _FACTS = {
     "holds if": "the effect lies on this side of the threshold, which is fixed in code; points are hundredths of alpha",
     "effect": "from counts and seconds of the newest record of each cell (of KD matrices the newest that can be tested), "
@@ -36,7 +34,7 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
     """Return the ledger of a pair; narrow: for the terminal, without sources and records."""
     files = list(dict.fromkeys(file for row in rows if row.finding is not None for file in row.finding.files))
     notes = Notes()
-    shown = [place for place, header in enumerate(_HEADERS) if not (narrow and header in _NOT_IN_TERMINAL)]
+    shown = [place for place, header in enumerate(_HEADERS) if not (narrow and header in ("source", "records"))]
     lines = []
     for row in rows:
         claim, finding = row.claim, row.finding
@@ -52,8 +50,8 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
             ", ".join(f"R{files.index(file) + 1}" for file in finding.files) if finding else MISSING,
         )
         lines.append([entries[place] for place in shown])
-    made = table_of(f"pair {pair}", [_HEADERS[place] for place in shown], lines, dict(_FACTS), notes)
-    return replace(made, records=dict.fromkeys(files, ""))
+    headers = [_HEADERS[place] for place in shown]
+    return table_of(f"pair {pair}", headers, lines, _FACTS, notes, dict.fromkeys(files, ""))
 
 
 def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
@@ -65,8 +63,8 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
     for name, rows in ledgers.items():
         ledger = table(name, rows)
         details = "\n".join(map(_detail, rows))
-        blocks += [f"## {ledger.title}", markdown(ledger, results)]
-        blocks.append(f"What was measured, and the commands for it:\n\n{details}")
+        measured = f"What was measured, and the commands for it:\n\n{details}"
+        blocks += [f"## {ledger.title}", markdown(ledger, results), measured]
     return "\n\n".join(blocks)
 
 

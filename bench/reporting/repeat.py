@@ -21,10 +21,7 @@ COMPARED = {"backends": "backend", "kd_grid": "draft"}  # suite that needs sever
 
 
 def cell_command(row: Row, rows: Sequence[Row]) -> str:
-    """Return the command that measures a cell again.
-
-    Args:    rows: of the same table; a suite that compares finds the other values there
-    """
+    """Return the command that measures a cell again; a suite that compares finds the other values in the rows of its table."""
     # The options of the record's command; those of pytest itself are left out.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_options(parser)
@@ -104,4 +101,4 @@ def _place(recorded: str, given: Sequence[str] | None) -> str:
 
 
 def _text(value: Scalar) -> str:
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)  # 15 digits give back any decimal that was typed

@@ -11,19 +11,15 @@ from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.runs import RunRecord
 from bench.reporting.captions import FORMULA, caption_facts, crossings, shared, short_prompts, title
-from bench.reporting.columns import MAIN, certificate_text, identity_columns
+from bench.reporting.columns import MAIN, MECHANISM, certificate_text, identity_columns
 from bench.reporting.figures import overview
 from bench.reporting.figures.mechanism import render_phases
 from bench.reporting.formats import distinct_names, terminal
-from bench.reporting.suites import draft_length, dynamic_temperature, virtual_scale
-from bench.reporting.suites.backends import compares_backends, comparison_table
+from bench.reporting.suites import backends, deployment, draft_length, dynamic_temperature, floor, out_of_range, virtual_scale
 from bench.reporting.suites.baseline_strength import baseline_table, newest_baselines
 from bench.reporting.suites.cost_of_temperature import cost_table
-from bench.reporting.suites.deployment import deployment_table
-from bench.reporting.suites.floor import floor_table
-from bench.reporting.suites.out_of_range import degeneracy_table
 from bench.reporting.table import Page, Table
-from bench.reporting.tables import cell_table, mechanism_table, rows_table
+from bench.reporting.tables import MECHANISM_FACTS, cell_table, row_table, rows_table
 
 _AMOUNT = ("num_prompts", "repeats", "max_new_tokens")
 
@@ -39,7 +35,7 @@ def page(runs: Runs, rows: Sequence[Row]) -> Page:
     figures: dict[str, bytes] = {}
     for group, name in zip(groups, _group_names(groups), strict=True):
         drawn = {name: overview.render(group)}
-        if group is groups[0]:
+        if group is groups[0]:  # the newest group
             drawn |= {f"{name}-phases": render_phases(group), f"{name}-scale": virtual_scale.render_scale(group)}
         of_group = {which: image for which, image in drawn.items() if image is not None}
         first, *others = _group_tables(group, groups)
@@ -62,17 +58,21 @@ def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def suite_tables(runs: Runs, rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Return every table of one suite on one machine.
-
-    Args:    rows: the newest rows of the runs
-    """
+    """Return every table of one suite on one machine. The rows are the newest ones of the runs."""
     groups = row_groups(rows)
     return (*(table for group in groups for table in _group_tables(group, groups)), *_baselines(runs))
 
 
 def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
-    compared = [comparison_table(group)] if compares_backends(group) else []
-    return [*compared, cell_table(group), mechanism_table(group), *_further(group, groups)]
+    tables = [backends.comparison_table(group)] if backends.compares_backends(group) else []
+    # The second one explains gamma: cost ratio, other predictions, and where the seconds of the replay went.
+    tables += [cell_table(group), row_table(group, "mechanism", MECHANISM, MECHANISM_FACTS)]
+    make = _MAKERS.get(group[0].run.suite)
+    own = make(group) if make else None
+    if own is not None and own.body:
+        apart = {"every cell": shared(group, ("pair", "draft", "dtype", *_AMOUNT))}  # what tells tables of several groups apart
+        tables.append(replace(own, facts=apart | own.facts) if len(groups) > 1 else own)
+    return tables
 
 
 def _baselines(runs: Runs) -> tuple[Table, ...]:
@@ -82,13 +82,10 @@ def _baselines(runs: Runs) -> tuple[Table, ...]:
 
 # In the terminal
 def terminal_tables(runs: Runs) -> Iterator[tuple[str, str]]:
-    """Yield what a suite found, at the end of a session: titles and tables of its backends side by side and of each run.
-
-    Args:    runs: of one suite
-    """
+    """Yield titles and tables of the runs of one suite: its backends side by side, if there are several, then each run."""
     rows = newest_rows(runs)
-    if compares_backends(rows):
-        table = comparison_table(rows, narrow=True)
+    if backends.compares_backends(rows):
+        table = backends.comparison_table(rows, narrow=True)
         shown = ("formula", "/ reference's", "peak", "machine")
         facts = {name: table.facts[name] for name in shown if name in table.facts}
         yield f"{rows[0].run.suite} side by side", terminal(replace(table, facts=facts))
@@ -118,22 +115,10 @@ def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
 # What only one suite has
 _MAKERS: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "cost_of_temperature": cost_table,
-    "out_of_range": degeneracy_table,
-    "deployment": deployment_table,
+    "out_of_range": out_of_range.degeneracy_table,
+    "deployment": deployment.deployment_table,
     "dynamic_temperature": dynamic_temperature.halves_table,
     "draft_length": draft_length.retuning_table,
-    "floor": floor_table,
+    "floor": floor.floor_table,
     virtual_scale.SUITE: virtual_scale.scale_table,
 }
-
-
-def _further(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
-    make = _MAKERS.get(group[0].run.suite)
-    table = make(group) if make else None
-    if table is None or not table.body:
-        return []
-    if len(groups) == 1:
-        return [table]
-    # What tells the tables of several groups apart.
-    apart = shared(group, ("pair", "draft", "dtype", *_AMOUNT))
-    return [replace(table, facts={"every cell": apart} | table.facts)]

@@ -17,6 +17,9 @@ class Entry:
     note: int | None = None  # number of its footnote
 
 
+Line = Sequence[str | Entry]
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table. Its entries are plain text; narrow formats break headers at their line breaks."""
@@ -40,11 +43,16 @@ class Notes(dict[str, int]):
 
 
 def table_of(
-    title: str, headers: Sequence[str], lines: Iterable[Sequence[str | Entry]], facts: Facts, notes: Iterable[str] = ()
+    title: str,
+    headers: Sequence[str],
+    lines: Iterable[Line],
+    facts: Facts,
+    notes: Iterable[str] = (),
+    records: Facts | None = None,
 ) -> Table:
-    """Return a table without records; a text stands for a plain entry."""
+    """Return a table; a text stands for a plain entry."""
     body = (tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in line) for line in lines)
-    return Table(title, tuple(headers), tuple(body), tuple(notes), facts, {})
+    return Table(title, tuple(headers), tuple(body), tuple(notes), facts, records or {})
 
 
 @dataclass(frozen=True, slots=True)

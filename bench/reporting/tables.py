@@ -12,8 +12,8 @@ from bench.analysis import metrics
 from bench.analysis.rows import Row, may_be_claimed, split_identity
 from bench.records.runs import CellRecord
 from bench.reporting.captions import FORMULA, crossings, listing, run_facts, title
-from bench.reporting.columns import AFTER_END, GAMMA, MAIN, MECHANISM, VERDICT, Column, identity_columns
-from bench.reporting.table import MISSING, Entry, Facts, Notes, Table
+from bench.reporting.columns import AFTER_END, GAMMA, MAIN, VERDICT, Column, identity_columns
+from bench.reporting.table import MISSING, Entry, Facts, Notes, Table, table_of
 from bench.statistics.intervals import Interval
 
 GAMMA_FACTS = {
@@ -39,21 +39,19 @@ def rows_table(
     narrow: bool = False,
     mark_best: bool = True,
 ) -> Table:
-    """Return a table with one line for each row, the best gamma in bold.
-
-    Args:    narrow: for the terminal, without the columns that have no narrow header
-    """
+    """Return a table with one line for each row, the best gamma in bold; `narrow` omits columns without a narrow header."""
     if narrow:
         columns = [column for column in columns if column.narrow is not None]
     notes = Notes()
     best = best_row(rows, metrics.gamma) if mark_best else None
-    body = []
+    lines = []
     for row in rows:
         place = _place_of_note(row, columns)
-        entries = (entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns)
-        body.append(tuple(entries))
-    headers = tuple((narrow and column.narrow) or column.header for column in columns)
-    return Table(title, headers, tuple(body), tuple(notes), facts, records or {})
+        lines.append(
+            [entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns]
+        )
+    headers = [(narrow and column.narrow) or column.header for column in columns]
+    return table_of(title, headers, lines, facts, notes, records)
 
 
 def entry(row: Row, column: Column, notes: Notes, *, noted: bool = True, bold: bool = False) -> Entry:
@@ -99,17 +97,9 @@ def record_column(records: Facts) -> Column:
     return Column("record", "record", lambda row: numbers[row.file], narrow="record")
 
 
-def mechanism_table(rows: Sequence[Row]) -> Table:
-    """Return the table that explains gamma: cost ratio, other predictions, and where the seconds of the replay went."""
-    return row_table(rows, "mechanism", MECHANISM, MECHANISM_FACTS)
-
-
 def row_table(
     rows: Sequence[Row], what: str, columns: Sequence[Column], facts: Facts, *, shown: Sequence[Row] | None = None
 ) -> Table:
-    """Return a table with the names that rows differ in, then the columns.
-
-    Args:    what: follows suite and machine in the title; shown: the rows that are printed, if not all
-    """
+    """Return a table of what rows differ in, then the columns; `what` ends the title, and only `shown` rows are printed."""
     columns = [*identity_columns(rows), *columns]
     return rows_table(f"{title(rows[0].run)}: {what}", rows if shown is None else shown, columns, facts)

@@ -120,8 +120,7 @@ class LargestEffect:
 def left_out_ratios(above: Sequence[float], below: Sequence[float]) -> Array:
     """Return (1 + P,): the ratio of the totals of two sums over P prompts, then the same ratio without each prompt."""
     numerators, denominators = (np.sum(sums) - np.append(0.0, sums) for sums in (above, below))
-    found: Array = numerators / denominators
-    return found
+    return numerators / denominators
 
 
 def over_prompts(values: Array) -> Effect:
@@ -130,10 +129,7 @@ def over_prompts(values: Array) -> Effect:
 
 
 def over_seeds_and_prompts(of_seeds: Array) -> Effect:
-    """Return the mean over seeds; its error covers other seeds and other prompts.
-
-    Args:    of_seeds: (S, 1 + P): for each seed the value of all prompts, then without each prompt
-    """
+    """Return the mean over seeds of (S, 1 + P) values, as in `over_prompts`; its error covers other seeds and other prompts."""
     num_seeds, mean = len(of_seeds), of_seeds.mean(0)
     by_seed = (math.sqrt(float(of_seeds[:, 0].var(ddof=1)) / num_seeds), num_seeds - 1.0) if num_seeds > 1 else UNKNOWN
     return Effect(float(mean[0]), (by_seed, *over_prompts(mean).parts))

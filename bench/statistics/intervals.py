@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 GammaVerdict = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE"]
 Part = tuple[float, float]  # of an error: a standard error, and the degrees of freedom of its t
 
+CONFIDENCE = 0.95
 UNKNOWN: Part = (math.inf, 1.0)  # too little was measured to estimate the error
 NORMAL_VARIANCE = 200.0  # of a count: above it, the count is treated as normal
 # Fewest prompts from which, upwards, 95 % intervals of both gamma and alpha covered 93 to 97 % in simulation
@@ -37,7 +38,7 @@ class Interval:
     low: float
     high: float
     num_clusters: int = 0  # prompts that contributed; 0: not counted
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     @property
     def half_width(self) -> float:
@@ -95,7 +96,7 @@ def ratio_of_totals(
     clusters: Column,
     *,
     groups: Column | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """Return the relative wall-time improvement: (sum ar_s / sum ar_tokens) / (sum sd_s / sum sd_tokens).
 
@@ -104,38 +105,21 @@ def ratio_of_totals(
     Returns: above 1 if SD is faster; an interval from 0 to infinity if one prompt has all tokens of an arm
     Raises:  ValueError: an arm has no tokens or no seconds
     """
-    return _log_ratio_interval(
-        (ar_s, ar_tokens, sd_s, sd_tokens), (1, -1, -1, 1), clusters, groups=groups, confidence=confidence
-    )
+    columns = (ar_s, ar_tokens, sd_s, sd_tokens)
+    return _log_ratio_interval(columns, (1, -1, -1, 1), clusters, groups=groups, confidence=confidence)
 
 
-def mean_ratio(
-    numerators: Column, denominators: Column, clusters: Column, *, groups: Column | None = None, confidence: float = 0.95
-) -> Interval:
-    """Return the ratio of two positive totals, such as tokens emitted / rounds.
-
-    Args:    groups: as in `ratio_of_totals`
-    Raises:  ValueError: a total is zero
-    """
-    return _log_ratio_interval((numerators, denominators), (1, -1), clusters, groups=groups, confidence=confidence)
+def mean_ratio(numerators: Column, denominators: Column, clusters: Column, *, groups: Column | None = None) -> Interval:
+    """Return the ratio of two totals, such as tokens emitted / rounds. Raise ValueError if a total is zero."""
+    return _log_ratio_interval((numerators, denominators), (1, -1), clusters, groups=groups)
 
 
 def geometric_mean_ratio(
-    ar_s: Column,
-    ar_tokens: Column,
-    sd_s: Column,
-    sd_tokens: Column,
-    clusters: Column,
-    *,
-    groups: Column | None = None,
-    confidence: float = 0.95,
+    ar_s: Column, ar_tokens: Column, sd_s: Column, sd_tokens: Column, clusters: Column, *, groups: Column | None = None
 ) -> Interval:
     """Return the geometric mean over prompts of the geometric mean over a prompt's pairs of AR / SD seconds per token.
 
-    Every prompt weighs the same, however long its texts. A pair in which an arm has no tokens has no ratio and is left out.
-
-    Args:    as in `ratio_of_totals`
-    Raises:  ValueError: no pair has tokens in both arms
+    Every prompt weighs the same, however long its texts. Pairs with an arm without tokens are left out; ValueError if all are.
     """
     seconds_and_tokens = np.stack([np.asarray(column, dtype=float) for column in (ar_s, ar_tokens, sd_s, sd_tokens)])
     usable = (seconds_and_tokens > 0).all(axis=0)
@@ -147,7 +131,7 @@ def geometric_mean_ratio(
         sums = _cluster_totals((log_ratio, np.ones_like(log_ratio)), np.asarray(labels)[usable])
         means.append(sums[:, 0] / sums[:, 1])
     parts = [jackknife((each.sum() - each) / max(1, len(each) - 1)) for each in means]
-    return _exponentiated(float(means[0].mean()), parts, len(means[0]), confidence)
+    return _exponentiated(float(means[0].mean()), parts, len(means[0]), CONFIDENCE)
 
 
 def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column) -> float:
@@ -156,7 +140,7 @@ def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, sec
     return math.log(interval.high / interval.estimate)
 
 
-def proportion(successes: Column, trials: Column, clusters: Column, *, confidence: float = 0.95) -> Interval:
+def proportion(successes: Column, trials: Column, clusters: Column) -> Interval:
     """Return the pooled share sum(successes) / sum(trials). Its interval is symmetric in the log odds and so within 0..1.
 
     Args:    successes: between 0 and trials, need not be whole (expected counts)
@@ -172,26 +156,31 @@ def proportion(successes: Column, trials: Column, clusters: Column, *, confidenc
     if share in (0.0, 1.0):
         from scipy.stats import binomtest
 
-        exact = binomtest(round(num_successes), round(num_trials)).proportion_ci(confidence)
-        return Interval(share, float(exact.low), float(exact.high), len(totals), confidence)
+        exact = binomtest(round(num_successes), round(num_trials)).proportion_ci(CONFIDENCE)
+        return Interval(share, float(exact.low), float(exact.high), len(totals))
     rest = totals.sum(axis=0) - totals  # what is left without each prompt
     part = jackknife(rest[:, 0] / rest[:, 1], totals[:, 1]) if len(totals) > 1 else UNKNOWN
-    odds, half_width = share / (1 - share), t_half_width([part], 1 - confidence) / (share * (1 - share))
+    # The derivative of the log odds is 1 / (share (1 - share)).
+    odds, half_width = share / (1 - share), t_half_width([part], 1 - CONFIDENCE) / (share * (1 - share))
     low, high = (float(odds / (odds + np.exp(sign * half_width))) for sign in (1, -1))
-    return Interval(share, low, high, len(totals), confidence)
+    return Interval(share, low, high, len(totals))
 
 
 def _cluster_totals(columns: Sequence[Column], clusters: Column) -> Array:
     """Sum each column over each cluster (clusters, columns); leave out clusters that contributed nothing."""
     labels, index = np.unique(np.asarray(clusters), return_inverse=True)
-    values = (np.asarray(column, dtype=float) for column in columns)
-    sums = [np.bincount(index, weights=value, minlength=len(labels)) for value in values]
+    sums = [np.bincount(index, weights=np.asarray(column, dtype=float), minlength=len(labels)) for column in columns]
     totals = np.stack(sums, axis=1).astype(np.float64)
     return totals[totals.any(axis=1)]
 
 
 def _log_ratio_interval(
-    columns: Sequence[Column], exponents: Sequence[int], clusters: Column, *, groups: Column | None, confidence: float
+    columns: Sequence[Column],
+    exponents: Sequence[int],
+    clusters: Column,
+    *,
+    groups: Column | None,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """Return the interval of the product of column totals raised to +1 or -1.
 
@@ -269,12 +258,7 @@ def two_sided_p(z: float) -> float:
 
 
 def gamma_verdict(interval: Interval, floor: float) -> GammaVerdict:
-    """Return what one gamma shows.
-
-    INDISTINGUISHABLE means indistinguishable from 1: the estimate is inside the A/A floor, or 1 is inside the interval.
-
-    Args:    floor: half-width in the log, from log_ratio_floor
-    """
+    """Return what one gamma shows, given the A/A floor of `log_ratio_floor`; INDISTINGUISHABLE means from 1."""
     if not interval.adequate:
         return "INCONCLUSIVE"
     if abs(math.log(interval.estimate)) <= floor or interval.low <= 1 <= interval.high:

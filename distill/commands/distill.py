@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 LAYERS = "layers:"
 TEXT_TOKENS = 100_000
-COUNTS = (  # options that hold whole numbers; the job checks their ranges
-    *("tokens", "batch_tokens", "accumulate", "vocabulary"),
-    *("adapter_rank", "self_written", "max_new_tokens", "batch_rows"),
-)
 
 
 class Distill:
@@ -90,7 +86,6 @@ def job_options(parser: ArgumentParser) -> None:
 
 
 def texts_folder(args: Namespace) -> Path:
-    """Return where text is kept."""
     return args.texts or args.out.absolute().parent / "texts"
 
 
@@ -123,26 +118,27 @@ def job_of(args: Namespace, recipe: Recipe, *, text_tokens: int, seed: int) -> t
     from distill.runs.job import HELD_OUT, PROMPTS, Job, check_held_out
     from distill.training.loop import TrainPlan
 
-    counts = {name: count_or_0(f"--{name.replace('_', '-')}", getattr(args, name)) for name in COUNTS}
+    def counts(*names: str) -> dict[str, int]:  # plan and job check their ranges
+        return {name: count_or_0(f"--{name.replace('_', '-')}", getattr(args, name)) for name in names}
+
     plan = TrainPlan(
-        num_tokens=counts.pop("tokens"),
-        batch_tokens=counts.pop("batch_tokens"),
-        accumulate=counts.pop("accumulate"),
+        num_tokens=count_or_0("--tokens", args.tokens),
         learning_rate=number_of("--learning-rate", args.learning_rate),
         optimizer=args.optimizer,
-        vocabulary=counts.pop("vocabulary"),
+        **counts("batch_tokens", "accumulate", "vocabulary"),
     )
+    sizes = counts("adapter_rank", "self_written", "max_new_tokens", "batch_rows")
     job = Job(
-        target="",
+        target="",  # target and start are replaced below
         start="the pair's draft",
         trained=args.train,
         recipe=recipe,
         plan=plan,
         text_tokens=text_tokens,
-        prompts=_sources(args.prompts or (() if counts["self_written"] else PROMPTS)),
+        prompts=_sources(args.prompts or (() if sizes["self_written"] else PROMPTS)),
         held_out=tuple(args.held_out or HELD_OUT),
         seed=seed,
-        **counts,  # type: ignore[arg-type]
+        **sizes,  # type: ignore[arg-type]
     )
     check_held_out(job)
     pair, layers = _models(args)
@@ -155,30 +151,26 @@ def _recipe(args: Namespace) -> Recipe:
     recipe = recipes.recipe(args.recipe, _number(args, "data_temperature"))
     if args.mix is not None:
         recipe = recipes.with_shares(recipe, _shares(args.mix))
-    loss_temperature, on_policy = _number(args, "loss_temperature"), _number(args, "on_policy")
-    if recipe.labels == "hard" and (args.loss is not None or loss_temperature is not None):
+    asked = {"name": args.loss, "temperature": _number(args, "loss_temperature")}
+    on_policy = _number(args, "on_policy")
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and recipe.labels == "hard":
         raise ValueError(
             f"recipe {recipe.name} learns the text's own tokens and has no loss to choose; "
             "expected base, soft or online with --loss or --loss-temperature"
         )
-    if args.loss is not None:
-        recipe = replace(recipe, loss=replace(recipe.loss, name=args.loss))
-    if loss_temperature is not None:
-        recipe = replace(recipe, loss=replace(recipe.loss, temperature=loss_temperature))
+    recipe = replace(recipe, loss=replace(recipe.loss, **given))
     return recipe if on_policy is None else replace(recipe, on_policy=on_policy)
 
 
 def _models(args: Namespace) -> tuple[ModelPair, tuple[int, ...]]:
     """Return the pair, whose draft is where training starts, and the target's layers if the draft is made of them."""
-    draft, layers = args.draft, tuple[int, ...]()
-    if args.start is not None:
-        if draft is not None:
-            raise ValueError("expected --draft or --start, got both")
-        if args.start.startswith(LAYERS):
-            layers = tuple(count_or_0("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
-            draft = args.target
-        else:
-            draft = args.start
+    draft, layers = args.draft if args.start is None else args.start, tuple[int, ...]()
+    if None not in (args.draft, args.start):
+        raise ValueError("expected --draft or --start, got both")
+    if (args.start or "").startswith(LAYERS):
+        layers = tuple(count_or_0("--start", place) for place in args.start.removeprefix(LAYERS).split(","))
+        draft = args.target  # a pair needs some draft
     pair = pairs.ready(args.pair, target=args.target, draft=draft, pairs_file=args.pairs_file)
     if layers and pair.family != "causal":
         raise ValueError(f"--start {LAYERS}...: expected a target that is only a decoder, got {pair.name}; give a draft")
@@ -194,14 +186,11 @@ def _engine(name: str | None, pair: ModelPair, recipe: Recipe, device: str) -> I
     if name is None:
         yield None
         return
-    backend = registry.backend_factory(name)(pair, device=device, options={})
-    try:
+    with closing(registry.backend_factory(name)(pair, device=device, options={})) as backend:
         hottest, limit = max(at for at, _ in recipe.temperatures), backend.capabilities.max_temperature
         if hottest > limit:
             raise ValueError(f"expected temperatures of at most {limit}, the highest of {backend.name}, got {hottest}")
         yield backend
-    finally:
-        backend.close()
 
 
 def _description(job: Job) -> str:
@@ -220,18 +209,12 @@ def _description(job: Job) -> str:
 
 
 def _summary(card: dict[str, Any], out: Path) -> list[str]:
-    tokens, seconds = card["tokens"], card["seconds"]
-    lines = [
-        f"{kind}: {tokens[kind]:,} tokens in {seconds[kind]:,.0f} s"
-        for kind in ("text_by_target", "text_by_draft", "trained")
-        if tokens[kind]
-    ]
+    counts = ((kind, num_tokens, card["seconds"][kind]) for kind, num_tokens in card["tokens"].items() if num_tokens)
+    lines = [f"{kind}: {num_tokens:,} tokens in {seconds:,.0f} s" for kind, num_tokens, seconds in counts]
     for found in card["held_out_acceptance"]:
-        lines.append(
-            f"{found['prompt_set']}  T = {found['temperature']}  alpha_text {found['alpha_text']:.3f}  "
-            f"k = {found['num_draft_tokens']}: alpha {found['alpha']:.3f}, "
-            f"block efficiency {found['block_efficiency']:.2f}"
-        )
+        decoded = f"alpha {found['alpha']:.3f}, block efficiency {found['block_efficiency']:.2f}"
+        text = f"{found['prompt_set']}  T = {found['temperature']}  alpha_text {found['alpha_text']:.3f}"
+        lines.append(f"{text}  k = {found['num_draft_tokens']}: {decoded}")
     return [*lines, f"draft: {out / 'draft'}   card: {out / 'card.json'}"]
 
 
@@ -245,6 +228,7 @@ def _sources(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shares(text: str) -> tuple[tuple[float, float], ...]:
+    """Return KD data temperatures with their shares; a share that is not given is 1."""
     parts = [part.partition(":") for part in text.split(",")]
     return tuple((number_of("--mix", temperature), number_of("--mix", share or "1")) for temperature, _, share in parts)
 

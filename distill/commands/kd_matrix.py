@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from distill.runs.matrix import MatrixPlan
 
 ARMS = "offline,online,mixture,composed"
-KD_TEMPERATURES, DECODE_TEMPERATURES = "0:1:0.2", "0:1:0.1"
 DOMAIN = "instructions:held_out"
 
 
@@ -29,7 +28,7 @@ class KdMatrix:
         grid = "0,0.5,1 or first:last:step (default: {})"
         domain_help = f"held-out prompts, repeat for several; claims are about the first (default: {DOMAIN})"
         option("--arms", default=ARMS, metavar="LIST", help=f"recipes; online@0.5 sets lambda to 0.5 (default: {ARMS})")
-        for name, default in (("--kd-temperatures", KD_TEMPERATURES), ("--decode-temperatures", DECODE_TEMPERATURES)):
+        for name, default in (("--kd-temperatures", "0:1:0.2"), ("--decode-temperatures", "0:1:0.1")):
             option(name, default=default, metavar="GRID", help=grid.format(default))
         option("--seeds", default="3", metavar="N", help="drafts of each kind (default: 3)")
         option("--domain", action="append", metavar="SET", help=domain_help)
@@ -49,12 +48,11 @@ def _run(args: Namespace) -> int:
     from bench.reporting.suites.kd_matrix import tables
     from distill.runs import matrix
 
-    found = matrix.run(
-        *(plan, args.out, texts_folder(args)),
-        device=args.device,
-        header=matrix.record_header(device=args.device, pair=pair.name, model_hashes=model_hashes(pair)),
-        note=lambda line: print(f"specheat: {line}", file=sys.stderr, flush=True),
-    )
+    def note(line: str) -> None:
+        print(f"specheat: {line}", file=sys.stderr, flush=True)
+
+    header = matrix.record_header(device=args.device, pair=pair.name, model_hashes=model_hashes(pair))
+    found = matrix.run(plan, args.out, texts_folder(args), device=args.device, header=header, note=note)
     print(f"{terminal_page(tables(found))}\nrecord: {kd_matrix.store(args.out, args.results)}")
     return 0
 
@@ -67,7 +65,7 @@ def _plan(args: Namespace) -> tuple[MatrixPlan, ModelPair]:
     from distill.runs.matrix import MatrixPlan
     from distill.training import recipes
 
-    any_recipe = recipes.recipe("offline", 0.0)
+    any_recipe = recipes.recipe("offline", 0.0)  # each draft has its own
     job, pair = job_of(args, any_recipe, text_tokens=count_of("--tokens", args.tokens), seed=0)
     if job.layers:
         raise ValueError("expected a trained draft to start from, got layers of the target; train a base draft first")

@@ -13,9 +13,7 @@ from distill.runs.mini_t5 import Sizes, make
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m distill.commands.mini_t5", description="Make the embedded encoder-decoder pair mini-t5."
-    )
+    parser = argparse.ArgumentParser(prog="python -m distill.commands.mini_t5", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folders target and draft go")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where text and checkpoints are kept")
     args = parser.parse_args()

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import torch
 from torch import Tensor
@@ -26,8 +24,6 @@ from bench.statistics.theory import SlotTotals, propagate_slots
 from distill.text.batches import Batch, in_order
 from distill.text.table import TextRow
 from distill.training.losses import CHUNK_ROWS, blocks
-
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +42,13 @@ def acceptance(
     Returns: one tuple per temperature, with one entry per row, in their order
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index].length)  # rows of similar length share a batch
-    found: list[dict[int, TextAcceptance]] = [{} for _ in temperatures]
-    done = 0
-    for batch in in_order([rows[index] for index in order], batch_tokens=BATCH_TOKENS):
-        of_batch = _batch_acceptance(draft, batch, target_head_VD, temperatures)
-        for of_temperature, values in zip(found, of_batch, strict=True):
-            per_row = values.split(batch.answer_lengths, dim=1)
-            for index, (overlap, accepted) in zip(order[done:], per_row, strict=False):
-                of_temperature[index] = TextAcceptance(tuple(overlap.tolist()), tuple(accepted.tolist()))
-        done += len(batch.rows)
-    return tuple(tuple(of_temperature[index] for index in range(len(rows))) for of_temperature in found)
+    found: list[tuple[TextAcceptance, ...]] = []  # of each row in that order, one per temperature
+    for batch in in_order([rows[index] for index in order], batch_tokens=4096):
+        values = _batch_acceptance(draft, batch, target_head_VD, temperatures)
+        for of_row in values.split(batch.answer_lengths, dim=2):
+            found.append(tuple(TextAcceptance(*map(tuple, of_temperature)) for of_temperature in of_row.tolist()))
+    by_row = [of_row for _, of_row in sorted(zip(order, found, strict=True))]
+    return tuple(zip(*by_row, strict=True))
 
 
 @torch.inference_mode()
@@ -63,19 +56,18 @@ def _batch_acceptance(
     draft: PreTrainedModel, batch: Batch, target_head_VD: Tensor, temperatures: Sequence[tuple[float, float]]
 ) -> Tensor:
     """Return overlap and accepted, (temperatures, 2, N)."""
-    device = draft.device
+    device, head_VD = draft.device, draft.get_output_embeddings().weight
     hidden_ND, target_hidden_ND = batch.hidden_ND(draft), batch.target_hidden_ND().to(device, target_head_VD.dtype)
-    labels_N, head_VD = batch.labels_N().to(device), draft.get_output_embeddings().weight
-    found = torch.empty(len(temperatures), 2, len(labels_N))
+    labels_N = batch.labels_N().to(device)
+    found = torch.empty(len(temperatures), 2, len(labels_N))  # on the CPU: each block is copied there
     for start in range(0, len(labels_N), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         draft_logits_CV, target_logits_CV = hidden_ND[rows] @ head_VD.T, target_hidden_ND[rows] @ target_head_VD.T
         for block in blocks(len(draft_logits_CV), device.type):
             at = slice(start + block.start, start + block.stop)
-            both = target_logits_CV[block].float(), draft_logits_CV[block].float()
+            both, label_C1 = (target_logits_CV[block].float(), draft_logits_CV[block].float()), labels_N[at, None]
             for place, (decode_t, draft_t) in enumerate(temperatures):
                 target_CV, draft_CV = probabilities(both[0], decode_t), probabilities(both[1], draft_t)
-                label_C1 = labels_N[at, None]
                 ratio_C1 = draft_CV.gather(1, label_C1) / target_CV.gather(1, label_C1)
                 # 0 / 0 where the token's probability rounds to 0 at this T: the text was sampled at another one.
                 found[place, 1, at] = ratio_C1.nan_to_num_(0.0).clamp_(max=1).squeeze(1)
@@ -98,4 +90,4 @@ def alpha_text(texts: Sequence[TextAcceptance]) -> float:
 def slot_totals(texts: Sequence[TextAcceptance], num_draft_tokens: int) -> SlotTotals:
     """Return the decoder's expected counts over these answers. Prefill gives the first token of each, outside all rounds."""
     of_texts = (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts)
-    return reduce(add, of_texts, SlotTotals(tested=0.0, accepted=0.0, emitted=0, rounds=0.0))
+    return sum(of_texts, start=SlotTotals(tested=0.0, accepted=0.0, emitted=0, rounds=0.0))

@@ -33,7 +33,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutAcceptance:
-    """The acceptance of a draft along held-out text; draft T = decode T = the text's T."""
+    """The acceptance of a draft along a held-out text; draft T = decode T = the text's T."""
 
     prompt_set: str
     temperature: float
@@ -61,8 +61,7 @@ def held_out_text(
         for temperature in temperatures:
             on_text(len(found))
             # Seed 0: the same text for every run, whatever the seed of its training.
-            shares = ((temperature, 1.0),)
-            plan = teacher.plan(prompts, shares, max_new_tokens=NUM_TOKENS, batch_rows=len(prompts), seed=0)
+            plan = teacher.plan(prompts, ((temperature, 1.0),), max_new_tokens=NUM_TOKENS, batch_rows=len(prompts), seed=0)
             folder = texts / f"held-out-{plan.folder_name}"
             claim(folder, plan)
             rng = random.Random(plan.seed)
@@ -74,11 +73,10 @@ def held_out_text(
 
 
 def measure(draft: PreTrainedModel, teacher: Teacher, held_out: Sequence[HeldOut]) -> tuple[HeldOutAcceptance, ...]:
-    """Measure the draft along each text."""
     found: list[HeldOutAcceptance] = []
     for text in held_out:
         (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
         totals = slot_totals(along, NUM_DRAFT_TOKENS)
-        about, decoded = (text.prompt_set, text.temperature, len(text.rows)), (totals.alpha, totals.block_efficiency)
-        found.append(HeldOutAcceptance(*about, alpha_text(along), NUM_DRAFT_TOKENS, *decoded))
+        of_text = (text.prompt_set, text.temperature, len(text.rows), alpha_text(along))
+        found.append(HeldOutAcceptance(*of_text, NUM_DRAFT_TOKENS, totals.alpha, totals.block_efficiency))
     return tuple(found)

@@ -18,9 +18,9 @@ from bench.records.storage import write_atomically
 from distill.evaluation.held_out import TEMPERATURES, HeldOut, held_out_text, measure
 from distill.runs.job import CARD, DRAFT, JOB, LOG, Job, check_held_out
 from distill.runs.training_text import Setup, TrainingText, load_setup, training_prompts, training_text
-from distill.text import hidden
+from distill.text.batches import fill_in
 from distill.text.prompts import Prompts
-from distill.text.table import frequent_tokens, prompts_hash
+from distill.text.table import TextTable, frequent_tokens, prompts_hash
 from distill.text.workers import ALONE, Workers
 from distill.training import drafts
 from distill.training.loop import Labels, Position, cached_target, running_target, text_labels, train
@@ -48,8 +48,7 @@ def distill(
         check_held_out(job)
         _run(load_setup(job, out, texts, device=device, backend=backend, workers=workers), described)
     workers.wait()
-    card: dict[str, Any] = json.loads((out / CARD).read_text())
-    return card
+    return json.loads((out / CARD).read_text())
 
 
 def _run(setup: Setup, described: str) -> None:
@@ -59,16 +58,15 @@ def _run(setup: Setup, described: str) -> None:
     with setup.meter("held-out text", len(job.held_out) * len(TEMPERATURES), unit="texts") as meter:
         held_out = held_out_text(setup.teacher, job.held_out, setup.texts, on_text=meter.show, workers=setup.workers)
     prompts = training_prompts(setup)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / JOB, described)
     text = training_text(setup, prompts)
     position = _train(setup, text, held_out)
     if setup.workers.is_main:
         drafts.save(setup.draft, out / DRAFT, tokenizer_from=Path(job.target))
-        ranked = frequent_tokens(text.used(position.num_tokens))[:RANKED_TOKENS]
-        write_atomically(out / DRAFT / FREQUENT, json.dumps(ranked))
+        used = text.used(position.num_tokens)
+        write_atomically(out / DRAFT / FREQUENT, json.dumps(frequent_tokens(used)[:RANKED_TOKENS]))
         # Last, because the card marks the job as finished.
-        write_atomically(out / CARD, json.dumps(_card(setup, prompts, text, position, held_out), indent=1))
+        write_atomically(out / CARD, json.dumps(_card(setup, prompts, used, position, held_out), indent=1))
 
 
 def _labels(setup: Setup, text: TrainingText) -> Labels:
@@ -78,7 +76,7 @@ def _labels(setup: Setup, text: TrainingText) -> Labels:
         return text_labels(vocabulary)
     if recipe.fresh:
         return running_target(recipe.loss, setup.teacher.model)
-    hidden.fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
+    fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
     return cached_target(recipe.loss, setup.teacher.head_VD, vocabulary)
 
 
@@ -106,10 +104,10 @@ def _train(setup: Setup, text: TrainingText, held_out: Sequence[HeldOut]) -> Pos
 
 
 def _card(
-    setup: Setup, prompts: Prompts, text: TrainingText, position: Position, held_out: Sequence[HeldOut]
+    setup: Setup, prompts: Prompts, used: tuple[TextTable, TextTable], position: Position, held_out: Sequence[HeldOut]
 ) -> dict[str, Any]:
     job = setup.job
-    tables = dict(zip(("text_by_target", "text_by_draft"), text.used(position.num_tokens), strict=True))
+    tables = dict(zip(("text_by_target", "text_by_draft"), used, strict=True))
     found = measure(drafts.measurable(setup.draft), setup.teacher, held_out)
     return {
         **asdict(job),

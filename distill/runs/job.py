@@ -55,10 +55,7 @@ class Job:
 
 
 def check_held_out(job: Job) -> None:
-    """Check that all prompt sets can be read, and that no held-out prompt is trained on.
-
-    Raises:  ValueError: one cannot be read, or is trained on
-    """
+    """Raise ValueError if a prompt set cannot be read, or if a held-out prompt is trained on."""
     trained, held_out = (
         {(prompt.messages, prompt.text) for source in sources for prompt in prompt_sets.load(source).prompts}
         for sources in (job.prompts, job.held_out)

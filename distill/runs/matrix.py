@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from bench.records import environment, kd_matrix
 from bench.records.command_line import own_words
 from bench.records.kd_matrix import DRAFTS, IN_SECONDS_OF, NUM_DRAFT_TOKENS, RECORD, START, Matrix, MatrixCell, MeasuredDraft
-from distill.evaluation.alpha import acceptance, slot_totals
+from distill.evaluation.alpha import TextAcceptance, acceptance, slot_totals
 from distill.evaluation.held_out import HeldOut, held_out_text
 from distill.runs.distillation import distill
 from distill.runs.job import DRAFT, Job
@@ -82,12 +82,10 @@ class MatrixPlan:
 def _recipes_of(arm: str, kd_temperatures: Sequence[float]) -> list[Recipe]:
     """Return the recipe at every KD temperature, or once if it mixes temperatures. `online@0.5` sets lambda."""
     name, _, on_policy = arm.partition("@")
-    if name == "composed":
-        made = [recipes.recipe(name)]
-    elif name in recipes.MIXED:
-        made = [recipes.recipe(name, max(kd_temperatures))]
-    else:
-        made = [recipes.recipe(name, temperature) for temperature in kd_temperatures]
+    at: Sequence[float | None] = kd_temperatures
+    if name in recipes.MIXED:
+        at = [None if name == "composed" else max(kd_temperatures)]
+    made = [recipes.recipe(name, temperature) for temperature in at]
     if not on_policy:
         return made
     try:
@@ -123,7 +121,9 @@ def run(
              note: called with one line before each draft is trained or measured
     Raises:  ValueError: the record is of another plan
     """
-    path, described = out / RECORD, _public(plan)
+    path = out / RECORD
+    named = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)  # no folders of this machine
+    described = json.loads(json.dumps(asdict(replace(plan, job=named))))  # lists for tuples, as a record gives them back
     if not path.exists():
         kd_matrix.start(path, {"plan": described, **header})
     found = kd_matrix.load(path)
@@ -131,45 +131,31 @@ def run(
         raise ValueError(f"{path} is of another plan; choose another folder")
     teacher = load_teacher(Path(plan.job.target), device=device)
     done = {line.draft: line for line in found.measured}
-    names = [START, *(planned.name for planned in plan.drafts())]
-
-    def announce(name: str) -> None:
-        note(f"draft {names.index(name) + 1} of {len(names)}, {name}")
 
     @cache  # read or sampled for the first draft that is measured; a finished matrix needs none
-    def held_out() -> dict[str, tuple[HeldOut, ...]]:
-        at = plan.decode_temperatures
-        return {domain: held_out_text(teacher, (domain,), texts, temperatures=at) for domain in plan.domains}
+    def held_out(domain: str) -> tuple[HeldOut, ...]:
+        return held_out_text(teacher, (domain,), texts, temperatures=plan.decode_temperatures)
 
-    def measure(name: str, folder: Path, **made: Any) -> None:
-        model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
-        cells: list[MatrixCell] = []
-        for domain, of_domain in held_out().items():
-            cells += _cells(model, teacher, of_domain, domain, with_rescaled=name == START)
-        done[name] = MeasuredDraft(draft=name, cells=tuple(cells), **made)
-        kd_matrix.add(path, done[name])
-
-    if START not in done:
-        announce(START)
-        nothing: dict[str, Any] = {"kd_temperature": None, "on_policy": 0.0, "seed": None, "tokens": {}, "seconds": {}}
-        measure(START, Path(plan.job.start), arm=START, **nothing)
-    for planned in plan.drafts():
+    all_drafts = [PlannedDraft(START, START, plan.job, None), *plan.drafts()]
+    for number, planned in enumerate(all_drafts, 1):
         if planned.name in done:
             continue
-        job, folder = _within_budget(planned, done), out / DRAFTS / planned.name
-        announce(planned.name)
-        card = distill(job, folder, texts, device=device)
-        shares = job.recipe.temperatures
-        measure(
-            planned.name,
-            folder / DRAFT,
-            arm=planned.arm,
-            kd_temperature=shares[0][0] if len(shares) == 1 else None,
-            on_policy=job.recipe.on_policy,
-            seed=job.seed,
-            tokens=card["tokens"],
-            seconds=card["seconds"],
-        )
+        note(f"draft {number} of {len(all_drafts)}, {planned.name}")
+        if planned.name == START:
+            folder = Path(plan.job.start)
+            line = MeasuredDraft(START, START, kd_temperature=None, on_policy=0.0, seed=None, tokens={}, seconds={}, cells=())
+        else:
+            job, folder = _within_budget(planned, done), out / DRAFTS / planned.name / DRAFT
+            card = distill(job, folder.parent, texts, device=device)
+            (kd_temperature, _), *others = job.recipe.temperatures
+            about = (planned.name, planned.arm, None if others else kd_temperature, job.recipe.on_policy, job.seed)
+            line = MeasuredDraft(*about, card["tokens"], card["seconds"], cells=())
+        model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
+        cells: list[MatrixCell] = []
+        for domain in plan.domains:
+            cells += _cells(model, teacher, held_out(domain), domain, with_rescaled=planned.name == START)
+        done[planned.name] = replace(line, cells=tuple(cells))
+        kd_matrix.add(path, done[planned.name])
     return kd_matrix.load(path)
 
 
@@ -178,20 +164,12 @@ def _within_budget(planned: PlannedDraft, measured: Mapping[str, MeasuredDraft])
 
     tokens = the plan's tokens * seconds of the other draft / seconds of the same draft with the plan's tokens
     """
-    if planned.budget is None:
-        return planned.job
-    own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
     job = planned.job
+    if planned.budget is None:
+        return job
+    own_s, other_s = (sum(measured[name].seconds.values()) for name in planned.budget)
     num_tokens = round(job.plan.num_tokens * other_s / own_s)
-    text_tokens = num_tokens if job.text_tokens else 0
-    return replace(job, plan=replace(job.plan, num_tokens=num_tokens), text_tokens=text_tokens)
-
-
-def _public(plan: MatrixPlan) -> dict[str, Any]:
-    """Return the plan as it stands in a record: JSON data, without folders of this machine."""
-    job = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)
-    public: dict[str, Any] = json.loads(json.dumps(asdict(replace(plan, job=job))))
-    return public
+    return replace(job, plan=replace(job.plan, num_tokens=num_tokens), text_tokens=num_tokens if job.text_tokens else 0)
 
 
 def _cells(
@@ -201,14 +179,13 @@ def _cells(
 
     Args:    with_rescaled: decode the contexts of the first text at the T of every text: same contexts, another softmax
     """
-    rescaled: list[tuple[float, ...]] = [()] * len(texts)
+    temperatures = [(text.temperature, text.temperature) for text in texts]
+    along_first: Sequence[Sequence[TextAcceptance]] = [()] * len(texts)
     if with_rescaled:
-        temperatures = [(text.temperature, text.temperature) for text in texts]
-        found = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
-        rescaled = [_rounded(sum(of_prompt.overlap) for of_prompt in along) for along in found]
+        along_first = acceptance(draft, texts[0].rows, teacher.head_VD, temperatures)
     cells = []
-    for text, of_first_text in zip(texts, rescaled, strict=True):
-        (along,) = acceptance(draft, text.rows, teacher.head_VD, [(text.temperature, text.temperature)])
+    for text, at, of_first_text in zip(texts, temperatures, along_first, strict=True):
+        (along,) = acceptance(draft, text.rows, teacher.head_VD, [at])
         totals = [slot_totals([of_prompt], NUM_DRAFT_TOKENS) for of_prompt in along]
         cells.append(
             MatrixCell(
@@ -220,7 +197,7 @@ def _cells(
                 accepted=_rounded(each.accepted for each in totals),
                 emitted=tuple(each.emitted for each in totals),
                 rounds=_rounded(each.rounds for each in totals),
-                rescaled=of_first_text,
+                rescaled=_rounded(sum(of_prompt.overlap) for of_prompt in of_first_text),
             )
         )
     return cells

@@ -15,6 +15,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,8 +84,7 @@ def _text(work: Path, sizes: Sizes, seed: int) -> Text:
     before, after = user_turn(teacher.tokenizer)
     words = ("\n\n".join(message.content for message in prompt.messages) for prompt in given)
     words_of = dict(zip(encoded(PromptSet("given", given), teacher.tokenizer), words, strict=True))
-    for ids in own:
-        words_of[ids] = teacher.tokenizer.decode(ids[len(before) : len(ids) - len(after)])
+    words_of |= {ids: teacher.tokenizer.decode(ids[len(before) : len(ids) - len(after)]) for ids in own}
     prompts = tuple(words_of)
     shares, longest = ((TEXT_TEMPERATURE, 1.0),), sizes.max_new_tokens
     plan = teacher.plan(prompts, shares, max_new_tokens=longest, batch_rows=sizes.batch_rows, seed=seed)
@@ -103,25 +103,19 @@ def given_prompts(num_word_problems: int, seed: int) -> tuple[Prompt, ...]:
     """Return word problems of our templates in turn and our training instructions, without prompts that are held out."""
     held_out = {prompt.messages for prompt in prompt_sets.load("word_problems:held_out").prompts}
     rng = random.Random(f"mini-t5 {seed}")
-    made: list[Prompt] = []
-    for index in range(num_word_problems):
-        question, _ = TEMPLATES[index % len(TEMPLATES)](rng)
-        prompt = Prompt(index, (Message("user", question),), None)
-        if prompt.messages not in held_out:
-            made.append(prompt)
-    return (*made, *prompt_sets.load("instructions:train").prompts)
+    questions = (TEMPLATES[index % len(TEMPLATES)](rng)[0] for index in range(num_word_problems))
+    made = [Prompt(index, (Message("user", question),), None) for index, question in enumerate(questions)]
+    return (*(prompt for prompt in made if prompt.messages not in held_out), *prompt_sets.load("instructions:train").prompts)
 
 
 def tokenizer_on(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with single digits. Plain text and chats get the end token, as an encoder expects."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[PAD, END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all bytes, so that any text has tokens
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator((text.removesuffix(END) for text in texts), trainer)
     end = tokenizer.token_to_id(END)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])
@@ -137,14 +131,13 @@ def tokenizer_on(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 
 def _t5(*, vocabulary: int, heads: int, encoder_layers: int, decoder_layers: int, seed: int) -> T5ForConditionalGeneration:
     """Return a T5 with random weights, gated feed-forward layers, and one matrix for embedding and head."""
-    width = 32 * heads
-    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # PAD and END are the tokenizer's first
     config = T5Config(
         vocab_size=vocabulary,
-        d_model=width,
+        d_model=32 * heads,
         d_kv=32,
         num_heads=heads,
-        d_ff=2 * width,
+        d_ff=64 * heads,
         num_layers=encoder_layers,
         num_decoder_layers=decoder_layers,
         n_positions=POSITIONS,
@@ -173,23 +166,13 @@ def _target(out: Path, work: Path, tokenizer: PreTrainedTokenizerFast, text: Tex
         position = train(draft, stream, text_labels(), plan, work, on_step=on_step)
     drafts.snapshot(draft).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    card = {
-        "text_tokens": table.num_tokens,
-        "loss": position.recent_loss(100),
-        "seconds": position.seconds,
-        "sizes": asdict(sizes),
-        "seed": seed,
-    }
-    write_atomically(out / CARD, json.dumps(card, indent=1))
+    card = {"text_tokens": table.num_tokens, "loss": position.recent_loss(100), "seconds": position.seconds}
+    write_atomically(out / CARD, json.dumps({**card, "sizes": asdict(sizes), "seed": seed}, indent=1))
 
 
 def _in_our_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast, text: Text, sizes: Sizes) -> TextTable:
     """Return the text as rows to train on, with answers cut to the length that a run uses."""
-
-    def ids(words: str) -> list[int]:
-        return list(tokenizer(words, add_special_tokens=False)["input_ids"])
-
-    folder.mkdir(parents=True, exist_ok=True)
+    ids = partial(tokenizer.encode, add_special_tokens=False)
     for index, first in enumerate(range(0, len(text), sizes.batch_rows)):
         rows = text[first : first + sizes.batch_rows]
         if not is_there(folder, index):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.records import kd_matrix
-from bench.records.kd_matrix import Matrix
 from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
 from distill.runs import matrix
@@ -20,9 +18,6 @@ from distill.runs.job import Job
 from distill.runs.matrix import MatrixPlan
 from distill.training import recipes
 from distill.training.loop import TrainPlan
-
-TRAINING_PROMPTS = "instructions:train"
-TEXTS = "texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +33,12 @@ class Size:
     max_new_tokens: int
 
 
+TENTHS = tuple(step / 10 for step in range(11))  # 0, 0.1 .. 1
 SIZES = {
     # KD T 0.2, because mixtures up to it sample at few temperatures.
     "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
     "quick": Size((0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48),
-    "paper": Size(
-        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        tuple(step / 10 for step in range(11)),
-        (0, 1, 2),
-        num_tokens=52_000,
-        batch_tokens=1024,
-        batch_rows=256,
-        max_new_tokens=128,
-    ),
+    "paper": Size(TENTHS[::2], TENTHS, (0, 1, 2), num_tokens=52_000, batch_tokens=1024, batch_rows=256, max_new_tokens=128),
 }
 
 
@@ -75,14 +63,9 @@ def measure(
     if not settings.resume:
         shutil.rmtree(out, ignore_errors=True)
     header = matrix.record_header(device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes)
-    run = partial(
-        matrix.run,
-        *(plan, out, scratch / TEXTS),
-        device=settings.device,
-        header=header | {"preset": settings.preset},
-        note=lambda line: note(f"{suite}: {line}"),
-    )
-    found: Matrix = benchmark.pedantic(run, rounds=1, iterations=1)
+    header["preset"] = settings.preset
+    options = {"device": settings.device, "header": header, "note": lambda line: note(f"{suite}: {line}")}
+    found = benchmark.pedantic(matrix.run, (plan, out, scratch / "texts"), options, rounds=1, iterations=1)
     path = kd_matrix.store(out, settings.results, suite=suite)
     shutil.rmtree(out)
     return terminal_page(tables(found)), path
@@ -97,7 +80,7 @@ def _plan(arms: Sequence[str], size: Size, settings: Settings, workload: Workloa
         recipe=recipes.recipe("offline", 0.0),
         plan=TrainPlan(num_tokens=size.num_tokens, batch_tokens=size.batch_tokens, learning_rate=1e-3),
         text_tokens=size.num_tokens,
-        prompts=(TRAINING_PROMPTS,),
+        prompts=("instructions:train",),
         held_out=(domain,),
         max_new_tokens=size.max_new_tokens,
         batch_rows=size.batch_rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -17,7 +17,7 @@ from bench.prompts import sets as prompt_sets
 from bench.protocols import Backend
 from distill.runs.job import Job
 from distill.text.prompts import Prompts, encoded, self_written, user_turn
-from distill.text.sampler import Sampler
+from distill.text.sampler import Answer, Request, Sampler
 from distill.text.table import Shard, TextPlan, TextRow, TextTable, batches, claim, extend, is_there, sampled_shard
 from distill.text.teacher import Teacher, load_teacher, through_backend
 from distill.text.workers import ALONE, Workers
@@ -47,9 +47,7 @@ class Setup:
         return Meter(label, total, unit=unit, console=Console(stderr=True, quiet=not self.workers.is_main))
 
 
-def load_setup(
-    job: Job, out: Path, texts: Path, *, device: str, backend: Backend | None = None, workers: Workers = ALONE
-) -> Setup:
+def load_setup(job: Job, out: Path, texts: Path, *, device: str, backend: Backend | None, workers: Workers) -> Setup:
     """Load the target and the draft at its start."""
     teacher = load_teacher(Path(job.target), device=device)
     start = Path(job.start)
@@ -65,7 +63,7 @@ def load_setup(
 def prompts_by(
     teacher: Teacher, texts: Path, num_prompts: int, *, batch_rows: int, meter: Meter, workers: Workers = ALONE
 ) -> Prompts:
-    """Return prompts that a chat target writes itself, kept in a folder of `texts`, from as many batches as that needs.
+    """Return prompts that a chat target writes itself, kept in a folder of `texts`.
 
     Raises:  ValueError: it has no chat template, or one that changes the user's words
     """
@@ -75,12 +73,12 @@ def prompts_by(
     plan = teacher.plan((before,), shares, max_new_tokens=longest, batch_rows=batch_rows, seed=0)
     folder, sampler = texts / plan.folder_name, teacher.sampler(longest)
     found: Prompts = ()
-    num_tokens = 0
+    table = TextTable(folder, ())
     while len(found) < num_prompts:
         meter.show(len(found))
         # One token more than there is: the table grows by one batch.
-        table = extend(folder, plan, (before,), sampler, num_tokens=num_tokens + 1, workers=workers)
-        num_tokens, found = table.num_tokens, self_written(table.rows, after, teacher.end_token_ids)
+        table = extend(folder, plan, (before,), sampler, num_tokens=table.num_tokens + 1, workers=workers)
+        found = self_written(table.rows, after, teacher.end_token_ids)
     meter.show(num_prompts)
     return found[:num_prompts]
 
@@ -134,22 +132,15 @@ class TrainingText:
 
 def training_text(setup: Setup, prompts: Prompts) -> TrainingText:
     """Return the job's text. Fixed text is sampled now, fresh text while the draft is trained."""
-    job, recipe = setup.job, setup.job.recipe
+    job, recipe, shares = setup.job, setup.job.recipe, setup.job.recipe.temperatures
     plan = setup.teacher.plan(
-        *(prompts, recipe.temperatures),
-        max_new_tokens=job.max_new_tokens,
-        batch_rows=job.batch_rows,
-        seed=job.seed,
-        through=setup.through,
+        prompts, shares, max_new_tokens=job.max_new_tokens, batch_rows=job.batch_rows, seed=job.seed, through=setup.through
     )
     folder = setup.texts / plan.folder_name
     if not recipe.fresh:
         with setup.meter("sampling", job.text_tokens) as meter:
             table = extend(
-                *(folder, plan, prompts, setup.sampler),
-                num_tokens=job.text_tokens,
-                on_progress=meter.show,
-                workers=setup.workers,
+                folder, plan, prompts, setup.sampler, num_tokens=job.text_tokens, on_progress=meter.show, workers=setup.workers
             )
         return TrainingText(fixed_text(table.rows, job.plan.batch_tokens, job.seed), table, None)
     if recipe.on_policy:
@@ -157,8 +148,8 @@ def training_text(setup: Setup, prompts: Prompts) -> TrainingText:
     else:
         claim(folder, plan)
     folders = (folder, setup.out / "by_draft")
-    portions = partial(_portions, setup, plan, prompts, folders)
-    return TrainingText(Stream(portions, job.plan.batch_tokens, job.seed), TextTable(folder, ()), folders)
+    stream = Stream(partial(_portions, setup, plan, prompts, folders), job.plan.batch_tokens, job.seed)
+    return TrainingText(stream, TextTable(folder, ()), folders)
 
 
 def _portions(setup: Setup, plan: TextPlan, prompts: Prompts, folders: tuple[Path, Path]) -> Iterator[tuple[TextRow, ...]]:
@@ -166,18 +157,17 @@ def _portions(setup: Setup, plan: TextPlan, prompts: Prompts, folders: tuple[Pat
 
     Which requests are the draft's follows from the first seed of the batch, so a resumed run divides them alike.
     """
+
+    def draft_sampler(requests: Sequence[Request]) -> Sequence[Answer]:
+        # Everything but the model is the target's, so the draft's answers end as the target's do.
+        return replace(setup.teacher, model=drafts.measurable(setup.draft)).sampler(setup.job.max_new_tokens)(requests)
+
     for index, requests in enumerate(batches(plan, prompts)):
         rng = random.Random(requests[0].seed)
-        by_draft = [rng.random() < setup.job.recipe.on_policy for _ in requests]
+        drafted = [rng.random() < setup.job.recipe.on_policy for _ in requests]
         rows: tuple[TextRow, ...] = ()
-        for drafted, folder in zip((False, True), folders, strict=True):
-            share = [request for request, by in zip(requests, by_draft, strict=True) if by == drafted]
+        for by_draft, folder, sampler in zip((False, True), folders, (setup.sampler, draft_sampler), strict=True):
+            share = [request for request, by in zip(requests, drafted, strict=True) if by == by_draft]
             if share:
-                sampler = _draft_sampler(setup) if drafted else setup.sampler
                 rows += sampled_shard(folder, index, share, sampler, workers=setup.workers).rows
         yield rows
-
-
-def _draft_sampler(setup: Setup) -> Sampler:
-    # Everything but the model is the target's, so the draft's answers end as the target's do.
-    return replace(setup.teacher, model=drafts.measurable(setup.draft)).sampler(setup.job.max_new_tokens)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,16 +25,14 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
 
 from backends.models.loading import load_model
 from bench.records.distill_speed import ArmRun
-from distill.text import hidden
-from distill.text.batches import Batch
+from distill.text.batches import Batch, fill_in
 from distill.text.table import open_table
 from distill.training import drafts
-from distill.training.loop import Labels, cached_target, running_target, step
+from distill.training.loop import Labels, adamw, cached_target, running_target, step
 from distill.training.losses import Loss
 
 LOSS = Loss("forward_kl", 1.0)  # TRL's beta = 0; its loss has no temperature
 CLIP = 1.0
-NEVER = 10**9
 STATUS = Path("/proc/self/status")
 Ready = Callable[[], None]
 
@@ -55,13 +53,13 @@ class Training:
 class Prepared:
     """The models and batches of an arm. The first batch, which warms up, is repeated in the first epoch."""
 
-    def __init__(self, training: Training, text: str) -> None:
+    def __init__(self, training: Training) -> None:
         self.target: PreTrainedModel = load_model(training.target, dtype="bfloat16", device="cpu")
         self.draft = drafts.trainable(drafts.load(Path(training.draft), dtype=torch.float32), "layers")
         self.start_bytes = psutil.Process().memory_info().rss
-        self.table = open_table(Path(text))
+        self.table = open_table(Path(training.text))
         rows = sorted(self.table.rows, key=lambda row: row.length)
-        starts = range(0, len(rows) - training.batch_rows + 1, training.batch_rows)
+        starts = range(0, len(rows) - training.batch_rows + 1, training.batch_rows)  # of full batches
         batches = [Batch(tuple(rows[start : start + training.batch_rows])) for start in starts]
         epoch = random.Random(training.seed).sample(batches, len(batches))
         self.batches = [epoch[0], *epoch * training.epochs]
@@ -86,7 +84,7 @@ def trl(training: Training, ready: Ready) -> ArmRun:
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    prepared = Prepared(training, training.text)
+    prepared = Prepared(training)
     examples = [
         {
             "prompt": "",  # the collator requires its text, but uses the ids
@@ -131,8 +129,8 @@ def trl(training: Training, ready: Ready) -> ArmRun:
                 weight_decay=0.0,
                 max_grad_norm=CLIP,
                 gradient_checkpointing=False,
-                logging_steps=NEVER,
-                logging_first_step=True,  # logs only the step that is not measured
+                logging_steps=10**9,  # with the next line: log only the first step, which is not measured
+                logging_first_step=True,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -149,30 +147,30 @@ def trl(training: Training, ready: Ready) -> ArmRun:
 
 def target_in_step(training: Training, ready: Ready) -> ArmRun:
     """Train with our step, in which the target runs."""
-    return _with_our_step(Prepared(training, training.text), training, ready, fill_in=False)
+    return _with_our_step(training, ready, cached=False)
 
 
 def target_cached(training: Training, ready: Ready) -> ArmRun:
     """Train with our step on stored hidden states. One pass of the target over the text stores them first, and is measured."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(training.text, folder, dirs_exist_ok=True)  # every round fills in the hidden states again
-        return _with_our_step(Prepared(training, folder), training, ready, fill_in=True)
+        return _with_our_step(replace(training, text=folder), ready, cached=True)
 
 
-def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill_in: bool) -> ArmRun:
-    draft, target = prepared.draft, prepared.target
-    rate, weights = training.learning_rate, [weight for _, weight in draft.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)
+def _with_our_step(training: Training, ready: Ready, *, cached: bool) -> ArmRun:
+    prepared = Prepared(training)
+    draft, target, rate = prepared.draft, prepared.target, training.learning_rate
+    optimizers = adamw([weight for _, weight in draft.parameters()], rate)
 
     def take(batch: Batch, labels: Labels) -> float:
-        return step(draft, [optimizer], [batch], labels, rate=rate, clip=CLIP)
+        return step(draft, optimizers, [batch], labels, rate=rate, clip=CLIP)
 
-    labels: Labels = running_target(LOSS, target)
+    labels = running_target(LOSS, target)
     losses = [take(prepared.batches[0], labels)]
     ready()
     started, filling_s = time.perf_counter(), 0.0
-    if fill_in:
-        hidden.fill_in(prepared.table, target)
+    if cached:
+        fill_in(prepared.table, target)
         filling_s = time.perf_counter() - started
         labels = cached_target(LOSS, target.get_output_embeddings().weight.detach())
     losses += [take(batch, labels) for batch in prepared.batches[1:]]
@@ -180,12 +178,10 @@ def _with_our_step(prepared: Prepared, training: Training, ready: Ready, *, fill
     return prepared.measured(seconds, first_loss=losses[0], mean_loss=fmean(losses), filling_s=filling_s)
 
 
-ARMS: dict[str, Callable[[Training, Ready], ArmRun]] = {
-    function.__name__: function for function in (trl, target_in_step, target_cached)
-}
+ARMS: dict[str, Callable[[Training, Ready], ArmRun]] = {arm.__name__: arm for arm in (trl, target_in_step, target_cached)}
 
 
 def _peak_bytes() -> int:
     # getrusage's maximum would begin with the size of the process that started this one.
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-    return 1024 * int(line.split()[1])
+    return 1024 * int(line.split()[1])  # the kernel gives KiB

@@ -25,7 +25,6 @@ from distill.text.table import TextPlan, TextTable, extend
 
 SCHEMA = 1
 TIMED_ARM = "target_cached"  # by pytest-benchmark; every arm also measures itself
-READY = "ready"
 # bfloat16 keeps three digits: losses of one batch differ by 1e-4, and those of a whole run by little more.
 LOSS_TOLERANCE = 3e-3
 
@@ -53,8 +52,8 @@ def text(folder: Path, plan: TextPlan, prompts: Sequence[tuple[int, ...]], *, ta
     model = load_model(target, dtype="bfloat16", device="cpu")
 
     def sample(requests: Sequence[Request]) -> list[Answer]:
-        limits = {"max_new_tokens": plan.max_new_tokens, "end_token_ids": plan.end_token_ids}
-        return [replace(answer, hidden_AD=None) for answer in sample_answers(model, requests, **limits)]
+        answers = sample_answers(model, requests, max_new_tokens=plan.max_new_tokens, end_token_ids=plan.end_token_ids)
+        return [replace(answer, hidden_AD=None) for answer in answers]
 
     return extend(folder, plan, prompts, sample, num_tokens=1)
 
@@ -70,17 +69,12 @@ class Rounds:
     """`setup`, `timed` and `teardown` for `benchmark.pedantic`: the timed arm is loaded and warm when its clock starts."""
 
     def __init__(self, training: Training, orders: Sequence[tuple[str, ...]]) -> None:
-        self.training = training
-        self.orders = orders
+        self.training, self.orders = training, orders
         self.done: list[TrainingRound] = []
-        self.runs: dict[str, ArmRun] = {}
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        return self.orders[len(self.done)]
 
     def setup(self) -> None:
-        self.runs = {}
+        self.order = self.orders[len(self.done)]
+        self.runs: dict[str, ArmRun] = {}
         self._run(self.order[: self.order.index(TIMED_ARM)])
         self.waiting = ArmProcess(TIMED_ARM, self.training)
 
@@ -108,12 +102,11 @@ class ArmProcess:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, training, theirs))
         self._process.start()
-        theirs.close()
+        theirs.close()  # otherwise `recv` would wait for ever for a process that died
         self._receive()
 
     def run(self) -> ArmRun:
-        """Do the measured work."""
-        self._pipe.send(READY)
+        self._pipe.send("start")
         return self._receive()
 
     def close(self) -> None:
@@ -130,32 +123,28 @@ class ArmProcess:
 
 def _serve(name: str, training: Training, pipe: Connection) -> None:
     def ready() -> None:
-        pipe.send(READY)
-        pipe.recv()
+        pipe.send("ready")
+        pipe.recv()  # waits for the turn of this arm
 
     pipe.send(ARMS[name](training, ready))
 
 
 def check_same_steps(runs: dict[str, ArmRun]) -> None:
-    """Check that all arms took the steps of TRL's: tokens, steps, threads, and the loss within rounding.
-
-    Raises:  ValueError: an arm did not
-    """
+    """Raise ValueError if an arm did not take the steps of TRL's: tokens, steps, threads, and the loss within rounding."""
     expected = runs[trl.__name__]
     for name, run in runs.items():
         for field in ("num_tokens", "num_steps", "num_threads"):
-            if getattr(run, field) != getattr(expected, field):
-                raise ValueError(f"{name}: expected {field} {getattr(expected, field)} as TRL, got {getattr(run, field)}")
+            wanted, got = getattr(expected, field), getattr(run, field)
+            if got != wanted:
+                raise ValueError(f"{name}: expected {field} {wanted} as TRL, got {got}")
         for field in ("first_loss", "mean_loss"):
-            if not math.isclose(getattr(run, field), getattr(expected, field), rel_tol=LOSS_TOLERANCE):
-                raise ValueError(
-                    f"{name}: expected a {field} of {getattr(expected, field):.4f} as TRL, got {getattr(run, field):.4f}"
-                )
+            wanted, got = getattr(expected, field), getattr(run, field)
+            if not math.isclose(got, wanted, rel_tol=LOSS_TOLERANCE):
+                raise ValueError(f"{name}: expected a {field} of {wanted:.4f} as TRL, got {got:.4f}")
 
 
 def store(results: Path, header: dict[str, Any], rounds: Sequence[TrainingRound]) -> Path:
     """Write a record as JSON lines, the header and then each round, and return its path."""
-    about = {name: header[name] for name in ("environment", "created")}
-    path = record_path(results, header["suite"], **about, name="trl", ending=".jsonl")
+    path = record_path(results, header["suite"], header["environment"], header["created"], name="trl", ending=".jsonl")
     write_atomically(path, b"".join(msgspec.json.encode(line) + b"\n" for line in (header, *rounds)))
     return path

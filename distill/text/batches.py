@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill.text.generation import decoder_hidden, padded
-from distill.text.table import TextRow
+from distill.text.table import HIDDEN, TextRow, TextTable, write_hidden
+from distill.text.workers import ALONE, Workers
 
 WINDOW_BATCHES = 32  # rows of so many batches are sorted by length together: little padding, and still mixed
 
@@ -46,30 +47,22 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Return the number of answer tokens."""
         return sum(self.answer_lengths)
 
     def hidden_ND(self, model: PreTrainedModel) -> Tensor:
         """Return the hidden states of `model` that its head multiplies to predict each answer token."""
-        return self._of_encoder_decoder(model) if model.config.is_encoder_decoder else self._of_causal(model)
-
-    def _of_encoder_decoder(self, model: PreTrainedModel) -> Tensor:
-        prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
-        start_1 = torch.tensor([model.config.decoder_start_token_id])
-        decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
-        return decoder_hidden(model, prompts_BT, mask_BT, decoded_BA)[answered_BA.bool()]
-
-    def _of_causal(self, model: PreTrainedModel) -> Tensor:
+        if model.config.is_encoder_decoder:
+            prompts_BT, mask_BT = padded([row.prompt for row in self.rows], model.device)
+            start_1 = torch.tensor([model.config.decoder_start_token_id])
+            decoded_BA, answered_BA = padded([torch.cat((start_1, row.answer[:-1])) for row in self.rows], model.device)
+            encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
+            return decoder_hidden(model, encoded_BTD, mask_BT, decoded_BA)[answered_BA.bool()]
         token_ids_BT = self.token_ids_BT().to(model.device)
         hidden_BTD = model.base_model(token_ids_BT, use_cache=False).last_hidden_state
         # Answer token i of row b is predicted at column len(prompt) - 1 + i: one before its own place.
-        places = torch.cat(
-            [
-                torch.arange(len(row.answer)) + index * token_ids_BT.shape[1] + len(row.prompt) - 1
-                for index, row in enumerate(self.rows)
-            ]
-        )
-        return hidden_BTD.flatten(0, 1)[places.to(model.device)]
+        firsts = (index * token_ids_BT.shape[1] + len(row.prompt) - 1 for index, row in enumerate(self.rows))
+        places = [torch.arange(first, first + length) for first, length in zip(firsts, self.answer_lengths, strict=True)]
+        return hidden_BTD.flatten(0, 1)[torch.cat(places).to(model.device)]
 
 
 def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
@@ -77,16 +70,16 @@ def in_order(rows: Iterable[TextRow], *, batch_tokens: int) -> list[Batch]:
 
     A row that is longer than that is a batch by itself.
     """
-    batches: list[Batch] = []
-    taken: list[TextRow] = []
-    longest = 0
+    taken: list[list[TextRow]] = []
+    longest = 0  # of the last batch
     for row in rows:
         longest = max(longest, row.length)
-        if taken and longest * (len(taken) + 1) > batch_tokens:
-            batches.append(Batch(tuple(taken)))
-            taken, longest = [], row.length
-        taken.append(row)
-    return [*batches, Batch(tuple(taken))] if taken else batches
+        if taken and longest * (len(taken[-1]) + 1) <= batch_tokens:
+            taken[-1].append(row)
+        else:
+            taken.append([row])
+            longest = row.length
+    return [Batch(tuple(batch)) for batch in taken]
 
 
 def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[Batch]:
@@ -100,3 +93,13 @@ def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[B
         by_length = sorted(mixed[start : start + window], key=lambda row: row.length)
         batches += in_order(by_length, batch_tokens=batch_tokens)
     return rng.sample(batches, len(batches))
+
+
+@torch.inference_mode()
+def fill_in(table: TextTable, target: PreTrainedModel, *, workers: Workers = ALONE) -> None:
+    """Compute and store the hidden states of every shard that has none: text that an engine sampled comes without them."""
+    for shard in table.shards[workers.index :: workers.count]:  # the share of this process
+        if not (table.folder / HIDDEN.format(shard.index)).is_file():
+            parts = [batch.hidden_ND(target) for batch in in_order(shard.rows, batch_tokens=8192)]
+            write_hidden(table.folder, shard.index, torch.cat(parts).cpu())
+    workers.wait()

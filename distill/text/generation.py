@@ -8,7 +8,7 @@ Shape letters: B rows in the batch, T tokens, A tokens of an answer, D hidden si
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,10 +43,10 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, : length + added] for buffer in self.buffers)
         return self.keys, self.values
 
-    def keep(self, rows: Tensor) -> None:
+    def batch_select_indices(self, indices: Tensor) -> None:
         """Drop all other rows."""
         length = self.get_seq_length()
-        self.buffers = [buffer[rows] for buffer in self.buffers]
+        self.buffers = [buffer[indices] for buffer in self.buffers]
         self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
 
@@ -58,7 +58,7 @@ def _grouped_attention(
     The query heads that share a key head stand in for the sequence of queries of that head.
     """
     rows, heads, length, width = query.shape
-    if length > 1:
+    if length > 1:  # the prompts, in the first step
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], width)
     mixed = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=options.get("scaling"))
@@ -70,9 +70,11 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @contextmanager
-def _grouped(model: PreTrainedModel) -> Iterator[None]:
+def grouped_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a causal model that uses sdpa attend in groups of query heads."""
     before = model.config._attn_implementation
-    if before != "sdpa":  # for example attention with sinks, which `_grouped_attention` does not compute
+    # `_grouped_attention` computes neither attention with sinks nor the position bias of a T5.
+    if before != "sdpa" or model.config.is_encoder_decoder:
         yield
         return
     model.set_attn_implementation(GROUPED)
@@ -82,88 +84,55 @@ def _grouped(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-class _Rows:
-    """One growing row per prompt."""
-
-    fed_BT: Tensor  # what the next step of the model reads
-
-    def running(self) -> AbstractContextManager[None]:
-        """Return the context in which the model may be fed."""
-        return nullcontext()
-
-    def feed(self, tokens_B: Tensor) -> None:
-        """Append one token to each row."""
-        self.fed_BT = tokens_B[:, None]
-
-
-class CausalRows(_Rows):
-    """Rows that a causal model continues."""
+class CausalRows:
+    """One growing row per prompt, continued by a causal model."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.model = model
-        self.fed_BT, mask_BT = padded(prompts, model.device, side="left")
+        self.fed_BT, mask_BT = padded(prompts, model.device, side="left")  # what the next step reads; later the drawn tokens
         self.mask_BT = F.pad(mask_BT, (0, room), value=1)
         self.positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_(min=0)
-        self.cache = _roomy_cache(room)
-        self.length = 0
-
-    def running(self) -> AbstractContextManager[None]:
-        return _grouped(self.model)
+        self.cache = Cache(layer_class_to_replicate=partial(RoomyLayer, room))
 
     def hidden_BD(self) -> Tensor:
-        """Run the model on the tokens that were fed, at first the prompts, and return the last hidden state of each row."""
-        upto = self.length + self.fed_BT.shape[1]
+        """Run the model on `fed_BT`, and return the last hidden state of each row."""
+        start = self.cache.get_seq_length()
+        upto = start + self.fed_BT.shape[1]
         outputs = self.model.base_model(
             self.fed_BT,
             attention_mask=self.mask_BT[:, :upto],
-            position_ids=self.positions_BT[:, self.length : upto],
+            position_ids=self.positions_BT[:, start:upto],
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.length = upto
         return outputs.last_hidden_state[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows. The next `feed` takes tokens of these rows only."""
-        for layer in self.cache.layers:
-            layer.keep(rows)
+        """Drop all other rows."""
+        self.cache.batch_select_indices(rows)
         self.mask_BT, self.positions_BT = self.mask_BT[rows], self.positions_BT[rows]
 
 
-class EncoderDecoderRows(_Rows):
-    """Rows that the decoder of an encoder-decoder model continues; its prompts are encoded once."""
+class EncoderDecoderRows:
+    """One growing row per prompt, continued by the decoder of an encoder-decoder; the prompts are encoded once."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         self.model = model
         prompts_BT, self.mask_BT = padded(prompts, model.device)
         self.encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=self.mask_BT).last_hidden_state
         self.fed_BT = torch.full((len(prompts), 1), model.config.decoder_start_token_id, device=model.device)
-        self.cache = EncoderDecoderCache(_roomy_cache(room), DynamicCache())
+        self.caches = Cache(layer_class_to_replicate=partial(RoomyLayer, room)), DynamicCache()  # of the answer, the prompt
+        self.cache = EncoderDecoderCache(*self.caches)
 
     def hidden_BD(self) -> Tensor:
-        """Run the decoder on the tokens that were fed, and return what the head multiplies, for each row."""
-        outputs = self.model.get_decoder()(
-            self.fed_BT,
-            encoder_hidden_states=self.encoded_BTD,
-            encoder_attention_mask=self.mask_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return head_input(self.model, outputs.last_hidden_state[:, -1])
+        """Run the decoder on `fed_BT`, and return what the head multiplies, for each row."""
+        return decoder_hidden(self.model, self.encoded_BTD, self.mask_BT, self.fed_BT, cache=self.cache)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows. The next `feed` takes tokens of these rows only."""
-        for layer in self.cache.self_attention_cache.layers:
-            layer.keep(rows)
-        for layer in self.cache.cross_attention_cache.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        """Drop all other rows."""
+        for cache in self.caches:  # the joint cache refuses, because the layers are not transformers' own
+            cache.batch_select_indices(rows)
         self.mask_BT, self.encoded_BTD = self.mask_BT[rows], self.encoded_BTD[rows]
-
-
-def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, room: int) -> CausalRows | EncoderDecoderRows:
-    """Return one row per prompt, each with room for `room` more tokens."""
-    kind = EncoderDecoderRows if model.config.is_encoder_decoder else CausalRows
-    return kind(model, prompts, room)
 
 
 def product_dtype(device_type: str) -> torch.dtype:
@@ -172,23 +141,23 @@ def product_dtype(device_type: str) -> torch.dtype:
     return torch.float32 if emulated else torch.bfloat16
 
 
-def head_input(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Return the last hidden states (..., D) as the output head multiplies them.
+def decoder_hidden(
+    model: PreTrainedModel, encoded_BTD: Tensor, mask_BT: Tensor, decoded_BA: Tensor, *, cache: Cache | None = None
+) -> Tensor:
+    """Return what the head of an encoder-decoder multiplies at each token of its decoder, (B, A, D).
 
-    A T5 that uses one matrix for embedding and head scales them first, by d_model ** -0.5.
+    Args:    encoded_BTD: the encoder's output for the prompts
     """
-    if getattr(model.config, "scale_decoder_outputs", False):
-        return hidden * model.config.d_model**-0.5
-    return hidden
-
-
-def decoder_hidden(model: PreTrainedModel, prompts_BT: Tensor, mask_BT: Tensor, decoded_BA: Tensor) -> Tensor:
-    """Return what the head of an encoder-decoder multiplies at each token of its decoder, (B, A, D)."""
-    encoded_BTD = model.get_encoder()(prompts_BT, attention_mask=mask_BT).last_hidden_state
     hidden_BAD = model.get_decoder()(
-        decoded_BA, encoder_hidden_states=encoded_BTD, encoder_attention_mask=mask_BT, use_cache=False
+        decoded_BA,
+        encoder_hidden_states=encoded_BTD,
+        encoder_attention_mask=mask_BT,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state
-    return head_input(model, hidden_BAD)
+    if getattr(model.config, "scale_decoder_outputs", False):  # of a T5 that uses one matrix for embedding and head
+        return hidden_BAD * model.config.d_model**-0.5
+    return hidden_BAD
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device, *, side: str = "right") -> tuple[Tensor, Tensor]:
@@ -196,7 +165,3 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device, *, side: str = "
     tokens = [torch.as_tensor(row) for row in rows]
     masks = [torch.ones(len(row), dtype=torch.long) for row in tokens]
     return tuple(pad_sequence(each, batch_first=True, padding_side=side).to(device) for each in (tokens, masks))
-
-
-def _roomy_cache(room: int) -> Cache:
-    return Cache(layer_class_to_replicate=partial(RoomyLayer, room))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.text.generation import rows_of
+from distill.text.generation import CausalRows, EncoderDecoderRows, grouped_attention
 
 BLOCK = 256  # a draw first chooses a block of so many tokens, then a token of that block
 DROP_WHEN_FINISHED = 1 / 8  # share of rows that must have ended before the cache is copied without them
@@ -49,16 +49,19 @@ def sample_answers(
     device, count = model.device, len(requests)
     head = model.get_output_embeddings()
     temperature_B = torch.tensor([request.temperature for request in requests], device=device)
-    uniform_BA = torch.stack([_uniforms(request.seed, max_new_tokens) for request in requests]).to(device)
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]  # on the CPU: the same on every device
+    uniforms = [torch.rand(max_new_tokens, generator=each, dtype=torch.float64) for each in generators]
+    uniform_BA = torch.stack(uniforms).to(device)
     end_tokens = torch.tensor(list(end_token_ids), dtype=torch.long, device=device)
     drawn_BA = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
     length_B = torch.zeros(count, dtype=torch.long, device=device)
     hidden_BAD = torch.empty(count, max_new_tokens, head.weight.shape[1], dtype=model.dtype, device=device)
 
-    batch = rows_of(model, [request.prompt_ids for request in requests], room=max_new_tokens)
+    kind = EncoderDecoderRows if model.config.is_encoder_decoder else CausalRows
+    batch = kind(model, [request.prompt_ids for request in requests], room=max_new_tokens)
     rows = torch.arange(count, device=device)  # which request each row of the shrinking batch answers
     running = torch.ones(count, dtype=torch.bool, device=device)
-    with batch.running():
+    with grouped_attention(model):
         for step in range(max_new_tokens):
             hidden_BD = batch.hidden_BD()
             tokens_B = draw(head(hidden_BD), temperature_B[rows], uniform_BA[rows, step])
@@ -66,17 +69,15 @@ def sample_answers(
             drawn_BA[rows, step] = tokens_B
             length_B[rows] += running
             running &= ~torch.isin(tokens_B, end_tokens)
-            left = int(running.sum())  # on a GPU the one synchronisation of a step
+            left = int(running.sum())  # on a GPU the only synchronisation of a step, unless rows are dropped
             if left == 0:
                 break
             if left <= len(rows) * (1 - DROP_WHEN_FINISHED):
                 kept = running.nonzero().squeeze(1)
                 batch.keep(kept)
                 rows, tokens_B, running = rows[kept], tokens_B[kept], running[kept]
-            batch.feed(tokens_B)
-    return [
-        Answer(drawn_BA[row, :length].cpu(), hidden_BAD[row, :length].cpu()) for row, length in enumerate(length_B.tolist())
-    ]
+            batch.fed_BT = tokens_B[:, None]
+    return [Answer(drawn_BA[row, :end].cpu(), hidden_BAD[row, :end].cpu()) for row, end in enumerate(length_B.tolist())]
 
 
 def draw(logits_BV: Tensor, temperature_B: Tensor, uniform_B: Tensor) -> Tensor:
@@ -107,7 +108,3 @@ def _invert(mass_BN: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     share_B1 = mass_BN.gather(1, place_B1)
     into_B1 = (point_B1 - (upto_BN.gather(1, place_B1) - share_B1)) / share_B1
     return place_B1.squeeze(1), into_B1.squeeze(1).clamp_(0, 1 - 2**-53)  # 1 itself would be the next place
-
-
-def _uniforms(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,10 +27,12 @@ from bench.records.storage import write_atomically
 from distill.text.sampler import Answer, Request, Sampler
 from distill.text.workers import ALONE, Workers
 
-PLAN = "plan.json"
 TEXT, HIDDEN = "text-{:05d}.safetensors", "hidden-{:05d}.safetensors"
 
 WINDOW_BATCHES = 16  # prompts of so many batches are sorted by length together, so that a batch needs little padding
+
+
+Shares = tuple[tuple[float, float], ...]  # (KD data T, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class TextPlan:
 
     model: str  # hash of the model that writes
     prompts: str  # hash of the prompts' token ids, in order
-    temperatures: tuple[tuple[float, float], ...]  # (KD data T, weight): the T of each row is drawn from these
+    temperatures: Shares  # the T of each row is drawn from these
     max_new_tokens: int
     end_token_ids: tuple[int, ...]
     batch_rows: int
@@ -55,17 +56,13 @@ class TextPlan:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
 
     @property
-    def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
-
-    @property
     def folder_name(self) -> str:
         """Return a name that depends on everything that decides the text."""
-        return self.sha256[:16]
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
 
 def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
-    return hashlib.sha256(json.dumps([list(ids) for ids in prompts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()  # JSON has no tuples: lists and tuples hash alike
 
 
 def batches(plan: TextPlan, prompts: Sequence[tuple[int, ...]]) -> Iterator[list[Request]]:
@@ -79,7 +76,7 @@ def batches(plan: TextPlan, prompts: Sequence[tuple[int, ...]]) -> Iterator[list
     while True:
         window: list[Request] = []
         while len(window) < WINDOW_BATCHES * plan.batch_rows:
-            if not queue:
+            if not queue:  # the next pass over the prompts
                 queue = rng.sample(list(prompts), len(prompts))
             window.append(Request(queue.pop(), rng.choices(values, weights)[0], rng.getrandbits(62)))
         window.sort(key=lambda request: len(request.prompt_ids))
@@ -117,13 +114,8 @@ def extend(
 
 
 def claim(folder: Path, plan: TextPlan) -> None:
-    """Write the plan into the folder, or check that it is the one there.
-
-    Raises:  ValueError: the folder holds text of another plan
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(plan), indent=1)
-    path = folder / PLAN
+    """Write the plan into the folder. Raise ValueError if the folder holds text of another plan."""
+    text, path = json.dumps(asdict(plan), indent=1), folder / "plan.json"
     if not path.exists():
         write_atomically(path, text)
     elif path.read_text() != text:
@@ -136,7 +128,6 @@ def sampled_shard(folder: Path, index: int, requests: Sequence[Request], sample:
         started = time.perf_counter()
         answers = workers.spread(sample, requests)
         if workers.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
             write_shard(folder, index, requests, answers, seconds=time.perf_counter() - started)
         workers.wait()  # nobody reads the shard before it is written
     return Shard(folder, index)
@@ -148,8 +139,7 @@ def is_there(folder: Path, index: int) -> bool:
 
 def write_shard(folder: Path, index: int, requests: Sequence[Request], answers: Sequence[Answer], *, seconds: float) -> None:
     """Store the answers, and the hidden states that came with them."""
-    hidden = [answer.hidden_AD for answer in answers if answer.hidden_AD is not None]
-    if hidden:
+    if hidden := [answer.hidden_AD for answer in answers if answer.hidden_AD is not None]:
         write_hidden(folder, index, torch.cat(hidden))
     columns = {
         "prompt_ids": torch.tensor([token for request in requests for token in request.prompt_ids], dtype=torch.int32),
@@ -164,7 +154,6 @@ def write_shard(folder: Path, index: int, requests: Sequence[Request], answers: 
 
 
 def write_hidden(folder: Path, index: int, hidden_ND: Tensor) -> None:
-    """Store the hidden states of one shard, row after row."""
     write_atomically(folder / HIDDEN.format(index), save({"hidden": hidden_ND}))
 
 
@@ -176,28 +165,20 @@ class Shard:
         columns = load_file(folder / TEXT.format(index))
         self.prompts = columns["prompt_ids"].long().split(columns["prompt_lengths"].tolist())
         self.answers = columns["answer_ids"].long().split(columns["answer_lengths"].tolist())
-        self.starts = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
+        self.starts: list[int] = (columns["answer_lengths"].cumsum(0) - columns["answer_lengths"]).tolist()
         self.temperatures: list[float] = columns["temperatures"].tolist()
         self.seconds = float(columns["seconds"])  # of sampling
         self.num_tokens = sum(map(len, self.answers))
 
     @property
     def rows(self) -> tuple[TextRow, ...]:
-        columns = zip(self.prompts, self.answers, self.temperatures, strict=True)
-        return tuple(TextRow(self, index, *values) for index, values in enumerate(columns))
-
-    @property
-    def has_hidden(self) -> bool:
-        return (self.folder / HIDDEN.format(self.index)).is_file()
+        columns = zip(self.starts, self.prompts, self.answers, self.temperatures, strict=True)
+        return tuple(TextRow(self, *values) for values in columns)
 
     @cached_property
-    def _hidden(self) -> Any:
+    def hidden_ND(self) -> Any:
+        """Open the hidden states of all rows; a slice of it is read from the file."""
         return safe_open(self.folder / HIDDEN.format(self.index), framework="pt").get_slice("hidden")
-
-    def hidden_AD(self, row: int) -> Tensor:
-        """Return the hidden states of one row."""
-        start = self.starts[row]
-        return self._hidden[start : start + len(self.answers[row])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +186,7 @@ class TextRow:
     """One prompt and its answer."""
 
     shard: Shard
-    index: int
+    start: int  # place of its first answer token among those of the shard
     prompt: Tensor = field(compare=False, repr=False)
     answer: Tensor = field(compare=False, repr=False)
     temperature: float
@@ -216,7 +197,7 @@ class TextRow:
 
     def hidden_AD(self) -> Tensor:
         """Return the hidden states from which the tokens of the answer were drawn."""
-        return self.shard.hidden_AD(self.index)
+        return self.shard.hidden_ND[self.start : self.start + len(self.answer)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +209,7 @@ class TextTable:
 
     @property
     def num_tokens(self) -> int:
-        """Return the number of answer tokens."""
-        return sum(shard.num_tokens for shard in self.shards)
+        return sum(shard.num_tokens for shard in self.shards)  # of the answers
 
     @property
     def rows(self) -> tuple[TextRow, ...]:
@@ -237,15 +217,14 @@ class TextTable:
 
     @property
     def seconds(self) -> float:
-        """Return how long sampling took."""
-        return sum(shard.seconds for shard in self.shards)
+        return sum(shard.seconds for shard in self.shards)  # of sampling
 
 
 def frequent_tokens(tables: Sequence[TextTable]) -> list[int]:
     """Return the token ids of the answers, the most frequent first. Of equally frequent ones the lowest id comes first."""
-    answers = (row for table in tables for shard in table.shards for row in shard.answers)
-    counts = Counter(token for answer in answers for token in answer.tolist())
-    return sorted(counts, key=lambda token: (-counts[token], token))
+    answers = torch.cat([row.answer for table in tables for row in table.rows])
+    token_ids, counts = answers.unique(return_counts=True)  # in ascending order of the ids
+    return token_ids[counts.argsort(descending=True, stable=True)].tolist()
 
 
 def open_table(folder: Path) -> TextTable:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from bench.errors import BackendUnavailable
 
@@ -36,33 +36,28 @@ class Workers:
         """Return `work(items)`. Each process does its share, and all of them get the whole result, in order."""
         if self.count == 1:
             return list(work(items))
-        from accelerate.utils import gather_object
-
         own = items[self.index :: self.count]
-        parts = gather_object([list(work(own)) if own else []])
+        parts: list[Any] = [None] * self.count
+        distributed.all_gather_object(parts, list(work(own)) if own else [])
         return [parts[place % self.count][place // self.count] for place in range(len(items))]
 
     def total(self, values_N: Tensor) -> Tensor:
         """Return the sum over the processes, with the same bits in each."""
-        if self.count == 1:
-            return values_N
-        from accelerate.utils import reduce
-
-        summed: Tensor = reduce(values_N, reduction="sum")
-        return summed
+        if self.count > 1:
+            distributed.all_reduce(values_N)  # sums in place
+        return values_N
 
     def decided_by_main(self, value: bool) -> bool:
         """Return the main process's value. When runs share a folder, each process may have looked at another moment."""
-        if self.count == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return bool(broadcast_object_list([value])[0])
+        values = [value]
+        if self.count > 1:
+            distributed.broadcast_object_list(values)  # replaces the values of all but rank 0
+        return values[0]
 
     def wait(self) -> None:
         """Return when all processes have called this."""
         if self.count > 1:
-            torch.distributed.barrier()
+            distributed.barrier()
 
 
 ALONE = Workers()

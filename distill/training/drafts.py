@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from bench.errors import BackendUnavailable
 from distill.text.generation import product_dtype
 
 Trained = Literal["layers", "all", "adapters"]
-TRAINED: tuple[Trained, ...] = ("layers", "all", "adapters")
+TRAINED: tuple[Trained, ...] = get_args(Trained)
 
 # JSON files of a checkpoint that describe its model, not its tokenizer
 NOT_TOKENIZER = (
@@ -59,27 +59,16 @@ def from_layers(target: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
         config.layer_types = [config.layer_types[layer] for layer in layers]
     with torch.random.fork_rng(devices=[]):  # its random first weights are overwritten
         draft = cast(type(target)(config), target.dtype)
-    draft.load_state_dict(_picked(target.state_dict(), layers))
+    shared = {name: value for name, value in target.state_dict().items() if ".layers." not in name}
+    draft.load_state_dict(shared, strict=False)  # the layers are missing, and follow
+    for own, layer in zip(draft.base_model.layers, layers, strict=True):
+        own.load_state_dict(found[layer].state_dict())
     draft.generation_config = copy.deepcopy(target.generation_config)
     return draft.eval()
 
 
-def _picked(state: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Return the weights of a model that has only these layers, numbered from 0."""
-    picked: dict[str, Any] = {}
-    for name, value in state.items():
-        before, found, rest = name.partition(".layers.")
-        number, _, rest = rest.partition(".")
-        places = [place for place, layer in enumerate(layers) if found and int(number) == layer]
-        picked |= {f"{before}.layers.{place}.{rest}": value for place in places} if found else {name: value}
-    return picked
-
-
 def load(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the draft of a checkpoint folder on the CPU.
-
-    Raises:  ValueError: the folder holds no checkpoint
-    """
+    """Load the draft of a checkpoint folder on the CPU. Raise ValueError if the folder holds no checkpoint."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"expected config.json in {folder}, found none")
     return cast(load_model(str(folder), dtype="float32", device="cpu"), dtype)
@@ -96,7 +85,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8) -> Draft:
     """Return a draft of which the layers (all but embedding and head), everything, or new adapters are trained, in float32.
 
-    Raises:  BackendUnavailable: adapters, and peft is not installed
+    Raises:  BackendUnavailable: peft is not installed, which adapters need
     """
     model = cast(model, torch.float32)
     if trained == "adapters":

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,14 +34,14 @@ from distill.training.losses import ChunkLoss, Loss, hard_labels, head_loss, sof
 from distill.training.vocabulary import Vocabulary, VocabularyPart
 
 CHECKPOINT = "checkpoint.pt"
+Optimizers = list[Optimizer]  # one for each kind of weight
 
 
-def adamw(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
-    """Return AdamW for all weights."""
+def adamw(weights: Sequence[Tensor], learning_rate: float) -> Optimizers:
     return [torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)]
 
 
-def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
+def muon(weights: Sequence[Tensor], learning_rate: float) -> Optimizers:
     """Return Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
 
     Source:  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of updates: Liu et al. 2025, arXiv 2502.16982
@@ -53,7 +52,7 @@ def muon(weights: Sequence[Tensor], learning_rate: float) -> list[Optimizer]:
     return [torch.optim.Muon(matrices, **options), *(adamw(rest, learning_rate) if rest else ())]
 
 
-OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], list[Optimizer]]] = {"adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], Optimizers]] = {"adamw": adamw, "muon": muon}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +103,7 @@ def fixed_text(rows: Sequence[TextRow], batch_tokens: int, seed: int) -> Stream:
     return Stream(lambda: repeat(rows), batch_tokens, seed)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLoss:
-    """The loss of a batch, and the part of the vocabulary whose logits it takes; None: all of it."""
-
-    on_chunk: ChunkLoss
-    part: VocabularyPart | None = None
-
-
+BatchLoss = tuple[ChunkLoss, VocabularyPart | None]  # the part of the vocabulary whose logits the loss takes; None: all
 Labels = Callable[[Batch], BatchLoss]
 
 
@@ -119,11 +111,8 @@ def text_labels(vocabulary: Vocabulary | None = None) -> Labels:
     """Return hard labels: the text's own tokens (sequence-level distillation)."""
 
     def on_batch(batch: Batch) -> BatchLoss:
-        labels_N = batch.labels_N()
-        if vocabulary is None:
-            return BatchLoss(hard_labels(labels_N))
-        part = vocabulary.part(labels_N)
-        return BatchLoss(hard_labels(torch.searchsorted(part.token_ids_M, labels_N), part.log_weight_M), part)
+        part = None if vocabulary is None else vocabulary.part(batch.labels_N())
+        return hard_labels(batch.labels_N(), part), part
 
     return on_batch
 
@@ -138,10 +127,8 @@ def cached_target(loss: Loss, head_VD: Tensor, vocabulary: Vocabulary | None = N
 
     def on_batch(batch: Batch) -> BatchLoss:
         hidden_ND = batch.target_hidden_ND().to(head_VD.device, head_VD.dtype)
-        if vocabulary is None:
-            return BatchLoss(soft_labels(loss, hidden_ND, head_VD))
-        part = vocabulary.part(batch.labels_N()).to(head_VD.device)
-        return BatchLoss(soft_labels(loss, hidden_ND, head_VD[part.token_ids_M], part.log_weight_M), part)
+        part = None if vocabulary is None else vocabulary.part(batch.labels_N())
+        return soft_labels(loss, hidden_ND, head_VD, part), part
 
     return on_batch
 
@@ -149,7 +136,7 @@ def cached_target(loss: Loss, head_VD: Tensor, vocabulary: Vocabulary | None = N
 def running_target(loss: Loss, target: PreTrainedModel) -> Labels:
     """Return soft labels from a forward of the target on every batch."""
     head_VD = target.get_output_embeddings().weight.detach()
-    return torch.no_grad()(lambda batch: BatchLoss(soft_labels(loss, batch.hidden_ND(target), head_VD)))
+    return torch.no_grad()(lambda batch: (soft_labels(loss, batch.hidden_ND(target), head_VD), None))
 
 
 @dataclass(slots=True)
@@ -163,7 +150,6 @@ class Position:
     losses: list[float] = field(default_factory=list)  # mean over the answer tokens of each step
 
     def recent_loss(self, num_steps: int = 20) -> float:
-        """Return the mean loss of the last steps."""
         recent = self.losses[-num_steps:]
         return sum(recent) / len(recent)
 
@@ -209,7 +195,7 @@ def train(
 
 def step(
     draft: Draft,
-    optimizers: Sequence[Optimizer],
+    optimizers: Optimizers,
     batches: Sequence[Batch],
     labels: Labels,
     *,
@@ -223,14 +209,14 @@ def step(
     dtype = product_dtype(draft.model.device.type)
     total = 0.0
     for batch in batches[workers.index :: workers.count]:
-        target = labels(batch)
+        on_chunk, part = labels(batch)
         with torch.autocast(draft.model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden_ND = batch.hidden_ND(draft.model)
-        part_VD = head_VD if target.part is None else head_VD[target.part.token_ids_M]
+        part_VD = head_VD if part is None else head_VD[part.token_ids_M]
         # Divided by the tokens of the whole step: gradients of its batches then add up to that of the mean over tokens.
-        loss = head_loss(hidden_ND, part_VD.to(dtype), target.on_chunk) / num_tokens
+        loss = head_loss(hidden_ND, part_VD.to(dtype), on_chunk) / num_tokens
         loss.backward()
-        total += loss.item()
+        total += loss.item()  # waits for the GPU
     if workers.count > 1:
         total = _add_up(draft, total, workers)
     torch.nn.utils.clip_grad_norm_([weight for _, weight in draft.parameters()], clip)
@@ -264,24 +250,20 @@ def learning_rate(plan: TrainPlan, num_tokens: int) -> float:
     return plan.learning_rate * (plan.final_rate + (1 - plan.final_rate) * (1 + math.cos(math.pi * along)) / 2)
 
 
-def checkpoint(draft: Draft, optimizers: Sequence[Optimizer], position: Position, folder: Path) -> None:
+def checkpoint(draft: Draft, optimizers: Optimizers, position: Position, folder: Path) -> None:
     """Replace the checkpoint in one move, so that a kill at any time leaves the old or the new one."""
-    state = {
-        "weights": {name: weight.detach() for name, weight in draft.parameters()},
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "position": asdict(position),
-    }
+    weights = {name: weight.detach() for name, weight in draft.parameters()}
+    states = [optimizer.state_dict() for optimizer in optimizers]
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save({"weights": weights, "optimizers": states, "position": asdict(position)}, content)
     write_atomically(folder / CHECKPOINT, content.getvalue())
 
 
-def resume(draft: Draft, optimizers: Sequence[Optimizer], folder: Path) -> Position:
+def resume(draft: Draft, optimizers: Optimizers, folder: Path) -> Position:
     """Load weights and optimiser state from the checkpoint, and return its position; 0 in a folder without one."""
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CHECKPOINT).is_file():
         return Position()
-    state: dict[str, Any] = torch.load(folder / CHECKPOINT, map_location=draft.model.device, weights_only=True)
+    state = torch.load(folder / CHECKPOINT, map_location=draft.model.device, weights_only=True)
     with torch.no_grad():
         for name, weight in draft.parameters():
             weight.copy_(state["weights"][name])

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.training.vocabulary import VocabularyPart
+
 CHUNK_ROWS = 128  # fewer rows make the products with the head slower, more rows need more memory
 
 # On a CPU, a block of few rows stays in the cache and its memory in the heap. Float32 copies of whole chunks would go back to
@@ -56,7 +58,7 @@ class Loss:
     def on_logits(self, target_logits_CV: Tensor, draft_logits_CV: Tensor, log_weight_V: Tensor | None = None) -> Tensor:
         """Return the loss of each row, (C,); the gradient replaces `draft_logits_CV`. Both inputs are float32 and overwritten.
 
-        Args:    log_weight_V: log of how many tokens each one represents; None: itself only
+        Args:    log_weight_V: log of how many tokens each token represents; None: itself only
         """
         if self.temperature == 0:
             return cross_entropy(target_logits_CV.argmax(-1), draft_logits_CV)
@@ -104,7 +106,6 @@ def jensen_shannon(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slop
     """Return b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q.
 
     Gradient: q (g - sum_v q_v g_v), g = (1 - b) log(q / m).
-
     Source:  Agarwal et al. 2024 (GKD), arXiv 2306.13649, equation 1
     """
     target_CV, draft_CV = log_target_CV.exp(), log_draft_CV.exp()
@@ -120,7 +121,6 @@ def total_variation(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slo
     """Return 1 - alpha, alpha = sum_v min(p_v, q_v).
 
     Gradient: q (g - sum_v q_v g_v), g = -1 where q < p, else 0.
-
     Source:  Zhou et al. 2024 (DistillSpec), arXiv 2310.08461
     """
     target_CV, draft_CV = log_target_CV.exp_(), log_draft_CV.exp_()
@@ -146,13 +146,7 @@ def lk(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor
     return torch.lerp(distance_C, divergence_C, weight_C)
 
 
-LOSSES: dict[str, Callable[[Loss, Tensor, Tensor, Tensor], Tensor]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "js": jensen_shannon,
-    "tv": total_variation,
-    "lk": lk,
-}
+LOSSES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "js": jensen_shannon, "tv": total_variation, "lk": lk}
 
 
 def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
@@ -169,34 +163,35 @@ def _through_softmax(draft_CV: Tensor, slope_of_draft_CV: Tensor, slope_CV: Tens
     return mean_C
 
 
-def soft_labels(loss: Loss, target_hidden_ND: Tensor, target_head_VD: Tensor, log_weight_V: Tensor | None = None) -> ChunkLoss:
-    """Return the loss against the target's whole distribution, computed from its final hidden states.
+def soft_labels(loss: Loss, target_hidden_ND: Tensor, head_VD: Tensor, part: VocabularyPart | None = None) -> ChunkLoss:
+    """Return the loss against the target's distribution, computed from its final hidden states and its head.
 
-    Args:    log_weight_V: log of how many tokens each token of the head represents; None: itself only
+    Args:    part: the only tokens whose logits are computed; None: all
     """
+    weight_V = None
+    if part is not None:
+        head_VD, weight_V = head_VD[part.token_ids_M], part.log_weight_M.to(head_VD.device)
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
-        target_logits_CV = target_hidden_ND[rows] @ target_head_VD.T
-        return _in_blocks(
-            draft_logits_CV, lambda block, logits: loss.on_logits(target_logits_CV[block].float(), logits, log_weight_V)
-        )
+        logits_CV = target_hidden_ND[rows] @ head_VD.T
+        return _in_blocks(draft_logits_CV, lambda block, draft: loss.on_logits(logits_CV[block].float(), draft, weight_V))
 
     return on_chunk
 
 
-def hard_labels(label_N: Tensor, log_weight_V: Tensor | None = None) -> ChunkLoss:
-    """Return the loss against the text's own tokens, given as their places in the head.
+def hard_labels(label_N: Tensor, part: VocabularyPart | None = None) -> ChunkLoss:
+    """Return the loss against the text's own tokens.
 
-    Args:    log_weight_V: log of how many tokens each token of the head represents; 0 for every label
+    Args:    part: the only tokens whose logits are computed, all labels among them; None: all
     """
+    place_N = label_N if part is None else torch.searchsorted(part.token_ids_M, label_N)
 
     def on_chunk(rows: slice, draft_logits_CV: Tensor) -> Tensor:
-        label_C = label_N[rows].to(draft_logits_CV.device)
-        weight_V = None if log_weight_V is None else log_weight_V.to(draft_logits_CV.device)
-        return _in_blocks(
-            draft_logits_CV,
-            lambda block, logits: cross_entropy(label_C[block], logits if weight_V is None else logits.add_(weight_V)),
-        )
+        place_C = place_N[rows].to(draft_logits_CV.device)
+        if part is None:
+            return _in_blocks(draft_logits_CV, lambda block, draft: cross_entropy(place_C[block], draft))
+        weight_V = part.log_weight_M.to(draft_logits_CV.device)
+        return _in_blocks(draft_logits_CV, lambda block, draft: cross_entropy(place_C[block], draft.add_(weight_V)))
 
     return on_chunk
 
@@ -212,17 +207,13 @@ def _in_blocks(draft_logits_CV: Tensor, on_block: ChunkLoss) -> Tensor:
 
 
 def blocks(num_rows: int, device_type: str) -> Iterator[slice]:
-    """Yield the rows of a chunk as blocks that may be in float32 at once."""
+    """Return the blocks of a chunk, whose rows may be in float32 at once. The last one may end after the chunk."""
     block_rows = CPU_BLOCK_ROWS if device_type == "cpu" else CHUNK_ROWS
-    for start in range(0, num_rows, block_rows):
-        yield slice(start, min(start + block_rows, num_rows))
+    return (slice(start, start + block_rows) for start in range(0, num_rows, block_rows))
 
 
 def head_loss(hidden_ND: Tensor, head_VD: Tensor, on_chunk: ChunkLoss) -> Tensor:
-    """Return the loss of hidden_ND @ head_VD.T summed over rows, differentiable in the hidden states and in the head.
-
-    Args:    hidden_ND: any float type, multiplied in the type of the head
-    """
+    """Return the loss of hidden_ND @ head_VD.T summed over rows, differentiable in both. Products are in the head's type."""
     return _HeadLoss.apply(hidden_ND, head_VD, on_chunk)
 
 
@@ -235,7 +226,7 @@ class _HeadLoss(torch.autograd.Function):
         slope_ND = torch.empty_like(hidden_ND)
         head_slope_VD = torch.zeros_like(head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden_ND), CHUNK_ROWS):
-            rows = slice(start, min(start + CHUNK_ROWS, len(hidden_ND)))
+            rows = slice(start, start + CHUNK_ROWS)
             hidden_CD = hidden_ND[rows].to(head_VD.dtype)
             slope_CV = hidden_CD @ head_VD.T  # the logits; on_chunk replaces them by the gradient
             total += on_chunk(rows, slope_CV).sum()

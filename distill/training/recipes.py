@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from distill.text.table import Shares
 from distill.training.losses import Loss
 
 HIGHEST = 2  # KD data T
@@ -21,7 +22,7 @@ class Recipe:
     """A recipe, as it stands in every record of what was made with it."""
 
     name: str
-    temperatures: tuple[tuple[float, float], ...]  # (KD data T, weight)
+    temperatures: Shares
     labels: Literal["hard", "soft"] = "hard"  # the text's own tokens, or the target's distributions
     loss: Loss = field(default_factory=Loss)  # soft labels only
     fresh: bool = False  # each text is used once, and the target runs in the step; otherwise epochs over fixed text
@@ -50,7 +51,7 @@ def _up_to(highest: float) -> tuple[float, ...]:
     return (*(step / 10 for step in range(10 * HIGHEST + 1) if step / 10 < highest), highest)
 
 
-def _equal(*temperatures: float) -> tuple[tuple[float, float], ...]:
+def _equal(*temperatures: float) -> Shares:
     return tuple((temperature, 1.0) for temperature in temperatures)
 
 
@@ -92,11 +93,8 @@ def recipe(name: str, data_temperature: float | None = None) -> Recipe:
     return AT_TEMPERATURE[name](data_temperature)
 
 
-def with_shares(recipe: Recipe, temperatures: tuple[tuple[float, float], ...]) -> Recipe:
-    """Return the recipe with other temperatures or shares of them.
-
-    Raises:  ValueError: it is a recipe of one temperature
-    """
+def with_shares(recipe: Recipe, temperatures: Shares) -> Recipe:
+    """Return the recipe with other temperatures or shares of them. Raise ValueError if it has only one temperature."""
     if recipe.name not in MIXED:
         raise ValueError(f"expected a recipe that mixes temperatures ({', '.join(MIXED)}), got {recipe.name}")
     return replace(recipe, temperatures=temperatures)

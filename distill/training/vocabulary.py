@@ -27,10 +27,7 @@ class VocabularyPart:
     """Some tokens of the vocabulary, in ascending order, and how many tokens each represents."""
 
     token_ids_M: Tensor
-    log_weight_M: Tensor  # 0 for tokens that are in every part; float32
-
-    def to(self, device: torch.device) -> VocabularyPart:
-        return VocabularyPart(self.token_ids_M.to(device), self.log_weight_M.to(device))
+    log_weight_M: Tensor  # 0 for the frequent tokens and the labels, log(n / m) for drawn ones; float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +66,6 @@ def vocabulary_of(rows: Sequence[TextRow], vocabulary_size: int, num_tokens: int
 
 
 def check_size(num_tokens: int, vocabulary_size: int) -> None:
-    """Check that a part can have so many tokens.
-
-    Raises:  ValueError: it cannot
-    """
+    """Raise ValueError if a part cannot have so many tokens."""
     if not 4 <= num_tokens <= vocabulary_size:
         raise ValueError(f"expected a vocabulary of 4 to {vocabulary_size} tokens, got {num_tokens}")

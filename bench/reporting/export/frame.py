@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OPTION = "option_"  # before the name of what a suite varies beyond the fields of a cell
 _TEXT, _COUNT, _NUMBER, _FLAG = "string", "Int64", "Float64", "boolean"  # pandas' types with missing values
+_OF_KIND = {"boolean": _FLAG, "integer": _COUNT, "floating": _NUMBER, "mixed-integer-float": _NUMBER}  # pandas' kinds
 _ARM = {"s": _NUMBER, "first_token_s": _NUMBER, "tokens": _COUNT, "decode_s": _NUMBER, "decode_tokens": _COUNT}
 _COLUMNS = {
     **dict.fromkeys(("suite", "backend", "rule", "pair", "draft"), _TEXT),
@@ -32,7 +33,7 @@ _COLUMNS = {
     "dirty": _FLAG,
     **dict.fromkeys(("created", "preset", "target", "target_hash", "draft_hash", "file", "dtype", "device"), _TEXT),
     **{"top_k": _COUNT, "top_p": _NUMBER, "max_new_tokens": _COUNT, "end_token": _TEXT},
-    **{"num_prompts": _COUNT, "repeats": _COUNT},
+    **dict.fromkeys(("num_prompts", "repeats"), _COUNT),
     **dict.fromkeys(("prompts_hash", "chat_template", "chat_template_hash"), _TEXT),
     **{"seed": _COUNT, "concurrency": _COUNT},
     **dict.fromkeys(("draft_length", "schedule", "inflation"), _TEXT),
@@ -79,7 +80,9 @@ def frame_of(runs: Runs) -> pd.DataFrame:
     judged = (row for one in with_bar(oldest_first(runs), "judging records") for row in rows_of(*one))
     rows = [values for row in judged for values in _pairs(row)]
     options = {name: None for row in rows for name in row if name.startswith(OPTION)}
-    types = _COLUMNS | {name: _type_of([row.get(name) for row in rows]) for name in options}
+    # Suites may give an option values of several kinds; then it is text.
+    kinds = {name: pd.api.types.infer_dtype([row.get(name) for row in rows], skipna=True) for name in options}
+    types = _COLUMNS | {name: _OF_KIND.get(kind, _TEXT) for name, kind in kinds.items()}
     return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
@@ -110,13 +113,3 @@ def _pairs(row: Row) -> Iterator[dict[str, Scalar]]:
             values |= {name: getattr(counts, name) for name in ("drafted", "accepted", "emitted", "rounds")}
             values["tested"] = None if cell.rule in metrics.JOINT_RULES else counts.tested
         yield values
-
-
-def _type_of(values: Sequence[Scalar]) -> str:
-    """Return one type that holds all values of an option: text if suites gave it values of several kinds."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {bool}:
-        return _FLAG
-    if kinds <= {int}:
-        return _COUNT
-    return _NUMBER if kinds <= {int, float} else _TEXT

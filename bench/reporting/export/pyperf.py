@@ -18,6 +18,7 @@ from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
 from bench.records.files import Runs
 from bench.reporting.numbers import interval_text
+from bench.reporting.tables import valid_rows
 
 if TYPE_CHECKING:
     import pyperf
@@ -51,14 +52,11 @@ def exportable(runs: Runs) -> Export:
     if len(machines) > 1:
         raise ValueError(f"expected records of one machine, got {', '.join(machines)}; name one machine's folder")
     newest = newest_rows(runs)
-    left_out = tuple(
-        f"{row.record.cell.suite} {row.record.cell.label}: INVALID, {'; '.join(row.verdict.reasons)}"
-        for row in newest
-        if not row.verdict.valid
-    )
+    invalid = [(row.record.cell, row.verdict.reasons) for row in newest if not row.verdict.valid]
+    left_out = tuple(f"{cell.suite} {cell.label}: INVALID, {'; '.join(reasons)}" for cell, reasons in invalid)
     if len(left_out) == len(newest):
         raise ValueError(f"expected a valid cell to export, found {', '.join(left_out) or 'no cells'}")
-    return Export(tuple(row for row in newest if row.verdict.valid), left_out)
+    return Export(valid_rows(newest), left_out)
 
 
 def benchmark_suite(rows: Sequence[Row], arm: metrics.ArmName) -> pyperf.BenchmarkSuite:

@@ -27,15 +27,12 @@ _STYLE = {
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "legend.fontsize": 8,
     "savefig.dpi": 150,
 }
 _METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # nothing that differs between two drawings
-_CAPTION_COLUMNS = 124
-_CAPTION_LINE = 0.14
+_CAPTION_COLUMNS, _CAPTION_LINE = 124, 0.14  # characters on a line of the caption, and the height of a line
 WIDTH = 7.2
 LEFT = 0.08  # where axes begin, as a share of the width
 
@@ -50,7 +47,7 @@ def drawn(draw: Callable[[], Any], file_format: str = "svg") -> bytes:
     except ImportError:
         raise BackendUnavailable("figures need matplotlib: pip install -e '.[figures]'") from None
     stream = io.BytesIO()
-    with style.context(["default", _STYLE]):
+    with style.context(["default", _STYLE]):  # "default" undoes the user's matplotlibrc
         draw().savefig(stream, format=file_format, metadata=_METADATA[file_format] | {"Description": DERIVED})
     return stream.getvalue()
 
@@ -79,7 +76,6 @@ def legend_below(figure: Any, distance: float, *handles: Any, **looks: Any) -> N
 
 
 def legend_beside(axes: Any) -> None:
-    """Add a legend to the right of the axes."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
 
 

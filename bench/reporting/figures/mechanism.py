@@ -33,10 +33,7 @@ _PHASE_LOOKS = {
 
 # Phases
 def render_phases(rows: Sequence[Row]) -> bytes | None:
-    """Return the seconds of a round by phase; None if no valid cell was replayed.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
+    """Return the seconds of a round by phase; None if no valid cell was replayed."""
     replayed = [row for row in valid_rows(rows) if round_costs(row.record) is not None]
     return canvas.drawn(lambda: _draw_phases(replayed)) if replayed else None
 
@@ -51,7 +48,12 @@ def _draw_phases(rows: Sequence[Row]) -> Any:
     between = 0.5 + above
     body = num_lines * _PANEL_HEIGHT + (num_lines - 1) * between
     spaces = {"wspace": 0.08, "hspace": between / _PANEL_HEIGHT}
-    figure = canvas.frame(_phases_caption(rows), body=body, above=above, below=0.75, **spaces)
+    caption = (
+        f"{rows[0].record.cell.suite} on {overview.device(rows[0])}. Milliseconds of a round by phase, their sum above the "
+        "bar: means over the rounds of the untimed replays, which synchronise at every phase, so that a round costs more "
+        f"there than in the timed arm. {overview.settings_sentence(rows)}"
+    )
+    figure = canvas.frame(caption, body=body, above=above, below=0.75, **spaces)
     panels = figure.subplots(num_lines, num_columns, sharey=True, squeeze=False)
     for panel, line, title in zip(panels.flat, lines, titles, strict=False):
         _stack(panel, line)
@@ -81,14 +83,6 @@ def _stack(axes: Any, line: Series) -> None:
     axes.set_xlim(-0.75, max(len(line.x), _LEAST_PLACES) - 0.25)
 
 
-def _phases_caption(rows: Sequence[Row]) -> str:
-    return (
-        f"{rows[0].record.cell.suite} on {overview.device(rows[0])}. Milliseconds of a round by phase, their sum above the "
-        "bar: means over the rounds of the untimed replays, which synchronise at every phase, so that a round costs more "
-        f"there than in the timed arm. {overview.settings_sentence(rows)}"
-    )
-
-
 # Predicted and measured
 Point = tuple[str, float, Interval]  # backend and rule of a cell, its predicted gamma, its measured gamma
 
@@ -104,10 +98,7 @@ def predicted_points(rows: Sequence[Row]) -> list[Point]:
 
 
 def render_predicted(rows: Sequence[Row]) -> bytes | None:
-    """Return gamma measured against gamma predicted, of cells of all suites; None if no cell has both.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
+    """Return gamma measured against gamma predicted, of cells of all suites; None if no cell has both."""
     points = predicted_points(rows)
     return canvas.drawn(lambda: _draw_predicted(points, overview.device(rows[0]))) if points else None
 
@@ -115,7 +106,14 @@ def render_predicted(rows: Sequence[Row]) -> bytes | None:
 def _draw_predicted(points: Sequence[Point], device: str) -> Any:
     side = 4.4  # inches of the square
     right = canvas.LEFT + side / canvas.WIDTH
-    figure = canvas.frame(_predicted_caption(points, device), body=side, above=0.15, below=0.6, right=right)
+    ratios = [measured.estimate / predicted for _, predicted, measured in points]
+    caption = (
+        f"All suites on {device}. {captions.FORMULA}. One point for each of {len(points)} cells, with its 95 % interval over "
+        "prompts. Predicted: block efficiency x AR forward / (k x draft forward + verify forward), of bare forwards timed in "
+        "the same run. On the line a round costs nothing but its forwards; below it, what the loop adds. "
+        f"Measured / predicted: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}."
+    )
+    figure = canvas.frame(caption, body=side, above=0.15, below=0.6, right=right)
     axes = figure.subplots()
     values = [value for _, predicted, measured in points for value in (predicted, measured.estimate)]
     margin = 0.15 * (max(values) - min(values)) + 0.02
@@ -133,13 +131,3 @@ def _draw_predicted(points: Sequence[Point], device: str) -> Any:
     axes.set(xlim=ends, ylim=ends, xlabel="gamma predicted from bare forwards", ylabel="gamma measured")
     canvas.legend_beside(axes)
     return figure
-
-
-def _predicted_caption(points: Sequence[Point], device: str) -> str:
-    ratios = [measured.estimate / predicted for _, predicted, measured in points]
-    return (
-        f"All suites on {device}. {captions.FORMULA}. One point for each of {len(points)} cells, with its 95 % interval over "
-        "prompts. Predicted: block efficiency x AR forward / (k x draft forward + verify forward), of bare forwards timed in "
-        "the same run. On the line a round costs nothing but its forwards; below it, what the loop adds. "
-        f"Measured / predicted: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}."
-    )

@@ -49,10 +49,7 @@ def series_of(rows: Sequence[Row]) -> tuple[str, tuple[Series, ...]]:
 
 
 def render(rows: Sequence[Row]) -> bytes | None:
-    """Return the figure of rows that belong in one table; None if none of them is valid.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
+    """Return the figure of rows that belong in one table; None if none of them is valid."""
     valid = valid_rows(rows)
     return canvas.drawn(lambda: _draw(valid, num_invalid=len(rows) - len(valid))) if valid else None
 
@@ -61,12 +58,18 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     """Draw two panels over one horizontal axis, with the words a reader needs below them."""
     axis, lines = series_of(rows)
     legend_rows = len(lines) if len(lines) > 1 else 0
-    caption = _caption(rows, num_invalid=num_invalid)
+    caption = (
+        f"{rows[0].record.cell.suite} on {device(rows[0])}. {captions.FORMULA}. "
+        "Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
+        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
+        + settings_sentence(rows)
+        + (f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else "")
+    )
     figure = canvas.frame(caption, body=2.9, above=0.3, below=0.55 + 0.17 * legend_rows, wspace=0.22)
     gamma_axes, alpha_axes = figure.subplots(1, 2)
 
     floor = max((metrics.aa_floor(row.run) or 0.0 for row in rows), default=0.0)
-    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)
+    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)  # the floor is a half-width of log gamma
     gamma_axes.axhline(1, color="0.3", lw=0.8)
     for number, line in enumerate(lines):
         style = canvas.look(number)
@@ -75,7 +78,8 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
         # What was not timed or counted is dashed, with hollow markers.
         hollow = style | {"linestyle": "--", "mfc": "white"}
         gamma_axes.plot(*line.points(metrics.predicted_gamma), lw=1, ms=4, mew=0.8, **hollow)
-        alpha_axes.plot(*line.points(_expected_alpha), lw=1, ms=4, mew=0.8, **hollow)
+        x, expected = line.points(metrics.expected_alpha)
+        alpha_axes.plot(x, [interval.estimate for interval in expected], lw=1, ms=4, mew=0.8, **hollow)
     ticks = sorted({x for line in lines for x in line.x})
     for axes, title in ((gamma_axes, "gamma"), (alpha_axes, "alpha")):
         axes.set_title(title, loc="left", fontsize=9)
@@ -101,27 +105,10 @@ def _measured(axes: Any, line: Series, metric: Callable[[CellRecord], Interval |
     axes.vlines(x, low, high, color=style["color"], lw=0.8)
 
 
-def _expected_alpha(record: CellRecord) -> float | None:
-    found = metrics.expected_alpha(record)
-    return None if found is None else found.estimate
-
-
-def _caption(rows: Sequence[Row], *, num_invalid: int) -> str:
-    return (
-        f"{rows[0].record.cell.suite} on {device(rows[0])}. {captions.FORMULA}. "
-        "Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
-        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
-        + settings_sentence(rows)
-        + (f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else "")
-    )
-
-
 def device(row: Row) -> str:
-    """Return the GPU or CPU that a row was measured on."""
     return str(row.run.environment.get("gpu_name") or row.run.environment.get("cpu_model"))
 
 
 def settings_sentence(rows: Sequence[Row]) -> str:
-    """Return the settings that all rows share, as a sentence."""
     shown = ("backend", "pair", "rule", "num_draft_tokens", "dtype", "prompt_set", "num_prompts", "max_new_tokens")
     return captions.shared(rows, shown) + "."

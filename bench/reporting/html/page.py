@@ -6,9 +6,10 @@ The template does the layout, and escapes every text of a record.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,13 +18,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.analysis.rows import Row, identity, newest_rows, row_groups, scalar_text, split_identity
+from bench.analysis.rows import Row, newest_rows, oldest_first, row_groups, scalar_text
 from bench.claims import ledger
 from bench.claims.claim import LedgerRow
+from bench.progress import with_bar
 from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
 from bench.records.files import Runs, line_header
 from bench.reporting.captions import commit_words, machine_text
+from bench.reporting.columns import identity_columns
 from bench.reporting.derived import chosen_keys, find_others, lines_page, load_experiments
 from bench.reporting.figures import mechanism
 from bench.reporting.formats import alignments, slug
@@ -34,7 +37,6 @@ from bench.reporting.table import MISSING, Page, Table, table_of
 
 TEMPLATE = Path(__file__).with_name("template")
 Key = tuple[str, str]  # machine, suite
-Track = Callable[[Sequence[Key]], Iterable[Key]]  # goes through them, and may show how far it is
 
 # Verdict -> class of its colour, and a shape for those who see no colour.
 LOOKS: Mapping[str, tuple[str, str]] = {
@@ -55,8 +57,6 @@ LOOKS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One record."""
-
     file: str
     created: str
     environment: Mapping[str, Scalar]
@@ -67,8 +67,6 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One suite on one machine."""
-
     name: str
     page: Page
     sources: tuple[Source, ...]  # newest first
@@ -90,23 +88,24 @@ class Machine:
         return sorted(every, key=lambda source: source.created, reverse=True)
 
 
-def page(results: Path, *, machine: str | None = None, suite: str | None = None, track: Track = iter) -> str:
+def page(results: Path, *, machine: str | None = None, suite: str | None = None) -> str:
     """Return the page of a folder of results, or of one machine or suite of it; a suite alone has no ledger.
 
     Raises:  ValueError: no such folder, no records of that machine or suite, or a broken one
              BackendUnavailable: matplotlib is missing
     """
     experiments, others = load_experiments(results), find_others(results)
-    made: dict[str, list[Suite]] = {}
-    for key in track(chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)):
-        found = _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, others[key], results)
-        made.setdefault(key[0], []).append(found)
+    keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
     machines = []
-    for name, suites in made.items():
-        whole = suite is None
-        predicted = mechanism.render_predicted([row for each in suites for row in each.rows]) if whole else None
+    for name, of_machine in itertools.groupby(with_bar(keys, "tables and figures"), key=lambda key: key[0]):
+        suites = [
+            _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, others[key], results)
+            for key in of_machine
+        ]
         rows = {each.name: each.rows for each in suites}
-        machines.append(Machine(name, tuple(suites), ledger.ledgers(results, name, rows=rows) if whole else {}, predicted))
+        judged = ledger.ledgers(results, name, rows=rows) if suite is None else {}
+        predicted = mechanism.render_predicted([*itertools.chain(*rows.values())]) if suite is None else None
+        machines.append(Machine(name, tuple(suites), judged, predicted))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -117,19 +116,14 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None,
 
 def _of_cells(key: Key, runs: Runs) -> Suite:
     rows = newest_rows(runs)
-    sources = [
-        Source(
-            *(file, run.created, run.environment, run.preset),
-            str(len(run.cells)) if run.cells else f"{len(run.baseline)} baseline triples",
-            run.command,
-        )
-        for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
-    ]
+    sources = []
+    for file, run in reversed(oldest_first(runs)):
+        measured = str(len(run.cells)) if run.cells else f"{len(run.baseline)} baseline triples"
+        sources.append(Source(file, run.created, run.environment, run.preset, measured, run.command))
     return Suite(key[1], cells_page(runs, rows), tuple(sources), rows)
 
 
 def _of_lines(key: Key, paths: Sequence[Path], results: Path) -> Suite:
-    """Return a suite whose records are JSON lines."""
     sources = []
     for path in reversed(paths):
         header = line_header(path, "environment", "created")
@@ -166,15 +160,12 @@ def cell_commands(rows: Sequence[Row]) -> list[Table]:
     """Return for each group of rows the commands that measure a cell again, in the order of the rows."""
     tables = []
     for group in row_groups(rows):
-        names, _ = split_identity(group)
-        lines = [
-            (
-                *(scalar_text(name, identity(row).get(name)) for name in names),
-                *(commit_words(row.run.environment), cell_command(row, group)),
-            )
-            for row in group
-        ]
-        tables.append(table_of("Each cell", (*names, "commit", "command"), lines, {}))
+        columns, lines = identity_columns(group), []
+        for row in group:
+            values = (column.text(row) for column in columns)
+            lines.append((*values, commit_words(row.run.environment), cell_command(row, group)))
+        headers = (*(column.header for column in columns), "commit", "command")
+        tables.append(table_of("Each cell", headers, lines, {}))
     return tables
 
 

@@ -9,66 +9,62 @@ from bench.analysis import metrics
 from bench.analysis.rows import Row, split_identity
 from bench.records.runs import Cell, CellRecord
 from bench.reporting.captions import FORMULA, listing, run_facts, title
-from bench.reporting.columns import (
-    ALPHA,
-    CERTIFICATE,
-    GAMMA,
-    VERDICT,
-    Column,
-    first_token,
-    identity_columns,
-    peak_memory,
-    tokens_per_second,
-)
-from bench.reporting.numbers import interval_text
+from bench.reporting.columns import ALPHA, CERTIFICATE, GAMMA, VERDICT, Column, identity_columns, shown
+from bench.reporting.numbers import interval_text, milliseconds_text, number_text
 from bench.reporting.table import MISSING, Table
 from bench.reporting.tables import rows_table
 from bench.statistics.intervals import Interval
 
-_REFERENCE = "reference"  # the backend that others are held against
-
 
 def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Return the columns of speed in tokens per second, and of each backend against the reference on the same prompts."""
-    ours = (row.record for row in rows if row.record.cell.backend == _REFERENCE)
+    ours = (row.record for row in rows if row.record.cell.backend == "reference")
     # Of several, such as with and without a compiled forward, the one with default options counts.
     fewest_last = sorted(ours, key=lambda record: len(record.cell.options), reverse=True)
     reference = {_without_backend(record.cell): record for record in fewest_last}
 
-    def against(metric: Callable[[CellRecord, CellRecord], Interval | None], row: Row) -> Interval | None:
-        other = reference.get(_without_backend(row.record.cell))
-        return None if other is None else metric(row.record, other)
-
     def relative(metric: Callable[[CellRecord, CellRecord], Interval | None]) -> Callable[[Row], str]:
         def text(row: Row) -> str:
-            is_reference = reference.get(_without_backend(row.record.cell)) is row.record
-            return "1" if is_reference else interval_text(against(metric, row))
+            other = reference.get(_without_backend(row.record.cell))
+            if other is row.record:
+                return "1"
+            return interval_text(metric(row.record, other) if other else None)
 
         return text
 
     def agreement(row: Row) -> str:
-        ratio = against(metrics.alpha_against, row)
-        if ratio is None or reference[_without_backend(row.record.cell)] is row.record:
+        other = reference.get(_without_backend(row.record.cell))
+        ratio = metrics.alpha_against(row.record, other) if other else None
+        if ratio is None or other is row.record:
             return MISSING
         if ratio.low <= 1 <= ratio.high:
             return "same"
         reason = row.run.backend_settings.get("gap_acceptance")
         return f"differs: {reason}" if reason else "differs"
 
+    ar_first, sd_first = (shown(milliseconds_text, metrics.first_token_seconds, arm) for arm in ("ar", "sd"))
     return (
-        Column("ar_tokens_per_s", "AR\ntokens/s", tokens_per_second("ar"), narrow="AR\ntok/s"),
-        Column("sd_tokens_per_s", "SD\ntokens/s", tokens_per_second("sd"), True, "SD\ntok/s"),
+        Column("ar_tokens_per_s", "AR\ntokens/s", shown(_speed_text, metrics.seconds_per_token, "ar"), narrow="AR\ntok/s"),
+        Column("sd_tokens_per_s", "SD\ntokens/s", shown(_speed_text, metrics.seconds_per_token, "sd"), True, "SD\ntok/s"),
         Column("sd_over_reference", "SD tokens/s /\nreference's", relative(metrics.speed_against), True, "/ ref."),
         GAMMA,
-        Column("ar_first_token_ms", "first token\nAR ms", first_token("ar")),
-        Column("sd_first_token_ms", "first token\nSD ms", first_token("sd"), True, "first\nms"),
-        Column("peak_mib", "peak\nMiB", peak_memory, narrow="peak\nMiB"),
+        Column("ar_first_token_ms", "first token\nAR ms", ar_first),
+        Column("sd_first_token_ms", "first token\nSD ms", sd_first, True, "first\nms"),
+        Column("peak_mib", "peak\nMiB", shown(_mib_text, lambda record: record.peak_memory_bytes), narrow="peak\nMiB"),
         ALPHA,
         Column("alpha_over_reference", "alpha /\nreference's", relative(metrics.alpha_against)),
         Column("alpha_agrees", "alpha against\nthe reference", agreement),
         replace(CERTIFICATE, narrow="certificate"),
         VERDICT,
     )
+
+
+def _speed_text(seconds: Interval | None) -> str:
+    return number_text(1 / seconds.estimate if seconds else None, 1)
+
+
+def _mib_text(peak: int | None) -> str:
+    return MISSING if peak is None else f"{peak / 2**20:,.0f}"
 
 
 def _without_backend(cell: Cell) -> Cell:

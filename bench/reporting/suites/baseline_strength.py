@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 from bench.analysis import metrics
-from bench.records.decoding import ModelPair
+from bench.analysis.rows import oldest_first
 from bench.records.files import Runs
 from bench.records.runs import RunRecord, TimedArm
 from bench.reporting.captions import facts_of_runs, title
 from bench.reporting.numbers import interval_text, percent_text, point_text
-from bench.reporting.table import MISSING, Entry, Table
+from bench.reporting.table import MISSING, Table, table_of
 from bench.statistics import intervals
 from bench.statistics.intervals import Interval
 
@@ -29,16 +29,13 @@ def baseline_table(runs: Runs) -> Table:
         "intervals": "95 % over prompts",
         **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
     }
-    body = tuple(tuple(map(Entry, _texts(run))) for run in runs.values())
-    return Table(title(next(iter(runs.values()))), headers, body, (), caption, records)
+    return table_of(title(next(iter(runs.values()))), headers, map(_texts, runs.values()), caption, records=records)
 
 
 def newest_baselines(runs: Runs) -> Runs:
     """Return the newest of the runs without cells, for each backend and pair."""
-    newest: dict[tuple[str, ModelPair], tuple[str, RunRecord]] = {}
-    for file, run in sorted(runs.items(), key=lambda item: (item[1].created, item[0])):
-        if run.baseline and not run.cells:
-            newest[_backend_of(run), run.model_pair] = file, run
+    without_cells = [(file, run) for file, run in oldest_first(runs) if run.baseline and not run.cells]
+    newest = {(_backend_of(run), run.model_pair): (file, run) for file, run in without_cells}  # a later run replaces older ones
     return dict(sorted(newest.values()))
 
 
@@ -64,14 +61,12 @@ def _inverse(ratio: Interval | None) -> Interval | None:
 
 def _seconds_per_token(run: RunRecord, arms: Sequence[TimedArm | None]) -> Interval | None:
     """Return decode seconds per token of one arm; of whole calls where an engine does not report the first token."""
-    timed = [arm for arm in arms if arm is not None]
-    after_first = all(arm.first_token_s is not None for arm in timed)
-    tokens = [len(arm.token_ids) - after_first for arm in timed]
-    if len(timed) < len(arms) or not any(tokens):
+    timed = [(arm, triple.prompt_index) for arm, triple in zip(arms, run.baseline, strict=True) if arm is not None]
+    times: metrics.Times = "decode" if all(arm.first_token_s is not None for arm, _ in timed) else "end_to_end"
+    spent = [(*metrics.spent(arm, times), prompt) for arm, prompt in timed]
+    if len(timed) < len(arms) or not any(tokens for _, tokens, _ in spent):
         return None
-    spent = [arm.seconds - (arm.first_token_s or 0.0) if after_first else arm.seconds for arm in timed]
-    seconds = [s if n else 0.0 for s, n in zip(spent, tokens, strict=True)]
-    return intervals.mean_ratio(seconds, tokens, [triple.prompt_index for triple in run.baseline])
+    return intervals.mean_ratio(*zip(*spent, strict=True))
 
 
 def _backend_of(run: RunRecord) -> str:

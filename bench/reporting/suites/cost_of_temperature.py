@@ -20,7 +20,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     shown = [row for row in valid_rows(rows) if round_costs(row.record) is not None]
     coldest: dict[tuple[object, ...], Row] = {}
     for row in sorted(shown, key=lambda row: row.record.cell.temperature):
-        coldest.setdefault(_without_temperature(row), row)
+        coldest.setdefault(_without_temperature(row), row)  # the first one of each setting stays
 
     def percent(of_row: Callable[[Row], float]) -> Callable[[Row], str]:
         """Return 100 times the logarithm of a value over that of the coldest row, as text."""
@@ -28,12 +28,12 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
     columns = (
         *(Column(name, f"{name}\nms/round", _phase_ms(name)) for name in ROUND_PHASES),
-        Column("all", "all\nms/round", lambda row: f"{1000 * _seconds(row):.2f}"),
-        Column("tokens", "tokens\n/ round", lambda row: f"{_tokens(row):.2f}"),
-        Column("sd_ms", "SD\nms/token", lambda row: f"{1000 * _seconds(row) / _tokens(row):.2f}"),
-        Column("slower", "slower than\ncoldest", percent(lambda row: _seconds(row) / _tokens(row))),
-        Column("fewer", "of it: fewer\ntokens a round", percent(lambda row: 1 / _tokens(row))),
-        Column("dearer", "of it:\ndearer rounds", percent(_seconds)),
+        Column("all", "all\nms/round", lambda row: f"{1000 * _round_seconds(row):.2f}"),
+        Column("tokens", "tokens\n/ round", lambda row: f"{_round_tokens(row):.2f}"),
+        Column("sd_ms", "SD\nms/token", lambda row: f"{1000 * _round_seconds(row) / _round_tokens(row):.2f}"),
+        Column("slower", "slower than\ncoldest", percent(lambda row: _round_seconds(row) / _round_tokens(row))),
+        Column("fewer", "of it: fewer\ntokens a round", percent(lambda row: 1 / _round_tokens(row))),
+        Column("dearer", "of it:\ndearer rounds", percent(_round_seconds)),
     )
     facts = {
         "seconds": "of the replays, synchronised at every phase: a round costs more there than in the timed arm",
@@ -51,12 +51,10 @@ def _phase_ms(name: str) -> Callable[[Row], str]:
     return lambda row: f"{1000 * (round_costs(row.record) or {})[name]:.2f}"
 
 
-def _seconds(row: Row) -> float:
-    """Return the seconds of a round."""
+def _round_seconds(row: Row) -> float:
     return sum((round_costs(row.record) or {}).values())
 
 
-def _tokens(row: Row) -> float:
-    """Return the tokens of a round."""
+def _round_tokens(row: Row) -> float:
     efficiency = metrics.block_efficiency(row.record)
     return efficiency.estimate if efficiency else math.nan

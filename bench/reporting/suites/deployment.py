@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row
 from bench.records.runs import TimedArm
-from bench.reporting.columns import Column
-from bench.reporting.numbers import interval_text
+from bench.reporting.columns import Column, shown
+from bench.reporting.numbers import interval_text, number_text
 from bench.reporting.table import MISSING, Table
 from bench.reporting.tables import row_table, valid_rows
+from bench.statistics.intervals import Interval
 
 COST_SECONDS = ("text_by_target_s", "text_by_draft_s", "trained_s")  # of a draft's card
 
@@ -36,12 +37,8 @@ def deployment_table(rows: Sequence[Row]) -> Table:
     return row_table(rows, "does it pay?", _COLUMNS, facts, shown=valid_rows(rows))
 
 
-def _first_token(arm: metrics.ArmName) -> Callable[[Row], str]:
-    def text(row: Row) -> str:
-        seconds = metrics.first_token_seconds(row.record, arm)
-        return MISSING if seconds is None else f"{1000 * seconds.estimate:.0f}"
-
-    return text
+def _whole_ms(seconds: Interval | None) -> str:
+    return number_text(seconds.estimate if seconds else None, 0, scale=1000)
 
 
 def _tokens_per_s(row: Row, arm: str) -> float:
@@ -62,11 +59,11 @@ def _payback(row: Row) -> str:
 
 
 _COLUMNS = (
-    Column("ar_first_token", "first token\nAR ms", _first_token("ar")),
-    Column("sd_first_token", "first token\nSD ms", _first_token("sd")),
+    Column("ar_first_token", "first token\nAR ms", shown(_whole_ms, metrics.first_token_seconds, "ar")),
+    Column("sd_first_token", "first token\nSD ms", shown(_whole_ms, metrics.first_token_seconds, "sd")),
     Column("ar_end_to_end", "AR tokens/s\nend to end", lambda row: f"{_tokens_per_s(row, 'ar'):.1f}"),
     Column("sd_end_to_end", "SD tokens/s\nend to end", lambda row: f"{_tokens_per_s(row, 'sd'):.1f}"),
-    Column("gamma_e2e", "gamma_e2e", lambda row: interval_text(metrics.gamma_e2e(row.record))),
+    Column("gamma_e2e", "gamma_e2e", shown(interval_text, metrics.gamma_e2e)),
     Column("kd_s", "KD\nseconds", lambda row: f"{cost_s:,.0f}" if (cost_s := _cost_s(row)) else MISSING),
     Column("payback", "tokens to\npay it back", _payback),
 )

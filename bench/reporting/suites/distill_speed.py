@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records.distill_speed import ArmRun, TrainingRound, load_rounds
+from bench.reporting.numbers import interval_text
 from bench.reporting.table import Page, Table, table_of
 from bench.statistics.intervals import Interval, ratio_of_totals
 
@@ -15,14 +16,10 @@ REQUIRED = {"target_in_step": 1.5, "target_cached": 3.0}  # multiple of TRL's to
 
 def speed_up(rounds: Sequence[TrainingRound], name: str) -> Interval:
     """Return TRL's seconds per token / the arm's: ratio of totals, interval over rounds."""
-    theirs, ours = ([each.runs[arm] for each in rounds] for arm in (TRL, name))
-    return ratio_of_totals(
-        [run.seconds for run in theirs],
-        [run.num_tokens for run in theirs],
-        [run.seconds for run in ours],
-        [run.num_tokens for run in ours],
-        range(len(rounds)),
+    their_s, their_tokens, our_s, our_tokens = (
+        [getattr(each.runs[arm], field) for each in rounds] for arm in (TRL, name) for field in ("seconds", "num_tokens")
     )
+    return ratio_of_totals(their_s, their_tokens, our_s, our_tokens, range(len(rounds)))
 
 
 def table(rounds: Sequence[TrainingRound]) -> Table:
@@ -31,8 +28,8 @@ def table(rounds: Sequence[TrainingRound]) -> Table:
     lines = []
     for name, required in REQUIRED.items():
         runs, ratio = [each.runs[name] for each in rounds], speed_up(rounds, name)
-        ratio_text = f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-        speeds = (f"{_tokens_per_s(runs):.0f}", f"{_tokens_per_s(theirs):.0f}", ratio_text, f">= {required:g}")
+        of_speeds = interval_text(ratio, digits=2)
+        speeds = (f"{_tokens_per_s(runs):.0f}", f"{_tokens_per_s(theirs):.0f}", of_speeds, f">= {required:g}")
         lines.append((name, *speeds, f"{_peak_gib(runs):.2f}", f"{_peak_gib(theirs):.2f}"))
     headers = ("row", "tokens/s", "TRL's\ntokens/s", "ratio [95 %]", "required", "peak GiB", "TRL's\npeak GiB")
     facts = {

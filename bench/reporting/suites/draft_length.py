@@ -10,6 +10,8 @@ from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.reporting.captions import title
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Table, table_of
+from bench.reporting.tables import valid_rows
+from bench.statistics.intervals import Interval
 
 _HEADERS = (
     *("temperature", "best k", "gamma at\nbest k", "k best at\ncoldest T", "gamma at\nthat k"),
@@ -35,41 +37,32 @@ def retuning_table(rows: Sequence[Row]) -> Table:
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
-    constant, adaptive = _by_temperature(rows, "constant"), _by_temperature(rows, "adaptive")
+    constant, adaptive = _gammas(rows, "constant"), _gammas(rows, "adaptive")
     for temperature, at in sorted(constant.items()):
         coldest = constant[min(constant)]
         k_cold = _best(coldest)
         if len(at) < 2 or k_cold not in at:
-            continue
+            continue  # no choice at this temperature, or none that compares with the coldest
         k = _best(at)
-        lost = math.log(_estimate(coldest[k_cold]) / _estimate(at[k_cold]))
-        given_back = math.log(_estimate(at[k]) / _estimate(at[k_cold]))
+        lost = math.log(coldest[k_cold].estimate / at[k_cold].estimate)
+        given_back = math.log(at[k].estimate / at[k_cold].estimate)
         adapted = adaptive.get(temperature, {})
         yield (
-            *(f"{temperature:g}", f"{k}", _gamma_text(at[k]), f"{k_cold}", _gamma_text(at[k_cold])),
+            *(f"{temperature:g}", f"{k}", interval_text(at[k]), f"{k_cold}", interval_text(at[k_cold])),
             *(f"{100 * lost:.1f}", f"{given_back / lost:.0%}" if lost > 0 else MISSING),
-            _gamma_text(adapted[max(adapted)]) if adapted else MISSING,
+            interval_text(adapted[max(adapted)] if adapted else None),
         )
 
 
-def _by_temperature(rows: Sequence[Row], draft_length: str) -> Mapping[float, Mapping[int, Row]]:
-    """Return the valid rows by T and k."""
-    found: dict[float, dict[int, Row]] = {}
-    for row in rows:
-        cell = row.record.cell
-        if row.verdict.valid and cell.draft_length == draft_length:
-            found.setdefault(cell.temperature, {})[cell.num_draft_tokens] = row
+def _gammas(rows: Sequence[Row], draft_length: str) -> Mapping[float, Mapping[int, Interval]]:
+    """Return the gammas of valid rows by T and k."""
+    found: dict[float, dict[int, Interval]] = {}
+    for row in valid_rows(rows):
+        cell, gamma = row.record.cell, metrics.gamma(row.record)
+        if cell.draft_length == draft_length and gamma is not None:
+            found.setdefault(cell.temperature, {})[cell.num_draft_tokens] = gamma
     return found
 
 
-def _best(at: Mapping[int, Row]) -> int:
-    return max(at, key=lambda k: _estimate(at[k]))
-
-
-def _estimate(row: Row) -> float:
-    gamma = metrics.gamma(row.record)
-    return gamma.estimate if gamma else math.nan
-
-
-def _gamma_text(row: Row) -> str:
-    return interval_text(metrics.gamma(row.record))
+def _best(at: Mapping[int, Interval]) -> int:
+    return max(at, key=lambda k: at[k].estimate)

@@ -5,29 +5,19 @@ Changes and regrets are in points, which are hundredths of alpha.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.kd_matrix import (
-    ARMS_OF_ONE_TEMPERATURE,
-    Intervals,
-    Kind,
-    alphas,
-    best_kd_temperatures,
-    changes,
-    decode_temperatures,
-    kinds_of,
-    regrets,
-    split,
-)
+from bench.analysis import kd_matrix as analysis
+from bench.analysis.kd_matrix import Intervals, Kind, changes, decode_temperatures, kinds_of
 from bench.records.kd_matrix import IN_SECONDS_OF, NUM_DRAFT_TOKENS, START, Matrix, merged
 from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import distinct_names
-from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
+from bench.reporting.numbers import plus_minus_text
+from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of
 from bench.statistics.intervals import Interval
 
 POINTS = 100.0
@@ -73,58 +63,48 @@ def tables(matrix: Matrix) -> tuple[Table, ...]:
 
 
 def _domain_tables(matrix: Matrix, where: str) -> list[Table]:
-    found = alphas(matrix)
+    found, temperatures = analysis.alphas(matrix), [f"T = {temperature:g}" for temperature in decode_temperatures(matrix)]
     best = [max(value.estimate for value in of_column if value) for of_column in zip(*found.values(), strict=True)]
     bold = {kind: [_alpha(value, at) for value, at in zip(row, best, strict=True)] for kind, row in found.items()}
-    made = [_kind_table(f"alpha on {where}", _by_temperature(matrix), bold, _alpha_facts(matrix))]
+    made = [_kind_table(f"alpha on {where}", temperatures, bold, _alpha_facts(matrix))]
     if len(kinds_of(matrix)) > 1:
         change = {kind: list(map(_change, row)) for kind, row in changes(matrix).items()}
-        made.append(_kind_table(f"change of alpha on {where}", _by_temperature(matrix), change, _CHANGE_FACTS))
+        made.append(_kind_table(f"change of alpha on {where}", temperatures, change, _CHANGE_FACTS))
         regret = {
             kind: [Entry(f"{POINTS * points:.1f}") for points in mean_and_largest]
-            for kind, mean_and_largest in sorted(regrets(found).items(), key=lambda item: item[1])
+            for kind, mean_and_largest in sorted(analysis.regrets(found).items(), key=lambda item: item[1])
         }
         made.append(_kind_table(f"regret on {where}", ("mean regret", "largest regret"), regret, _REGRET_FACTS))
-        made.append(_best_table(matrix, where))
-    if steps := split(matrix):
+        lines = []
+        for arm, row in analysis.best_kd_temperatures(matrix).items():
+            alike = (", ".join(f"{at:g}" for at in others) for _, others in row)
+            texts = [f"{highest:g}" + (f" ({text})" if text else "") for (highest, _), text in zip(row, alike, strict=True)]
+            lines.append((_arm_text(*arm), *texts))
+        made.append(table_of(f"best KD T on {where}", ("best KD T", *temperatures), lines, _BEST_FACTS))
+    if steps := analysis.split(matrix):
         headers = ("decode T", "alpha_text", "change by rescaling", "change by context shift")
-        lines = [
+        of_steps = [
             (f"{step.temperature:g}", _alpha(step.alpha_text), _change(step.rescaling), _change(step.context_shift))
             for step in steps
         ]
-        made.append(table_of(f"why alpha changes with the decode T on {where}", headers, lines, _SPLIT_FACTS))
+        made.append(table_of(f"why alpha changes with the decode T on {where}", headers, of_steps, _SPLIT_FACTS))
     return made
-
-
-def _by_temperature(matrix: Matrix) -> tuple[str, ...]:
-    return tuple(f"T = {temperature:g}" for temperature in decode_temperatures(matrix))
 
 
 def _kind_table(title: str, columns: Sequence[str], rows: Mapping[Kind, Sequence[Entry]], facts: Facts) -> Table:
     """Return a table with one row for each kind of draft."""
-    lines: list[list[str | Entry]] = [
-        [_arm_text(arm, on_policy), "" if at is None else f"{at:g}", *cells] for (arm, on_policy, at), cells in rows.items()
+    lines: list[Line] = [
+        (_arm_text(arm, on_policy), "" if at is None else f"{at:g}", *cells) for (arm, on_policy, at), cells in rows.items()
     ]
     return table_of(title, ("draft", "KD T", *columns), lines, facts)
-
-
-def _best_table(matrix: Matrix, where: str) -> Table:
-    lines = []
-    for arm, row in best_kd_temperatures(matrix).items():
-        alike = (", ".join(f"{at:g}" for at in others) for _, others in row)
-        texts = [f"{best:g}" + (f" ({text})" if text else "") for (best, _), text in zip(row, alike, strict=True)]
-        lines.append((_arm_text(*arm), *texts))
-    return table_of(f"best KD T on {where}", ("best KD T", *_by_temperature(matrix)), lines, _BEST_FACTS)
 
 
 def _cost_tables(matrix: Matrix, apart: str = "") -> list[Table]:
     rows = {}
     for kind, drafts in kinds_of(matrix).items():
         if kind[0] != START:
-            spent = [
-                (*(line.tokens[name] for name in ("text_by_target", "text_by_draft", "trained")), sum(line.seconds.values()))
-                for line in drafts
-            ]
+            names = ("text_by_target", "text_by_draft", "trained")
+            spent = [(*(line.tokens[name] for name in names), sum(line.seconds.values())) for line in drafts]
             rows[kind] = [Entry(f"{sum(of_drafts) / len(drafts):,.0f}") for of_drafts in zip(*spent, strict=True)]
     headers = ("tokens by target", "tokens by draft", "tokens trained", "seconds")
     return [_kind_table(f"what a draft cost{apart}", headers, rows, _COST_FACTS)] if rows else []
@@ -135,17 +115,11 @@ def _arm_text(arm: str, on_policy: float) -> str:
 
 
 def _alpha(value: Interval | None, best: float | None = None) -> Entry:
-    if value is None:
-        return Entry(MISSING)
-    width = f" ± {value.half_width:.3f}" if math.isfinite(value.half_width) else ""
-    return Entry(f"{value.estimate:.3f}{width}", bold=value.estimate == best)
+    return Entry(plus_minus_text(value, ".3f"), bold=value is not None and value.estimate == best)
 
 
 def _change(value: Interval | None) -> Entry:
-    if value is None:
-        return Entry(MISSING)
-    width = f" ± {POINTS * value.half_width:.1f}" if math.isfinite(value.half_width) else ""
-    return Entry(f"{POINTS * value.estimate:+.1f}{width}", bold=value.excludes_zero)
+    return Entry(plus_minus_text(value, "+.1f", scale=POINTS), bold=value is not None and value.excludes_zero)
 
 
 def _alpha_facts(matrix: Matrix) -> Facts:
@@ -191,11 +165,8 @@ _SPLIT_FACTS = {
 
 # Heat maps
 def heat_maps(matrix: Matrix) -> bytes | None:
-    """Return the change of alpha over KD T and decode T, one map for each arm; None without an arm of one KD T.
-
-    Raises:  BackendUnavailable: matplotlib is missing
-    """
-    found = {kind: row for kind, row in changes(matrix).items() if kind[0] in ARMS_OF_ONE_TEMPERATURE}
+    """Return the change of alpha over KD T and decode T, one map for each arm; None without an arm of one KD T."""
+    found = {kind: row for kind, row in changes(matrix).items() if kind[0] in analysis.ARMS_OF_ONE_TEMPERATURE}
     return canvas.drawn(lambda: _draw(matrix, found)) if found else None
 
 
@@ -208,10 +179,10 @@ def _draw(matrix: Matrix, found: Mapping[Kind, Intervals]) -> Any:
     )
     figure = canvas.frame(caption, body=2.6 * len(arms) - 0.9, above=0.3, below=0.55, hspace=0.5)
     axes = figure.subplots(len(arms), 1, squeeze=False)
-    for (arm, on_policy), axis in zip(arms, axes.flat, strict=True):
-        of_arm = {at: row for (name, share, at), row in found.items() if (name, share) == (arm, on_policy)}
+    for arm, axis in zip(arms, axes.flat, strict=True):
+        of_arm = {at: row for (*own, at), row in found.items() if tuple(own) == arm}
         image = _heat_map(axis, of_arm, decode_temperatures(matrix), widest)
-        axis.set_title(_arm_text(arm, on_policy), loc="left", fontsize=9)
+        axis.set_title(_arm_text(*arm), loc="left", fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.6)
     return figure
 
@@ -229,6 +200,5 @@ def _heat_map(axis: Any, rows: Mapping[float | None, Intervals], columns: Sequen
                 axis.text(x, y, f"{points:+.1f}", ha="center", va="center", fontsize=7, color=colour, fontweight=weight)
     axis.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     axis.set_yticks(range(len(rows)), [f"{at:g}" for at in rows])
-    axis.set_xlabel("decode temperature")
-    axis.set_ylabel("KD temperature")
+    axis.set(xlabel="decode temperature", ylabel="KD temperature")
     return image

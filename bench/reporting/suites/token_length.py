@@ -7,7 +7,6 @@ one. Special tokens are in no number. The prompt is what was sampled: every inte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,39 +15,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.analysis.token_length import (
-    ALONE,
-    ENTROPY_BINS,
-    FULL,
-    LENGTH,
-    LENGTH_BINS,
-    LengthModels,
-    Positions,
-    binned_shares,
-    by_temperature,
-    correlations,
-    entropy_bins,
-    length_bins,
-    length_models,
-    positions,
-)
+from bench.analysis import token_length as analysis
+from bench.analysis.token_length import ENTROPY_BINS, LENGTH, LENGTH_BINS, Positions, by_temperature, entropy_bins, length_bins
 from bench.records.files import UNFINISHED
 from bench.records.token_length import SUITE, LengthRecord, load
 from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import slug
-from bench.reporting.table import MISSING, Entry, Facts, Page, Table, table_of
+from bench.reporting.numbers import interval_text, plus_minus_text
+from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of
 from bench.statistics.effects import Effect
 from bench.statistics.intervals import Interval
 
+Shares = list[Interval | None]  # one for each bin; None for an empty bin
 # How a token that was emitted at a tested position came to be there.
 CONDITION = {
     "rejection": "was accepted with probability min(1, q(x) / p(x))",
     "one_hot": "was accepted if x = argmax q, and was recovered otherwise",
     "exact_match": "was accepted with probability q(x)",
 }
-_INTERVAL = "half-width of the 95 % interval over prompts (leave-one-prompt-out jackknife)"
-_BOLD = "the 95 % interval does not hold 0; one number in twenty is bold by chance"
+_ESTIMATES = {
+    "±": "half-width of the 95 % interval over prompts (leave-one-prompt-out jackknife)",
+    "bold": "the 95 % interval does not hold 0; one number in twenty is bold by chance",
+}
 
 
 def derived(records: Sequence[Path]) -> Page:
@@ -61,7 +50,7 @@ def derived(records: Sequence[Path]) -> Page:
     if not finished:
         raise ValueError(f"expected a finished record of {SUITE}; end the run with --resume")
     record = load(finished[-1])
-    data = positions(record)
+    data = analysis.positions(record)
     name = slug(f"{record.header.model_pair.name} {short_prompts(record.header.prompt_set)}")
     first, *others = _tables(record, data)
     return Page((replace(first, figures=(name,)), *others), {name: canvas.drawn(lambda: _draw(data))})
@@ -70,45 +59,36 @@ def derived(records: Sequence[Path]) -> Page:
 # Tables
 def _tables(record: LengthRecord, data: Positions) -> tuple[Table, ...]:
     groups = by_temperature(data)
-    models = {heading: length_models(group) for heading, group in groups.items()}
-    by_length = length_table(data)
-    coefficients = {"coefficients": "log-odds per standard deviation over the record", "±": _INTERVAL, "bold": _BOLD}
+    models = {heading: analysis.length_models(group) for heading, group in groups.items()}
+    lengths = length_table(data)
+    by_entropy = {
+        heading: analysis.binned_shares(group.acceptance_probs, entropy_bins(group), len(ENTROPY_BINS), group.prompts)
+        for heading, group in groups.items()
+    }
+    entropy_facts = {
+        "entropy": "of the target at T = 1, in nats",
+        "shares": "mean beta, which does not depend on the token that was emitted; 95 % intervals",
+    }
+    correlation_facts = {
+        "correlation": "Spearman's, and for length in bytes the point-biserial one",
+        "log id, log count": "log(1 + token id), and log of 1 + how often the token stands at tested positions of the "
+        "other prompts: both stand for frequency",
+        "slot, log place": "position in the round, and log position in the output",
+        **_ESTIMATES,
+    }
+    model_facts = {"coefficients": "log-odds per standard deviation over the record", **_ESTIMATES}
+    added = {"rows": "each adds covariates to the row above it; change: from the first model to the last"}
+    correlations = {heading: analysis.correlations(group) for heading, group in groups.items()}
+    of_length = {heading: {**found.length, "change": found.change} for heading, found in models.items()}
+    of_all = {heading: found.full for heading, found in models.items()}
+    # The summary is of the last group: all temperatures together if there are several.
+    summary = {"what length adds": _summary(data, list(models.values())[-1])}
     return (
-        table_of(
-            by_length.title,
-            by_length.headers,
-            by_length.body,
-            {"what length adds": _summary(data, list(models.values())[-1]), **by_length.facts, **_facts(record, data)},
-        ),
-        _shares_table(
-            "acceptance by entropy",
-            *("entropy", ENTROPY_BINS, entropy_bins(data)),
-            {heading: _by_entropy(group) for heading, group in groups.items()},
-            {
-                "entropy": "of the target at T = 1, in nats",
-                "shares": "mean beta, which does not depend on the token that was emitted; 95 % intervals",
-            },
-        ),
-        _estimates_table(
-            "correlation with acceptance",
-            {heading: correlations(group) for heading, group in groups.items()},
-            {
-                "correlation": "Spearman's, and for length in bytes the point-biserial one",
-                "log id, log count": "log(1 + token id), and log of 1 + how often the token stands at tested positions of the "
-                "other prompts: both stand for frequency",
-                "slot, log place": "position in the round, and log position in the output",
-                "±": _INTERVAL,
-                "bold": _BOLD,
-            },
-        ),
-        _estimates_table(
-            "coefficient of length in logistic models of acceptance",
-            {heading: {**found.length, "change": found.change} for heading, found in models.items()},
-            {"rows": "each adds covariates to the row above it; change: from the first model to the last", **coefficients},
-        ),
-        _estimates_table(
-            "all coefficients of the last model", {heading: found.full for heading, found in models.items()}, coefficients
-        ),
+        replace(lengths, facts=summary | lengths.facts | _facts(record, data)),
+        _shares_table("acceptance by entropy", "entropy", ENTROPY_BINS, entropy_bins(data), by_entropy, entropy_facts),
+        _estimates_table("correlation with acceptance", correlations, correlation_facts),
+        _estimates_table("coefficient of length in logistic models of acceptance", of_length, added | model_facts),
+        _estimates_table("all coefficients of the last model", of_all, model_facts),
     )
 
 
@@ -123,46 +103,29 @@ def length_table(data: Positions) -> Table:
     return _shares_table("acceptance by length", "bytes", LENGTH_BINS, length_bins(data), columns, facts)
 
 
-def _by_length(data: Positions, shares: NDArray[np.float64]) -> list[Interval | None]:
-    return binned_shares(shares, length_bins(data), len(LENGTH_BINS), data.prompts)
-
-
-def _by_entropy(data: Positions) -> list[Interval | None]:
-    return binned_shares(data.acceptance_probs, entropy_bins(data), len(ENTROPY_BINS), data.prompts)
+def _by_length(data: Positions, shares: NDArray[np.float64]) -> Shares:
+    return analysis.binned_shares(shares, length_bins(data), len(LENGTH_BINS), data.prompts)
 
 
 def _shares_table(
-    title: str,
-    name: str,
-    labels: Sequence[str],
-    bins: NDArray[np.intp],
-    columns: Mapping[str, Sequence[Interval | None]],
-    facts: Facts,
+    title: str, name: str, labels: Sequence[str], bins: NDArray[np.intp], columns: Mapping[str, Shares], facts: Facts
 ) -> Table:
     counts = np.bincount(bins, minlength=len(labels))
     lines = [
-        (label, f"{counts[place]:,}", *(_share_text(column[place]) for column in columns.values()))
-        for place, label in enumerate(labels)
+        (label, f"{count:,}", *(interval_text(share, digits=2) for share in shares))
+        for label, count, *shares in zip(labels, counts, *columns.values(), strict=True)
     ]
     return table_of(title, (name, "positions", *columns), lines, facts)
 
 
 def _estimates_table(title: str, columns: Mapping[str, Mapping[str, Effect]], facts: Facts) -> Table:
     names = next(iter(columns.values()))
-    lines: list[list[str | Entry]] = [[name, *(_estimate(column[name]) for column in columns.values())] for name in names]
+    lines: list[Line] = [(name, *(_estimate(column[name]) for column in columns.values())) for name in names]
     return table_of(title, ("", *columns), lines, facts)
 
 
-def _share_text(share: Interval | None) -> str:
-    return MISSING if share is None else f"{share.estimate:.2f} [{share.low:.2f}, {share.high:.2f}]"
-
-
 def _estimate(effect: Effect) -> Entry:
-    if math.isnan(effect.estimate):
-        return Entry(MISSING)
-    interval = effect.interval
-    width = f" ± {interval.half_width:.2f}" if math.isfinite(interval.half_width) else ""
-    return Entry(f"{interval.estimate:+.2f}{width}", bold=interval.excludes_zero)
+    return Entry(plus_minus_text(effect.interval, "+.2f"), bold=effect.interval.excludes_zero)
 
 
 def _facts(record: LengthRecord, data: Positions) -> Facts:
@@ -179,9 +142,10 @@ def _facts(record: LengthRecord, data: Positions) -> Facts:
     }
 
 
-def _summary(data: Positions, models: LengthModels) -> str:
+def _summary(data: Positions, models: analysis.LengthModels) -> str:
     """Return one sentence on what length adds."""
-    alone, full, change = (_estimate(each).text for each in (models.length[ALONE], models.length[FULL], models.change))
+    effects = (models.length[analysis.ALONE], models.length[analysis.FULL], models.change)
+    alone, full, change = (_estimate(effect).text for effect in effects)
     return (
         f"one standard deviation of length ({data.column(LENGTH).std():.1f} bytes) goes with {alone} in the log-odds of "
         f"acceptance alone, and with {full} once entropy, frequency and position are in: a change of {change}"
@@ -204,7 +168,6 @@ def _draw(data: Positions) -> Any:
         low, high = [share.low for _, share in points], [share.high for _, share in points]
         axes.vlines(x, low, high, color=style["color"], lw=0.9)
     axes.set_xticks(range(len(LENGTH_BINS)), LENGTH_BINS)
-    axes.set_ylim(0, 1.02)
-    axes.set(xlabel="bytes of the emitted token", ylabel="accepted share")
+    axes.set(xlabel="bytes of the emitted token", ylabel="accepted share", ylim=(0, 1.02))
     canvas.legend_beside(axes)
     return figure

@@ -13,6 +13,7 @@ from bench.measurement.recording import Recording, Workload
 from bench.options.settings import PRESETS, Settings
 from bench.progress import Meter
 from bench.records import environment, files
+from bench.records.journal import CellEnd, Pair, Triple
 from tests.support.fakes import AsynchronousFake, FakeClock
 from tests.support.record_builder import PAIR, make_baseline, make_cell, make_record
 
@@ -45,8 +46,8 @@ def test_a_cell_whose_test_ended_early_does_not_keep_the_record_from_being_writt
     whole, cut = make_record(make_cell(temperature=0.0)), make_record(make_cell(temperature=1.0))
     record = a_recording(settings)
     journal = record.journal(BACKEND)
-    journal.finish_cell(whole)
-    journal.append_pair(cut.cell, cut.pairs[0])
+    journal.append(CellEnd(whole))
+    journal.append(Pair(cut.cell, cut.pairs[0]))
     path = record.finish()
     assert path is not None
     kept, failed = files.load_run(path).cells
@@ -78,7 +79,7 @@ def test_two_records_that_begin_within_a_second_have_different_names(
 def test_resume_goes_on_with_the_journal_of_the_same_experiment(settings: Settings) -> None:
     interrupted = a_recording(settings).journal(BACKEND)
     (triple, *_) = make_baseline(num_prompts=1)
-    interrupted.append_baseline(triple)
+    interrupted.append(Triple(triple))
     interrupted.close()
     resumed = a_recording(replace(settings, resume=True))
     assert resumed.so_far(BACKEND).baseline == (triple,)
@@ -87,7 +88,7 @@ def test_resume_goes_on_with_the_journal_of_the_same_experiment(settings: Settin
 def test_the_record_has_the_hash_of_every_draft_and_the_settings_of_the_end(settings: Settings) -> None:
     other = replace(WORKLOAD, recorded_pair=replace(PAIR, draft="other"), model_hashes={"target": "aa", "draft": "dd"})
     record = a_recording(settings, WORKLOAD, other)
-    record.journal(BACKEND).finish_cell(make_record())
+    record.journal(BACKEND).append(CellEnd(make_record()))
     record.leave(BACKEND)
     path = record.finish()
     assert path is not None

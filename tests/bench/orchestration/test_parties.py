@@ -157,8 +157,7 @@ def test_who_waits_stands_still_with_all_below_it(party: Callable[..., Party]) -
     with ended_afterwards(parties):
         for working, _ in take_turns(parties, seed=0):
             (waiting,) = (one for one in parties if one is not working)
-            if waiting.is_running and working.is_running:
-                assert waiting.process is not None
+            if waiting.process is not None and waiting.status is None and working.status is None:
                 this = psutil.Process(waiting.process.pid)
                 (worker,) = this.children()
                 # What is told to stop does so a moment later.
@@ -243,7 +242,7 @@ def test_an_interruption_reaches_who_waits_and_who_works(party: Callable[..., Pa
     with pytest.raises(KeyboardInterrupt):
         interrupted_after(5, parties)
     assert [(tmp_path / f"{name}.kept").read_text() for name in "ab"] == ["kept", "kept"]
-    assert not any(one.is_running for one in parties)
+    assert all(one.status is not None for one in parties)
 
 
 def interrupted_after(num_rounds: int, parties: list[Party]) -> None:

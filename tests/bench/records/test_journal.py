@@ -19,7 +19,7 @@ import pytest
 from bench.records import files
 from bench.records.decoding import ForwardSeconds, ModelPair, PhaseSeconds, Replay, Round
 from bench.records.files import load_run, load_runs
-from bench.records.journal import Journal, find_resumable
+from bench.records.journal import CellEnd, Journal, Pair, Triple, Warmup, find_resumable
 from bench.records.runs import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
 from bench.records.storage import StorageError
 
@@ -89,14 +89,14 @@ from dataclasses import replace
 from pathlib import Path
 import msgspec
 from bench.records.runs import Cell, RunRecord, TimedPair
-from bench.records.journal import Journal
+from bench.records.journal import Journal, Pair
 kinds = (RunRecord, Cell, TimedPair)
 header, cell, pair = (msgspec.json.decode(text, type=kind) for text, kind in zip(sys.argv[2:5], kinds))
 if len(sys.argv) > 5:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), int(sys.argv[5])))
 journal = Journal.start(Path(sys.argv[1]), header, backend="fake")
 for number in range(1_000_000):
-    journal.append_pair(cell, replace(pair, prompt_index=number))
+    journal.append(Pair(cell, replace(pair, prompt_index=number)))
     print(number, flush=True)
 """
 
@@ -113,11 +113,11 @@ def writer(results: Path, *extra: str) -> subprocess.Popen[str]:
 
 def test_a_finished_run_is_one_file_that_gives_back_the_very_record(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_baseline(TRIPLE)
-    journal.append_warmup(CELL, seconds_per_token=RECORD.warmup_s, settled=True)
+    journal.append(Triple(TRIPLE))
+    journal.append(Warmup(CELL, seconds_per_token=RECORD.warmup_s, settled=True))
     for pair in RECORD.pairs:
-        journal.append_pair(CELL, pair)
-    journal.finish_cell(RECORD)
+        journal.append(Pair(CELL, pair))
+    journal.append(CellEnd(RECORD))
     path = journal.finish()
     assert path.relative_to(tmp_path) == Path("amd-epyc-2c/temperature_grid/records/20261122T125400Z-0123456789-fake.json")
     assert list(path.parent.iterdir()) == [path]
@@ -127,7 +127,7 @@ def test_a_finished_run_is_one_file_that_gives_back_the_very_record(tmp_path: Pa
 
 def test_a_record_is_read_line_by_line_with_its_numbers_kept_together(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.finish_cell(RECORD)
+    journal.append(CellEnd(RECORD))
     lines = [line.strip() for line in journal.finish().read_text().splitlines()]
     assert '"preset": "quick",' in lines
     numbers = json.dumps([msgspec.to_builtins(item) for item in ROUNDS])
@@ -138,12 +138,12 @@ def test_a_record_is_read_line_by_line_with_its_numbers_kept_together(tmp_path: 
 
 def test_a_journal_gives_back_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_baseline(TRIPLE)
-    journal.append_pair(CELL, PAIR)
-    journal.finish_cell(RECORD)
+    journal.append(Triple(TRIPLE))
+    journal.append(Pair(CELL, PAIR))
+    journal.append(CellEnd(RECORD))
     other = replace(CELL, temperature=1.0)
-    journal.append_warmup(other, seconds_per_token=(0.5,), settled=False)
-    journal.append_pair(other, PAIR)
+    journal.append(Warmup(other, seconds_per_token=(0.5,), settled=False))
+    journal.append(Pair(other, PAIR))
     journal.close()
     resumed = Journal.resume(journal.path)
     assert resumed.header == HEADER
@@ -156,27 +156,27 @@ def test_a_journal_gives_back_what_is_finished_and_what_is_not(tmp_path: Path) -
 
 def test_a_resumed_run_ends_in_the_same_file_as_an_uninterrupted_one(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, RECORD.pairs[0])
+    journal.append(Pair(CELL, RECORD.pairs[0]))
     journal.close()
     resumed = Journal.resume(journal.path)
-    resumed.append_pair(CELL, RECORD.pairs[1])
-    resumed.finish_cell(replace(RECORD, pairs=tuple(resumed.measured.pairs[CELL])))
+    resumed.append(Pair(CELL, RECORD.pairs[1]))
+    resumed.append(CellEnd(replace(RECORD, pairs=tuple(resumed.measured.pairs[CELL]))))
     assert load_run(resumed.finish()).cells == (RECORD,)
 
 
 def test_a_cell_that_failed_may_be_measured_again(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
-    journal.finish_cell(replace(RECORD, pairs=(), error="out of memory"))
+    journal.append(Pair(CELL, PAIR))
+    journal.append(CellEnd(replace(RECORD, pairs=(), error="out of memory")))
     assert journal.measured.pairs == {}
-    journal.append_pair(CELL, PAIR)
-    journal.finish_cell(RECORD)
+    journal.append(Pair(CELL, PAIR))
+    journal.append(CellEnd(RECORD))
     assert load_run(journal.finish()).cells == (RECORD,)
 
 
 def test_a_run_with_an_unfinished_cell_cannot_be_finished_and_stays_resumable(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
+    journal.append(Pair(CELL, PAIR))
     with pytest.raises(ValueError, match=r"unfinished fake tiny rejection T=0\.5 k=3"):
         journal.finish()
     journal.close()
@@ -185,9 +185,9 @@ def test_a_run_with_an_unfinished_cell_cannot_be_finished_and_stays_resumable(tm
 
 def test_a_number_that_could_not_be_read_back_is_refused_when_it_is_written(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
+    journal.append(Pair(CELL, PAIR))
     with pytest.raises(ValueError, match="Expected `float`, got `null`"):
-        journal.append_pair(CELL, replace(PAIR, ar=replace(AR, seconds=math.nan)))
+        journal.append(Pair(CELL, replace(PAIR, ar=replace(AR, seconds=math.nan))))
     journal.close()
     assert Journal.resume(journal.path).measured.pairs == {CELL: [PAIR]}
 
@@ -223,12 +223,12 @@ def test_a_full_disk_loses_no_pair_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
+    journal.append(Pair(CELL, PAIR))
     full_disk(100)
     with pytest.raises(StorageError, match=r"No space left on device; 0 finished cells, 1 pairs .* with --resume$"):
-        journal.append_pair(CELL, replace(PAIR, prompt_index=1))
+        journal.append(Pair(CELL, replace(PAIR, prompt_index=1)))
     monkeypatch.undo()
-    journal.append_pair(CELL, replace(PAIR, prompt_index=2))
+    journal.append(Pair(CELL, replace(PAIR, prompt_index=2)))
     journal.close()
     assert [pair.prompt_index for pair in Journal.resume(journal.path).measured.pairs[CELL]] == [0, 2]
 
@@ -237,7 +237,7 @@ def test_a_disk_that_fills_while_the_record_is_written_leaves_the_journal_and_no
     tmp_path: Path, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = start(tmp_path)
-    journal.finish_cell(RECORD)
+    journal.append(CellEnd(RECORD))
     full_disk(100)
     with pytest.raises(StorageError, match=r"1 finished cells, 2 pairs .* with --resume$"):
         journal.finish()
@@ -261,20 +261,20 @@ def test_a_run_never_takes_the_name_of_another_one(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_left_out_and_overwritten(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
-    journal.append_pair(CELL, replace(PAIR, prompt_index=1))
+    journal.append(Pair(CELL, PAIR))
+    journal.append(Pair(CELL, replace(PAIR, prompt_index=1)))
     journal.close()
     os.truncate(journal.path, journal.path.stat().st_size - 7)
     resumed = Journal.resume(journal.path)
     assert resumed.measured.pairs == {CELL: [PAIR]}
-    resumed.append_pair(CELL, replace(PAIR, prompt_index=2))
+    resumed.append(Pair(CELL, replace(PAIR, prompt_index=2)))
     resumed.close()
     assert [pair.prompt_index for pair in Journal.resume(journal.path).measured.pairs[CELL]] == [0, 2]
 
 
 def test_a_last_line_that_a_power_cut_left_as_zeros_is_left_out(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
+    journal.append(Pair(CELL, PAIR))
     journal.close()
     with journal.path.open("ab") as file:
         file.write(b"\0" * 500)
@@ -284,7 +284,7 @@ def test_a_last_line_that_a_power_cut_left_as_zeros_is_left_out(tmp_path: Path) 
 def test_a_torn_line_in_the_middle_is_an_error_with_file_and_line(tmp_path: Path) -> None:
     journal = start(tmp_path)
     for _ in range(3):
-        journal.append_pair(CELL, PAIR)
+        journal.append(Pair(CELL, PAIR))
     journal.close()
     lines = journal.path.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2][:50] + b"\n"
@@ -343,7 +343,7 @@ def test_a_journal_of_another_experiment_is_passed_over_with_a_reason(
 
 def test_a_journal_of_another_schema_is_passed_over_with_a_reason(tmp_path: Path) -> None:
     journal = start(tmp_path)
-    journal.append_pair(CELL, PAIR)
+    journal.append(Pair(CELL, PAIR))
     journal.close()
     content = journal.path.read_text()
     journal.path.write_text(content.replace(f'"schema":{SCHEMA}', f'"schema":{SCHEMA + 1}'))

@@ -12,9 +12,9 @@ from transformers import T5ForConditionalGeneration
 from backends.certification.scoring import TargetScorer, Text
 from distill.runs.distillation import distill
 from distill.text.batches import Batch
-from distill.text.hidden import check_head
 from distill.text.sampler import Request, sample_answers
 from distill.text.table import Shard, write_shard
+from distill.text.teacher import check_head
 from distill.training import recipes
 from distill.training.loop import TrainPlan
 from distill.training.losses import hard_labels, head_loss

@@ -181,7 +181,7 @@ def test_a_cached_target_says_what_a_running_one_says(rows: tuple[TextRow, ...])
     found = []
     for labels in (soft(), running_target(Loss(), tiny_target())):
         written = logits.clone()
-        found.append((labels(batch).on_chunk(slice(0, batch.num_tokens), written), written))
+        found.append((labels(batch)[0](slice(0, batch.num_tokens), written), written))
     (cached, cached_slope), (running, running_slope) = found
     assert torch.allclose(cached, running, atol=1e-4)  # float32, another order of sums
     assert torch.allclose(cached_slope, running_slope, atol=1e-4)

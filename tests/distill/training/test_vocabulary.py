@@ -40,12 +40,8 @@ def slope(hard: bool, asked: Vocabulary | None, labels: torch.Tensor = LABELS) -
     hidden.requires_grad_()
     part = None if asked is None else asked.part(labels)
     ids = torch.arange(VOCAB) if part is None else part.token_ids_M
-    log_weight = None if part is None else part.log_weight_M
-    if hard:
-        on_chunk = hard_labels(torch.searchsorted(ids, LABELS), log_weight)
-    else:
-        on_chunk = soft_labels(Loss("forward_kl", 0.7), target_hidden, target_head[ids], log_weight)
-    value = head_loss(hidden, head[ids], on_chunk)
+    soft = soft_labels(Loss("forward_kl", 0.7), target_hidden, target_head, part)
+    value = head_loss(hidden, head[ids], hard_labels(LABELS, part) if hard else soft)
     (gradient,) = torch.autograd.grad(value, hidden)
     return value.item(), gradient
 

@@ -16,7 +16,7 @@ import bench
 from bench.analysis import metrics
 from bench.commands import main
 from bench.records.decoding import Round
-from bench.records.journal import Journal
+from bench.records.journal import CellEnd, Journal, Triple
 from bench.records.runs import CellRecord, RunRecord
 from bench.reporting.export.frame import frame_of
 from tests.support.record_builder import PREFILL_S, failed_record, make_cell, make_record, make_run
@@ -29,9 +29,9 @@ def written(folder: Path, run: RunRecord, *, backend: str = "reference") -> Path
     """A record where a run would have put it."""
     journal = Journal.start(folder, replace(run, cells=(), baseline=()), backend=backend)
     for triple in run.baseline:
-        journal.append_baseline(triple)
+        journal.append(Triple(triple))
     for record in run.cells:
-        journal.finish_cell(record)
+        journal.append(CellEnd(record))
     return journal.finish()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.measurement.session_log import FILE, SessionLog
+from bench.measurement.session import LOG_FILE, SessionLog
 
 COMMAND = ("--benchmark-only", "suites/")
 
@@ -20,7 +20,7 @@ def test_the_same_command_goes_on_and_another_starts_from_the_beginning(tmp_path
     another.end()
     assert SessionLog(tmp_path / "results", COMMAND, resume=True).finished == again.finished
     again.end()
-    assert not list((tmp_path / "results").glob(f"{FILE}*"))
+    assert not list((tmp_path / "results").glob(f"{LOG_FILE}*"))
     assert SessionLog(tmp_path / "results", COMMAND, resume=True).finished == set()
     again.end()
 
