@@ -29,8 +29,8 @@ from backends.acceptance.warping import sample, warp
 from backends.engines.in_process import InProcess, PhaseClock, call_generate, finish_reason, settings_of
 from backends.engines.options import parse_options
 from backends.forwards import draft_head, floor
-from backends.forwards.cached_model import CachedEncoderDecoder, CachedModel, cached
-from backends.forwards.compiled_llama import CompiledLlama, compilable
+from backends.forwards.cached_model import CachedModel, cached
+from backends.forwards.compiled_llama import CompiledLlama
 from backends.forwards.fused_llama import FusedLlama, supports
 from backends.forwards.products import Layout
 from backends.models.loading import load_model
@@ -48,7 +48,7 @@ from bench.records.decoding import (
     schedule_text,
 )
 
-Remembering = CachedModel | CachedEncoderDecoder | FusedLlama
+Remembering = CachedModel | FusedLlama
 Forward = Literal["fused", "transformers"]
 
 
@@ -63,12 +63,9 @@ class Options:
 
 
 def remembering(model: PreTrainedModel, options: Options) -> Remembering:
-    """Return the model with its cache.
-
-    Raises:  ValueError: the model cannot be compiled, and as `cached`
-    """
+    """Return the model with its cache. Raises: ValueError: it cannot be compiled, and as `cached`."""
     if options.compile == "true":
-        return CompiledLlama(compilable(model), options.weights)
+        return CompiledLlama(model, options.weights)
     return FusedLlama(model, options.weights) if options.forward == "fused" and supports(model) else cached(model)
 
 
@@ -104,10 +101,6 @@ class Probe(PhaseClock):
         self.restart()
 
 
-def no_lap(phase: str) -> None:
-    """Stand in for the clock of a replay in a timed run."""
-
-
 def first_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int | None:
     """Return the place of the first end token."""
     return next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
@@ -140,7 +133,7 @@ class ReferenceBackend(InProcess):
         *,
         draft_token_ids: Sequence[int] | None = None,
     ) -> None:
-        """Take two models. `draft_token_ids`: of the rows of the draft's head, if it has been restricted (`draft_head`)."""
+        """Take two models. `draft_token_ids`: tokens of the rows of the draft's head, if it was restricted (`draft_head`)."""
         self.target = remembering(target, options)
         self.draft = remembering(draft, options)
         self.device = target.device
@@ -177,7 +170,7 @@ class ReferenceBackend(InProcess):
             if not speculative:
                 tokens.append(self.step(request, tokens[-1], generator))
                 continue
-            # The target adds one token of its own, so drafting up to the limit would waste the last draft.
+            # The target adds one token itself, so drafting up to the limit would waste the last draft.
             num_drafts = min(length, end - len(tokens) - 1)
             rounds.append(self.round(request, tokens, num_drafts, generator, probe))
             if request.draft_length == "adaptive":
@@ -205,7 +198,7 @@ class ReferenceBackend(InProcess):
     ) -> Round:
         """Draft, verify and judge once. The emitted tokens are appended to `tokens`."""
         rule = RULES[request.rule]
-        lap = probe.lap if probe else no_lap
+        lap = probe.lap if probe else lambda phase: None  # a timed run must not wait for the device at each phase
         # One uniform draws each draft token, one tests it, and one draws the target's own token.
         uniforms = self.uniforms(2 * num_drafts + 1, generator)
         lap("other")
@@ -243,7 +236,7 @@ class ReferenceBackend(InProcess):
             nothing = torch.empty(0, self.vocab_size, device=self.device)
             return Drafts(torch.empty(0, dtype=torch.long, device=self.device), nothing)
         fed = torch.tensor([tokens[self.draft.length :]], device=self.device)
-        drafted, probs, token_ids_M = [], [], self.draft_token_ids_M
+        drafted, probs, token_ids_M = [], [], self.draft_token_ids_M  # M: what the rows of a restricted head stand for
         for uniform in uniforms_G.split(1):
             logits = self.draft.feed(fed, num_logits=1)
             # The newest token has been fed now, so the draft's length is the place of the token to be drawn.
@@ -273,7 +266,7 @@ class ReferenceBackend(InProcess):
     @torch.inference_mode()
     def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
         """Time bare model calls after the prompt, repeated or cut to `context_length` tokens; caches are rewound in between."""
-        repeats = -(-context_length // len(request.prompt_ids))
+        repeats = -(-context_length // len(request.prompt_ids))  # rounded up
         context = torch.tensor([(request.prompt_ids * repeats)[:context_length]], device=self.device)
         for model in (self.target, self.draft):
             model.reset()
@@ -293,17 +286,16 @@ class ReferenceBackend(InProcess):
         )
 
     def _forward_seconds(self, model: Remembering, tokens_BT: Tensor) -> float:
-        length = model.length
-        self.synchronize()
+        self.synchronize()  # what was queued before must not be timed
         start = time.perf_counter()
         model.feed(tokens_BT, num_logits=tokens_BT.shape[1])
         self.synchronize()
         seconds = time.perf_counter() - start
-        model.rewind(length)
+        model.rewind(model.length - tokens_BT.shape[1])
         return seconds
 
     def _floor_seconds(self, model: Remembering, num_tokens: int) -> float | None:
-        """Time the linear layers alone (`backends.forwards.floor`)."""
+        """Time the linear layers alone (`backends.forwards.floor`); None if they cannot be listed."""
         products = floor.products_of(model.model, model if isinstance(model, FusedLlama) else None)
         if not products:
             return None

@@ -40,29 +40,26 @@ class CachedModel:
     def rewind(self, length: int) -> None:
         """Drop everything after the first `length` tokens. A view is taken; nothing is copied."""
         if length < self.length:
-            self.cache.crop(length - self.length)
+            self.cache.crop(length - self.length)  # a negative number: how many tokens to remove
             self.length = length
 
 
-class CachedEncoderDecoder:
-    """The same for an encoder-decoder model, whose encoder runs once per prompt. `length` counts the prompt."""
+class CachedEncoderDecoder(CachedModel):
+    """The same for an encoder-decoder model, whose encoder runs once per prompt. `length` counts the prompt.
+
+    A rewind must leave the prompt. It crops the decoder's own keys and values: the encoder's do not depend on the output.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.device = model.device
+        super().__init__(model)
         self.start_BT = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
-        self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self.length = 0
 
     def feed(self, tokens_BT: torch.Tensor, *, num_logits: int) -> torch.Tensor:
-        """Append tokens and return the logits after the last `num_logits` of them, (N, V) in the model's dtype.
-
-        Raises: ValueError: more than one row for the prompt, of which the decoder sees no token
-        """
+        """Raises: ValueError: more than one row for the prompt, of which the decoder sees no token."""
         fed = tokens_BT
         if self.length == 0:
             if num_logits != 1:
@@ -73,19 +70,9 @@ class CachedEncoderDecoder:
         self.length += tokens_BT.shape[1]
         return outputs.logits[0, -num_logits:]
 
-    def rewind(self, length: int) -> None:
-        """Drop everything after the first `length` tokens; `length` must cover the prompt. Nothing is copied."""
-        # The prompt is in the cross-attention cache, which stays; a shift by a difference needs no knowledge of its length.
-        if length < self.length:
-            self.cache.self_attention_cache.crop(length - self.length)
-            self.length = length
 
-
-def cached(model: PreTrainedModel) -> CachedModel | CachedEncoderDecoder:
-    """Return the model with its cache.
-
-    Raises:  as `check_rewindable`
-    """
+def cached(model: PreTrainedModel) -> CachedModel:
+    """Return the model with its cache. Raises: as `check_rewindable`."""
     check_rewindable(model)
     return CachedEncoderDecoder(model) if model.config.is_encoder_decoder else CachedModel(model)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from backends.forwards.fused_llama import FusedLlama, normed, supports
 from backends.forwards.products import Layout
@@ -79,17 +79,6 @@ class Graph(nn.Module):
         return F.linear(normed(stream_TD, self.last_norm, eps), self.head)
 
 
-def compilable(model: PreTrainedModel) -> LlamaForCausalLM:
-    """Return the model if it can be compiled.
-
-    Raises: ValueError: another architecture or device
-    """
-    if not supports(model) or model.device.type != "cpu":
-        got = f"{model.config.model_type} on {model.device.type}"
-        raise ValueError(f"backend reference: compile=true is for Llama-type models on a CPU, got {got}")
-    return model
-
-
 def _frozen(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach(), requires_grad=False)
 
@@ -97,10 +86,13 @@ def _frozen(weight: Tensor) -> nn.Parameter:
 class CompiledLlama(FusedLlama):
     """A `FusedLlama` whose forward of a few tokens is compiled. Making one takes minutes.
 
-    Raises:  ValueError: it cannot be compiled on this machine
+    Raises:  ValueError: another architecture or device, or this machine has no C++ compiler
     """
 
-    def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
+    def __init__(self, model: PreTrainedModel, layout: Layout = "packed") -> None:
+        if not supports(model) or model.device.type != "cpu":
+            got = f"{model.config.model_type} on {model.device.type}"
+            raise ValueError(f"backend reference: compile=true is for Llama-type models on a CPU, got {got}")
         super().__init__(model, layout)
         self.graph: Callable[..., Tensor] = torch.compile(Graph(self), fullgraph=True)
         try:
