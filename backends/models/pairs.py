@@ -84,10 +84,7 @@ def resolve(
 def ready(
     name: str | None = None, *, target: str | None = None, draft: str | None = None, pairs_file: Path | None = None
 ) -> ModelPair:
-    """Return a resolved pair whose models fit each other.
-
-    Raises:  as `resolve` and `check_compatible`
-    """
+    """Return a resolved pair whose models fit each other. Raises: as `resolve` and `check_compatible`."""
     pair = resolve(name, target=target, draft=draft, pairs_file=pairs_file)
     checkpoints.check_compatible(pair)
     return pair
@@ -102,27 +99,11 @@ def readiness(pair: ModelPair) -> tuple[bool, str]:
     return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
 
 
-def check_inflatable(pair: ModelPair, shape: str) -> None:
-    """Check whether the target of a resolved pair can be inflated to a shape.
-
-    Raises:  BackendUnavailable: it cannot be inflated at all; ValueError: not to this shape
-    """
-    inflated_models.check_inflatable(checkpoints.model_config(pair.target), shape)
-
-
 def inflated(pair: ModelPair, shape: str) -> ModelPair:
-    """Return a resolved pair whose target is inflated to a shape (`backends.models.inflation`).
-
-    Raises:  as `check_inflatable`, and ValueError: memory or disk cannot hold it
-    """
+    """Return a resolved pair whose target is inflated to a shape. Raises: as `backends.models.inflated.checkpoint`."""
     target = Path(pair.target)
-    folder, label = inflated_models.checkpoint(
-        target,
-        shape,
-        config=checkpoints.model_config(pair.target),
-        name=_public_name(target),
-        sha256=checkpoints.model_hash(target),
-    )
+    config, sha256 = checkpoints.model_config(pair.target), checkpoints.model_hash(target)
+    folder, label = inflated_models.checkpoint(target, shape, config=config, name=_public_name(target), sha256=sha256)
     return replace(pair, name=f"{pair.name}{INFLATED}{label}", target=str(folder), inflation=label)
 
 
@@ -150,8 +131,9 @@ def draft_card(pair: ModelPair) -> dict[str, Scalar]:
     """Return how the draft of a resolved pair was made, from the card that `specheat distill` wrote; empty without one."""
     name = recorded(pair).draft
     folders = [Path(pair.draft), Path(pair.draft).parent]
-    if name.startswith(EMBEDDED_PREFIX):
-        folders = [embedded.card_folder(name.removeprefix(EMBEDDED_PREFIX))]
+    if name.startswith(EMBEDDED_PREFIX):  # its card lies in this repository
+        adapters = name.removeprefix(EMBEDDED_PREFIX)
+        folders = [embedded.DRAFT_SOURCE if adapters == "draft" else embedded.ADAPTERS_SOURCE / adapters]
     path = next((folder / CARD for folder in folders if (folder / CARD).is_file()), None)
     if path is None:
         return {}
