@@ -135,10 +135,7 @@ def warped(logits_NV: Tensor, request: DecodeRequest) -> Tensor:
 
 
 class GenerateBackend(InProcess):
-    """Both arms are one call of `target.generate`; `num_draft_tokens = 0` is the same call without its speculation.
-
-    A subclass defines how it speculates.
-    """
+    """Both arms are one call of `target.generate`, the baseline without the speculation, which a subclass defines."""
 
     name: str
     capabilities: Capabilities
@@ -334,10 +331,7 @@ def load_prompt_lookup(pair: ModelPair, *, device: str, options: Mapping[str, st
 
 
 def _models(name: str, pair: ModelPair, device: str, options: Mapping[str, str]) -> Iterator[PreTrainedModel]:
-    """Yield the target, then the draft, each loaded on demand.
-
-    Raises: ValueError: an option was given
-    """
+    """Yield the target, then the draft, each loaded on demand. Raises: ValueError: an option was given."""
     if options:
         raise ValueError(f"backend {name} takes no options, got {', '.join(sorted(options))}")
     yield load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)

@@ -9,10 +9,7 @@ T = TypeVar("T")
 
 
 def parse_options(kind: type[T], given: Mapping[str, str], *, backend: str) -> T:
-    """Return options of this kind. A field is a Literal of strings, or a number above 0.
-
-    Raises:  ValueError: an unknown option, or a value that does not fit
-    """
+    """Return options of this kind: each is a Literal of strings, or a number above 0. Raises: ValueError: one does not fit."""
     hints = get_type_hints(kind)
     if unknown := sorted(set(given) - set(hints)):
         raise ValueError(f"backend {backend} takes the options {', '.join(hints)}; got {', '.join(unknown)}")

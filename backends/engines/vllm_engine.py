@@ -368,9 +368,8 @@ def differences(autoregressive: EngineFacts, speculative: EngineFacts) -> dict[s
 
 def check_alike(autoregressive: EngineFacts, speculative: EngineFacts, *, baseline: str) -> None:
     """Raises: RuntimeError: vLLM has configured the two arms differently, in a setting that has to be the same."""
-    differ = differences(autoregressive, speculative)
-    if baseline == "best":
-        differ = {name: value for name, value in differ.items() if name not in ITS_OWN_CHOICE}
+    free = ITS_OWN_CHOICE if baseline == "best" else frozenset()
+    differ = {name: value for name, value in differences(autoregressive, speculative).items() if name not in free}
     if differ:
         words = "; ".join(f"{name} {autoregressive.settings[name]} and {value}" for name, value in differ.items())
         raise RuntimeError(f"vLLM runs the two arms differently: {words}")

@@ -78,10 +78,7 @@ def cached(model: PreTrainedModel) -> CachedModel:
 
 
 def check_rewindable(model: PreTrainedModel) -> None:
-    """Check that rejected tokens can be taken back.
-
-    Raises: ValueError: the model's state is not a cache of keys and values
-    """
+    """Raises: ValueError: rejected tokens cannot be taken back, because the model's state is no cache of keys and values."""
     config = model.config.get_text_config()
     others = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION)
     if model._is_stateful or others:
@@ -101,6 +98,4 @@ def cache_for_generate(model: PreTrainedModel) -> dict[str, EncoderDecoderCache]
 
     Source:  docs/upstream/transformers-deeper-decoder.md
     """
-    if not has_deeper_decoder(model):
-        return {}
-    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if has_deeper_decoder(model) else {}

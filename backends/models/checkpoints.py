@@ -37,10 +37,7 @@ def missing_parts(folder: Path) -> list[str]:
 
 
 def model_config(model: str) -> Any:
-    """Return the configuration of a model.
-
-    Raises:  ValueError: it cannot be read
-    """
+    """Return the configuration of a model. Raises: ValueError: it cannot be read."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -100,10 +97,7 @@ def tokenizer(model: str) -> Any:
 
 
 def check_compatible(pair: ModelPair) -> None:
-    """Check that the draft can draft for the target.
-
-    Raises:  ValueError: family, vocabulary size or token ids differ, or a file cannot be read
-    """
+    """Raises: ValueError: family, vocabulary size or token ids of the two models differ, or a file cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     configs = {model: model_config(model) for model in (pair.target, pair.draft)}

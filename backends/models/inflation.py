@@ -89,11 +89,10 @@ def _shape_of(config: LlamaConfig) -> Shape:
     return Shape(**{name: getattr(config, theirs) for name, theirs in CONFIG_NAMES.items()})
 
 
-def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForCausalLM:
+def inflate(model: PreTrainedModel, shape: Shape) -> LlamaForCausalLM:
     """Return a model of this shape whose logits are those of `model`, up to rounding, at every position and through the cache.
 
     Args:    model: Llama-type; its dtype and device are kept
-             seed: of the random weights
     Returns: an ordinary LlamaForCausalLM whose output head is not tied to the embedding
     Raises:  ValueError: another architecture, or a shape that the model does not fit into
     """
@@ -101,20 +100,17 @@ def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForC
     if reason := obstacle(config):
         raise ValueError(f"expected a Llama-type target to inflate, got {reason}")
     check_fits(config, shape)
-    widths = config.hidden_size, shape.hidden
-    with torch.device("meta"):
-        large = LlamaForCausalLM(_config(config, shape))
-    large = large.to(model.dtype).to_empty(device=model.device)
+    large = _without_weights(config, shape).to(model.dtype).to_empty(device=model.device)
     # Rotary angles are not weights: to_empty left them without values.
     large.model.rotary_emb = type(large.model.rotary_emb)(large.config).to(model.device)
     with torch.no_grad():
-        _fill_randomly(large, seed)
+        _fill_randomly(large)
         _put(large.model.embed_tokens.weight.zero_(), model.model.embed_tokens.weight)
         _put(large.lm_head.weight, model.lm_head.weight)
-        _put_norm(large.model.norm.weight, model.model.norm.weight, widths)
+        _put_norm(large.model.norm.weight, model.model.norm.weight)
         for layer, small in zip(large.model.layers, model.model.layers, strict=False):
-            _put_norm(layer.input_layernorm.weight, small.input_layernorm.weight, widths)
-            _put_norm(layer.post_attention_layernorm.weight, small.post_attention_layernorm.weight, widths)
+            _put_norm(layer.input_layernorm.weight, small.input_layernorm.weight)
+            _put_norm(layer.post_attention_layernorm.weight, small.post_attention_layernorm.weight)
             _put_attention(layer.self_attn, small.self_attn, config, shape)
             _put(layer.mlp.gate_proj.weight, small.mlp.gate_proj.weight)
             layer.mlp.up_proj.weight[:, : config.hidden_size] = 0  # further neurons read zeros only
@@ -140,9 +136,7 @@ def obstacle(config: PretrainedConfig) -> str | None:
 
 def num_parameters(config: LlamaConfig, shape: Shape) -> int:
     """Return the number of parameters of a target inflated to this shape."""
-    attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.key_heads)
-    per_layer = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
-    return shape.layers * per_layer + 2 * config.vocab_size * shape.hidden + shape.hidden
+    return int(_without_weights(config, shape).num_parameters())
 
 
 def check_fits(config: LlamaConfig, shape: Shape) -> None:
@@ -164,7 +158,8 @@ def _copies(config: LlamaConfig, shape: Shape) -> int:
     return math.ceil(config.num_attention_heads // config.num_key_value_heads / (shape.heads // shape.key_heads))
 
 
-def _config(config: LlamaConfig, shape: Shape) -> LlamaConfig:
+def _without_weights(config: LlamaConfig, shape: Shape) -> LlamaForCausalLM:
+    """Return a target inflated to this shape, for whose weights no memory is taken."""
     sizes = {theirs: getattr(shape, name) for name, theirs in CONFIG_NAMES.items()}
     theta = config.rope_parameters["rope_theta"] ** (shape.head_width / config.head_dim)
     changes = {
@@ -172,12 +167,13 @@ def _config(config: LlamaConfig, shape: Shape) -> LlamaConfig:
         "rope_parameters": {**config.rope_parameters, "rope_theta": theta},
         "tie_word_embeddings": False,
     }
-    return LlamaConfig(**config.to_dict() | sizes | changes)
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(**config.to_dict() | sizes | changes))
 
 
-def _fill_randomly(model: PreTrainedModel, seed: int) -> None:
+def _fill_randomly(model: PreTrainedModel) -> None:
     """Fill all weights with normal numbers. One block is drawn, and shifted for each weight: drawing billions takes minutes."""
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(0)
     block = torch.randn(BLOCK, generator=generator, device=model.device) * SPREAD
     block = block.bfloat16().float()  # values that bfloat16 holds exactly
     for number, weight in enumerate(model.parameters()):
@@ -191,9 +187,9 @@ def _put(large: Tensor, small: Tensor) -> None:
     large[: small.shape[0], : small.shape[1]] = small
 
 
-def _put_norm(large_D: Tensor, small_D: Tensor, widths: tuple[int, int]) -> None:
-    small, wide = widths
-    large_D[:small] = (small_D.double() * math.sqrt(small / wide)).to(large_D.dtype)
+def _put_norm(large_D: Tensor, small_D: Tensor) -> None:
+    scaled_D = small_D.double() * math.sqrt(len(small_D) / len(large_D))  # double: so that scaling rounds only once
+    large_D[: len(small_D)] = scaled_D.to(large_D.dtype)
 
 
 def _put_attention(large: nn.Module, small: nn.Module, config: LlamaConfig, shape: Shape) -> None:
@@ -207,8 +203,7 @@ def _put_attention(large: nn.Module, small: nn.Module, config: LlamaConfig, shap
     small_o_DHE = small.o_proj.weight.view(hidden, -1, width)
     small_k_KED, small_v_KED = (each.weight.view(-1, width, hidden) for each in (small.k_proj, small.v_proj))
     # Rotation pairs component i with i + half the width. Example: width 4 lies in width 8 at the places (0, 1, 4, 5).
-    half = torch.arange(width // 2)
-    places = torch.cat((half, half + wide // 2))
+    places = torch.arange(wide).view(2, -1)[:, : width // 2].flatten()
     v_KED[:, :, :hidden] = 0  # further heads mix zeros
     for key in range(config.num_key_value_heads):
         for copy in range(copies):
