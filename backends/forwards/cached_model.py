@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers
-
 
 class CachedModel:
     """A model that remembers what it has been fed. `length` is the number of tokens in the cache."""
@@ -80,7 +78,8 @@ def cached(model: PreTrainedModel) -> CachedModel:
 def check_rewindable(model: PreTrainedModel) -> None:
     """Raises: ValueError: rejected tokens cannot be taken back, because the model's state is no cache of keys and values."""
     config = model.config.get_text_config()
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION)
+    layers = set(getattr(config, "layer_types", None) or ())
+    others = sorted(layers - {"full_attention", "sliding_attention", "chunked_attention"})
     if model._is_stateful or others:
         kind = f"which has {', '.join(others)} layers" if others else "which is recurrent"
         raise ValueError(f"expected a model whose cache can be rewound, got {config.model_type}, {kind}")

@@ -24,13 +24,6 @@ from backends.forwards.products import Layout
 from bench.errors import first_line
 
 MOST_TOKENS = 16
-MOST_GRAPHS = 1000
-
-# Inductor's settings, active while a graph is made. As options of `torch.compile` they would come too late for the first graph.
-SETTINGS = {
-    "freezing": True,  # weights become constants, which are packed once
-    "cpp_wrapper": True,  # no Python between the kernels
-}
 
 
 class Graph(nn.Module):
@@ -106,8 +99,11 @@ class CompiledLlama(FusedLlama):
         """Compile both graphs for any length. The sample lengths avoid 0 and 1, which torch takes for constants."""
         tokens_BT = torch.zeros(1, 3, dtype=torch.long)
         # Each model adds two graphs to the same function, for which torch's limit is low.
-        limit = dynamo.patch(recompile_limit=MOST_GRAPHS)
-        with torch.inference_mode(False), torch.no_grad(), inductor.patch(SETTINGS), limit:
+        limit = dynamo.patch(recompile_limit=1000)
+        # Freezing: weights become constants, which are packed once. C++ wrapper: no Python runs between the kernels.
+        # As options of `torch.compile` these settings would come too late for the first graph.
+        settings = inductor.patch(freezing=True, cpp_wrapper=True)
+        with torch.inference_mode(False), torch.no_grad(), settings, limit:
             for num_tokens in (1, 3):
                 *of_tokens, seen_S, caches = self._inputs(tokens_BT[:, :num_tokens], 5)
                 for tensor in (seen_S, *(of_tokens if num_tokens > 1 else ())):

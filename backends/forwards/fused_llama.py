@@ -21,7 +21,6 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from backends.forwards.products import Layout, Product, can_pack, product
 
 FIRST_ROOM = 512  # tokens that the buffers hold at first
-STATIC_ROPES = frozenset({"default", "linear", "llama3"})  # angles that depend on the position alone
 
 
 @dataclass(slots=True)
@@ -45,7 +44,7 @@ def supports(model: PreTrainedModel) -> bool:
         and not model.config.attention_bias
         and not model.config.mlp_bias
         and model.lm_head.bias is None
-        and model.model.rotary_emb.rope_type in STATIC_ROPES
+        and model.model.rotary_emb.rope_type in ("default", "linear", "llama3")  # angles that depend on the position alone
         # Another class of layer is quantised or has an adapter.
         and all(type(layer.self_attn.q_proj) is nn.Linear for layer in model.model.layers)
     )
@@ -57,7 +56,6 @@ class FusedLlama:
     def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
         config = model.config
         self.model = model
-        self.device = model.device
         self.eps = config.rms_norm_eps
         self.num_heads, self.num_key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_width = model.model.layers[0].self_attn.head_dim
@@ -67,7 +65,6 @@ class FusedLlama:
         self.last_norm = model.model.norm.weight
         self.layers = [self._layer(layer) for layer in model.model.layers]
         self.head = self._product(model.lm_head.weight)
-        self.room = 0
         self.length = 0
         self._make_room(FIRST_ROOM)
 
@@ -95,7 +92,7 @@ class FusedLlama:
             if self.length:
                 buffer_KLE[:, : self.length] = layer.cache_KLE[:, : self.length]
             layer.cache_KLE = buffer_KLE
-        positions = torch.arange(room, device=self.device)[None]
+        positions = torch.arange(room, device=self.embedding.device)[None]
         cos_BLE, sin_BLE = self.model.model.rotary_emb(self.embedding, positions)
         self.cos_L1E = cos_BLE[0, :, None].clone()
         # Rotation: (x1, x2) cos + (-x2, x1) sin. The sign is stored in sin, so that a roll by half the width gives (x2, x1).

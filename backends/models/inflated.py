@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from backends.models.inflation import Shape
 
 CARD = "inflated.json"
-BYTES_MADE, BYTES_STORED = 4, 2  # per parameter: float32 while it is made, bfloat16 on disk
 
 
 def card(folder: Path) -> dict[str, str]:
@@ -65,8 +64,8 @@ def _check_room(num_parameters: int, label: str) -> None:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     for what, needed, free in (
-        ("memory", BYTES_MADE * num_parameters, available_memory_bytes()),
-        (f"disk for {cache}", BYTES_STORED * num_parameters, shutil.disk_usage(cache).free),
+        ("memory", 4 * num_parameters, available_memory_bytes()),  # float32 while it is made
+        (f"disk for {cache}", 2 * num_parameters, shutil.disk_usage(cache).free),  # bfloat16
     ):
         if free < needed:
             found = f"found {free / 2**30:.1f}; take a smaller --inflate"

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-SPREAD = 0.02  # standard deviation of random weights, as in freshly initialised models
 BLOCK = 2**22 + 3  # random numbers drawn; not a multiple of a row's length, so that rows differ
 
 
@@ -174,7 +173,7 @@ def _without_weights(config: LlamaConfig, shape: Shape) -> LlamaForCausalLM:
 def _fill_randomly(model: PreTrainedModel) -> None:
     """Fill all weights with normal numbers. One block is drawn, and shifted for each weight: drawing billions takes minutes."""
     generator = torch.Generator(model.device).manual_seed(0)
-    block = torch.randn(BLOCK, generator=generator, device=model.device) * SPREAD
+    block = torch.randn(BLOCK, generator=generator, device=model.device) * 0.02  # as in new models
     block = block.bfloat16().float()  # values that bfloat16 holds exactly
     for number, weight in enumerate(model.parameters()):
         shifted = block.roll(7919 * number).to(weight.dtype)

@@ -35,7 +35,6 @@ EMBEDDED: dict[str, Callable[[], Path]] = {
     **{f"embedded:smollm2/{name}": partial(embedded.adapted_draft_folder, name) for name in embedded.adapted_drafts()},
     **{f"embedded:mini-t5/{role}": partial(Path, MINI_T5, role) for role in ("target", "draft")},
 }
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_table(extra: Path | None = None) -> dict[str, ModelPair]:
@@ -92,8 +91,11 @@ def ready(
 
 def readiness(pair: ModelPair) -> tuple[bool, str]:
     """Return whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
+    models = {"target": pair.target, "draft": pair.draft}
     try:
-        absent = [role for role, model in (("target", pair.target), ("draft", pair.draft)) if _needs_hub(model)]
+        if any(model.startswith(EMBEDDED_PREFIX) for model in models.values()):
+            embedded.gguf_file()  # raises if the package is missing
+        absent = [role for role, model in models.items() if model not in EMBEDDED and _found(model) is None]
     except (ValueError, BackendUnavailable) as error:
         return False, str(error)
     return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
@@ -191,14 +193,6 @@ def _folder(pair: str, model: str) -> Path:
     return _found(model) or _download(pair, model)
 
 
-def _needs_hub(model: str) -> bool:
-    if model in EMBEDDED:
-        if model.startswith(EMBEDDED_PREFIX):
-            embedded.gguf_file()  # raises if the package is missing
-        return False
-    return _found(model) is None
-
-
 def _found(model: str) -> Path | None:
     """Return the folder of a model that is on this machine; None for a hub id that has to be fetched first."""
     if model.startswith((".", "/", "~")) or Path(model).is_dir():
@@ -206,7 +200,7 @@ def _found(model: str) -> Path | None:
         if missing := checkpoints.missing_parts(folder):
             raise ValueError(f"expected a transformers checkpoint in {model}, found no {', no '.join(missing)}")
         return folder
-    if not HUB_ID.fullmatch(model):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise ValueError(f"expected a folder, a hub id or one of {', '.join(EMBEDDED)}; got {model}")
     from huggingface_hub import try_to_load_from_cache
 
