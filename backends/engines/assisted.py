@@ -278,10 +278,8 @@ class Assisted(AssistedDefault):
 
 
 def _without_what_is_cached(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Cut from a draft's input what its cache holds already: with an encoder, generate feeds the whole output each round.
-
-    docs/upstream/transformers-encoder-decoder-draft.md
-    """
+    """Cut from a draft's input what its cache holds already: with an encoder, generate feeds the whole output each round."""
+    # See docs/upstream/transformers-encoder-decoder-draft.md.
     fed, known = kwargs["decoder_input_ids"], kwargs["past_key_values"].get_seq_length()
     return args, kwargs | {"decoder_input_ids": fed[:, known:]} if fed.shape[1] > 1 else kwargs
 

@@ -71,7 +71,7 @@ def remembering(model: PreTrainedModel, options: Options) -> Remembering:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """What the draft model proposed in one round."""
+    """What the draft model proposed in one round, on the device."""
 
     tokens_G: Tensor
     probs_GV: Tensor
@@ -93,17 +93,16 @@ class Probe(PhaseClock):
         probs = rule.acceptance_probs(drafts.tokens_G, drafts.probs_GV, target_probs_NV).tolist()
         if rule.jointly:
             # A drafted end token closes the round if it is kept, so nothing after it is ever kept.
-            end_at = first_end(drafted, request.eos_token_ids)
-            self.joint_length.append(sum(probs if end_at is None else probs[: end_at + 1]))
+            self.joint_length.append(sum(probs[: num_until_end(drafted, request.eos_token_ids)]))
             self.acceptance_probs.append(())
         else:
             self.acceptance_probs.append(tuple(probs[: num_tested(outcome)]))
         self.restart()
 
 
-def first_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int | None:
-    """Return the place of the first end token."""
-    return next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
+def num_until_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int:
+    """Return how many tokens there are up to the first end token, which counts; all of them if none is an end token."""
+    return next((place + 1 for place, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
 
 
 def next_draft_length(length: int, last: Round, *, longest: int) -> int:
@@ -218,11 +217,9 @@ class ReferenceBackend(InProcess):
         lap("accept")
 
         emitted = [*drafted[:accepted], next_token]
-        end_at = first_end(emitted, request.eos_token_ids)
-        if end_at is not None:
-            emitted = emitted[: end_at + 1]
+        emitted = emitted[: num_until_end(emitted, request.eos_token_ids)]
         tokens.extend(emitted)
-        self.target.rewind(len(tokens) - 1)
+        self.target.rewind(len(tokens) - 1)  # the newest token stays unfed
         self.draft.rewind(len(tokens) - 1)
         result = Round(drafted=num_drafts, accepted=min(accepted, len(emitted)), emitted=len(emitted))
         lap("other")

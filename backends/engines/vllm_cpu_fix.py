@@ -22,12 +22,10 @@ def apply() -> None:
     """Apply what this process needs. A second call does nothing."""
     global state
     if state == NOT_LOADED:
-        state = _apply()
+        state = OFF if os.environ.get(SWITCH, "1") == "0" else _apply()
 
 
 def _apply() -> str:
-    if os.environ.get(SWITCH, "1") == "0":
-        return OFF
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
 

@@ -84,10 +84,6 @@ class Engine:
         except (EOFError, ConnectionResetError):
             raise RuntimeError(f"vLLM's process ended: {last_error(self.log)}") from None
 
-    def generate(self, requests: tuple[DecodeRequest, ...]) -> tuple[Text, ...]:
-        self.pipe.send(requests)
-        return self.receive()
-
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """Stop the engine's processes for the duration of a `with` block."""
@@ -172,10 +168,10 @@ class VllmBackend:
         memory = cpu_memory if device == "cpu" else {"gpu_memory_utilization": self.options.gpu_memory}
         # vLLM schedules prompt lookup step by step, and decodes without speculation asynchronously unless told otherwise.
         matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
-        size = self.pair.tensor_parallel_size
         return {
             "model": self.pair.target,
             "dtype": self.pair.dtype,
+            "tensor_parallel_size": self.pair.tensor_parallel_size,
             "max_model_len": self.context,
             "max_num_seqs": self.options.texts,
             "max_num_batched_tokens": max(self.context, 2048),  # one step takes a whole prompt, or several short ones
@@ -186,7 +182,6 @@ class VllmBackend:
             "seed": 0,
             **memory,
             **matched,
-            **({"tensor_parallel_size": size} if size > 1 else {}),
         }
 
     def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:
@@ -210,7 +205,8 @@ class VllmBackend:
             for other in (self.autoregressive, *self.speculative.values()):
                 if other is not engine:
                     stack.enter_context(other.stopped())
-            texts = engine.generate(tuple(requests))
+            engine.pipe.send(tuple(requests))
+            texts: tuple[Text, ...] = engine.receive()
         return tuple(self._generation(request, text) for request, text in zip(requests, texts, strict=True))
 
     def _generation(self, request: DecodeRequest, text: Text) -> Generation:
@@ -275,14 +271,12 @@ def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -
     if request.schedule:
         raise ValueError("vLLM decodes a text at one temperature, got a schedule of them")
     if temperature and not MIN_TEMPERATURE <= temperature <= able.max_temperature:
-        raise ValueError(
-            f"vLLM takes temperatures of 0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}, got {temperature:g}"
-        )
+        allowed = f"0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}"
+        raise ValueError(f"vLLM takes temperatures of {allowed}, got {temperature:g}")
     length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
     if length > context:
-        raise ValueError(
-            f"expected prompt, output and one round within {context} tokens, got {length}; try --backend-option context=N"
-        )
+        expected = f"prompt, output and one round within {context} tokens"
+        raise ValueError(f"expected {expected}, got {length}; try --backend-option context=N")
     if request.num_draft_tokens == AUTOREGRESSIVE:
         return
     if request.rule not in able.rules:

@@ -93,8 +93,6 @@ def has_deeper_decoder(model: PreTrainedModel) -> bool:
 
 
 def cache_for_generate(model: PreTrainedModel) -> dict[str, EncoderDecoderCache]:
-    """Return the cache to pass to transformers' `generate`, which would make it as deep as the encoder; {} if that is right.
-
-    Source:  docs/upstream/transformers-deeper-decoder.md
-    """
+    """Return the cache to pass to transformers' `generate`, which would make it as deep as the encoder; {} if that is right."""
+    # See docs/upstream/transformers-deeper-decoder.md.
     return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if has_deeper_decoder(model) else {}

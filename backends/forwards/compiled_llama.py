@@ -91,9 +91,8 @@ class CompiledLlama(FusedLlama):
         try:
             self._compile()
         except RuntimeError as error:
-            raise ValueError(
-                f"backend reference: compile=true needs a C++ compiler that torch.compile can use: {first_line(error)}"
-            ) from error
+            needed = "a C++ compiler that torch.compile can use"
+            raise ValueError(f"backend reference: compile=true needs {needed}: {first_line(error)}") from error
 
     def _compile(self) -> None:
         """Compile both graphs for any length. The sample lengths avoid 0 and 1, which torch takes for constants."""

@@ -25,12 +25,9 @@ def frequent_tokens(folder: Path, count: int, *, always: Sequence[int] = ()) -> 
     Args:    always: ids that are kept whatever their frequency, such as the end token
     Raises:  ValueError: the folder does not list its frequent tokens, or lists fewer
     """
-    try:
-        ranked = json.loads((folder / FREQUENT).read_text())
-    except OSError as error:
-        raise ValueError(
-            f"expected {FREQUENT} in {folder}, found none; `specheat distill` writes it beside its drafts"
-        ) from error
+    if not (folder / FREQUENT).is_file():
+        raise ValueError(f"expected {FREQUENT} in {folder}, found none; `specheat distill` writes it beside its drafts")
+    ranked = json.loads((folder / FREQUENT).read_text())
     if not isinstance(ranked, list) or not all(isinstance(token, int) for token in ranked):
         raise ValueError(f"expected a list of token ids in {folder / FREQUENT}")
     kept = set(always)

@@ -12,6 +12,7 @@ H query heads, K key heads, G query heads of one key head, R = G T rows of one k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -61,28 +62,25 @@ class FusedLlama:
         self.head_width = model.model.layers[0].self_attn.head_dim
         self.embedding = model.model.embed_tokens.weight
         self.layout: Layout = layout if can_pack(self.embedding) else "plain"
-        self.products: list[Product] = []  # in the order of one forward
         self.last_norm = model.model.norm.weight
         self.layers = [self._layer(layer) for layer in model.model.layers]
-        self.head = self._product(model.lm_head.weight)
+        self.head = product(model.lm_head.weight, self.layout)
+        of_layers = ((layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.layers)
+        self.products = [*chain.from_iterable(of_layers), self.head]  # in the order of one forward
         self.length = 0
         self._make_room(FIRST_ROOM)
 
     def _layer(self, layer: nn.Module) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return Layer(
-            qkv=self._product(_fused(attention.q_proj, attention.k_proj, attention.v_proj)),
-            out=self._product(attention.o_proj.weight),
-            gate_up=self._product(_fused(mlp.gate_proj, mlp.up_proj)),
-            down=self._product(mlp.down_proj.weight),
+            qkv=product(_fused(attention.q_proj, attention.k_proj, attention.v_proj), self.layout),
+            out=product(attention.o_proj.weight, self.layout),
+            gate_up=product(_fused(mlp.gate_proj, mlp.up_proj), self.layout),
+            down=product(mlp.down_proj.weight, self.layout),
             attention_norm=layer.input_layernorm.weight,
             mlp_norm=layer.post_attention_layernorm.weight,
             cache_KLE=torch.empty(0),
         )
-
-    def _product(self, weight: Tensor) -> Product:
-        self.products.append(product(weight, self.layout))
-        return self.products[-1]
 
     def _make_room(self, room: int) -> None:
         """Make buffers and angles for so many tokens; the cache's content is kept."""

@@ -112,10 +112,8 @@ def check_compatible(pair: ModelPair) -> None:
                 raise ValueError(f"expected readable weights in {path}: {first_line(error)}") from error
     sizes = [config.get_text_config().vocab_size for config in configs.values()]
     if len(set(sizes)) > 1:
-        raise ValueError(
-            f"expected one vocabulary, got {sizes[0]} tokens in the target {pair.target} and {sizes[1]} "
-            f"in the draft {pair.draft}"
-        )
+        got = f"{sizes[0]} tokens in the target {pair.target} and {sizes[1]} in the draft {pair.draft}"
+        raise ValueError(f"expected one vocabulary, got {got}")
     _check_tokenizers(pair, sizes[0])
 
 
@@ -132,7 +130,5 @@ def _check_tokenizers(pair: ModelPair, vocab_size: int) -> None:
     differing = [i for i in range(vocab_size) if target_tokens.get(i) != draft_tokens.get(i)]
     if differing:
         i = differing[0]
-        raise ValueError(
-            f"expected one tokenizer, got {len(differing)} ids with different tokens: id {i} is "
-            f"{target_tokens.get(i)!r} in {pair.target} and {draft_tokens.get(i)!r} in {pair.draft}"
-        )
+        first = f"id {i} is {target_tokens.get(i)!r} in {pair.target} and {draft_tokens.get(i)!r} in {pair.draft}"
+        raise ValueError(f"expected one tokenizer, got {len(differing)} ids with different tokens: {first}")

@@ -50,7 +50,7 @@ def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) 
     label = text.lower() if text.lower() in inflation.SHAPES else str(shape)
 
     def make(folder: Path) -> None:
-        _check_room(inflation.num_parameters(config, shape), label)
+        _check_room(folder, inflation.num_parameters(config, shape), label)
         print(f"specheat: inflating {name} to {label} (once)", file=sys.stderr, flush=True)
         _write_inflated(target, folder, shape)
         (folder / CARD).write_text(json.dumps({"target": name, "sha256": sha256, "shape": label}, indent=1))
@@ -60,12 +60,10 @@ def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) 
     return made_once(f"inflated-{key_of(sha256, str(shape), code)}", make), label
 
 
-def _check_room(num_parameters: int, label: str) -> None:
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
+def _check_room(folder: Path, num_parameters: int, label: str) -> None:
     for what, needed, free in (
         ("memory", 4 * num_parameters, available_memory_bytes()),  # float32 while it is made
-        (f"disk for {cache}", 2 * num_parameters, shutil.disk_usage(cache).free),  # bfloat16
+        (f"disk for {cache_folder()}", 2 * num_parameters, shutil.disk_usage(folder).free),  # bfloat16
     ):
         if free < needed:
             found = f"found {free / 2**30:.1f}; take a smaller --inflate"
