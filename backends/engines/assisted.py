@@ -102,7 +102,7 @@ class Probe(Watch):
         self.target_logits = outputs.logits[0].clone()  # generate warps float32 logits in place
 
     def after_draft(self, module: torch.nn.Module, args: Any, outputs: Any) -> None:
-        self.draft_logits.append(outputs.logits[0, -1:])
+        self.draft_logits.append(outputs.logits[0, -1:])  # the row after the newest token; a prompt has more
 
     def put(self, value: Tensor) -> None:
         super().put(value)

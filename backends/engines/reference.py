@@ -154,7 +154,7 @@ class ReferenceBackend(InProcess):
         start = time.perf_counter()
         if request.rule not in RULES:
             raise ValueError(f"expected an acceptance rule of {', '.join(sorted(RULES))}, got {request.rule!r}")
-        generator = torch.Generator(self.device).manual_seed(request.seed)
+        generator = torch.Generator(self.device).manual_seed(request.seed)  # the global random state stays untouched
         speculative = request.num_draft_tokens > 0
         tokens = list(request.prompt_ids)
         tokens.append(self.prefill(request, generator, speculative=speculative))
@@ -184,7 +184,7 @@ class ReferenceBackend(InProcess):
         probs = self.target_probs(self.target.feed(prompt, num_logits=1), request)
         if speculative:
             self.draft.reset()
-            self.draft.feed(prompt, num_logits=1)
+            self.draft.feed(prompt, num_logits=1)  # its logits are not used: the first token is the target's
         return int(sample(probs, self.uniforms(1, generator)))
 
     def step(self, request: DecodeRequest, newest: int, generator: torch.Generator) -> int:
@@ -344,7 +344,7 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
         always = end_token_ids(pair)
         token_ids = draft_head.frequent_tokens(Path(pair.draft), chosen.draft_vocabulary, always=always)
     target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
-    draft = load_model(pair.draft, dtype=pair.dtype, device=str(target.device))
+    draft = load_model(pair.draft, dtype=pair.dtype, device=str(target.device))  # beside the target's first layer
     if token_ids is not None:
         draft_head.restrict(draft, token_ids)
     return ReferenceBackend(target, draft, chosen, draft_token_ids=token_ids)

@@ -126,7 +126,7 @@ class Host:
     def start(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
         ours, theirs = Pipe()
         reduction.send_handle(self.pipe, theirs.fileno(), self.process.pid)
-        theirs.close()
+        theirs.close()  # only the engine's process may hold it, or its end would not be noticed
         engine = Engine(ours, self.log)
         ours.send((dict(arguments), dict(environment)))
         engine.facts = engine.receive()
@@ -155,7 +155,7 @@ class VllmBackend:
         try:
             self.autoregressive = self.host.start(self._arguments(device), self.engine_environment)
             check_facts(self.autoregressive.facts, device=device, cpu_fix=options.cpu_fix)
-        except (RuntimeError, ValueError, BackendUnavailable):
+        except (RuntimeError, ValueError, BackendUnavailable):  # nobody else would end the process
             self.host.close()
             raise
         self.device = device

@@ -66,13 +66,13 @@ def main() -> None:
         if os.fork() == 0:
             starter.close()
             serve(Connection(fd))
-        os.close(fd)
+        os.close(fd)  # the engine's process holds its copy
 
 
 def serve(pipe: Connection) -> None:
     """Run one engine. Its arguments and environment come first, then requests: a tuple of those to be decoded together."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setpgid(0, 0)
+    os.setpgid(0, 0)  # a group that is stopped and resumed as one, with the processes that vLLM starts
     arguments, environment = pipe.recv()
     os.environ.update(environment)
     from vllm import EngineArgs, LLMEngine

@@ -99,8 +99,7 @@ class FusedLlama:
         self.room = room
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.length = 0
+        self.length = 0  # the next tokens overwrite the buffers
 
     def rewind(self, length: int) -> None:
         """Drop everything after the first `length` tokens. Nothing is copied: the next tokens overwrite it."""
@@ -111,7 +110,7 @@ class FusedLlama:
         num_tokens = tokens_BT.shape[1]
         start, end = self.length, self.length + num_tokens
         if end > self.room:
-            self._make_room(max(end, 2 * self.room))
+            self._make_room(max(end, 2 * self.room))  # doubled, so that copies stay rare
         heads, key_heads, width = self.num_heads, self.num_key_heads, self.head_width
         cos_T1E, sin_T1E = self.cos_L1E[start:end], self.sin_L1E[start:end]
         mask_RL = causal_mask(start, num_tokens, heads // key_heads, self.embedding)

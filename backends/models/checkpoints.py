@@ -54,7 +54,7 @@ def model_family(config: Any) -> str:
 
 def model_hash(folder: Path) -> str:
     """Return the commit of a hub's snapshot, or else the sha256 of configuration and weights."""
-    if folder.parent.name == "snapshots":
+    if folder.parent.name == "snapshots":  # in the hub's cache, whose folders are named by the commit
         return folder.name
     config = json.loads((folder / "config.json").read_text())
     config.pop("transformers_version", None)  # who wrote the file is no property of the model
@@ -121,7 +121,7 @@ def _check_tokenizers(pair: ModelPair, vocab_size: int) -> None:
     """Check that an id is the same token in both. Special roles may differ: only the target's are used."""
     files = [Path(model) / "tokenizer.json" for model in (pair.target, pair.draft)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
-        return
+        return  # equal files: loading two tokenizers would take seconds
     target_tokens, draft_tokens = (
         # Some tokenizers have ids beyond the model's vocabulary, which no model emits.
         {i: token for token, i in tokenizer(model).get_vocab().items() if i < vocab_size}

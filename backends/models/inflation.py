@@ -91,8 +91,7 @@ def _shape_of(config: LlamaConfig) -> Shape:
 def inflate(model: PreTrainedModel, shape: Shape) -> LlamaForCausalLM:
     """Return a model of this shape whose logits are those of `model`, up to rounding, at every position and through the cache.
 
-    Args:    model: Llama-type; its dtype and device are kept
-    Returns: an ordinary LlamaForCausalLM whose output head is not tied to the embedding
+    Returns: an ordinary LlamaForCausalLM of the same dtype, on the same device, with an output head that is not tied
     Raises:  ValueError: another architecture, or a shape that the model does not fit into
     """
     config = model.config
@@ -116,7 +115,7 @@ def inflate(model: PreTrainedModel, shape: Shape) -> LlamaForCausalLM:
             _put(layer.mlp.up_proj.weight, small.mlp.up_proj.weight)
             layer.mlp.down_proj.weight[:, : config.intermediate_size] = 0  # the small neurons write nothing beyond its width
             _put(layer.mlp.down_proj.weight, small.mlp.down_proj.weight)
-        for layer in large.model.layers[config.num_hidden_layers :]:
+        for layer in large.model.layers[config.num_hidden_layers :]:  # further layers read zeros only, so they add zeros
             layer.self_attn.v_proj.weight[:, : config.hidden_size] = 0
             layer.mlp.up_proj.weight[:, : config.hidden_size] = 0
     return large.eval()

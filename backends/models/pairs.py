@@ -22,7 +22,6 @@ from bench.errors import BackendUnavailable, first_line
 from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.records.decoding import ModelPair, Scalar
 
-FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
 DEVICE_MAPS = ("", "auto", "balanced", "balanced_low_0", "sequential")
 OPTIONAL = {"licence", "note", "device_map", "tensor_parallel_size"}  # of a row
@@ -175,7 +174,7 @@ def _row(where: str, name: str, table: Any) -> ModelPair:
     size = table.get("tensor_parallel_size", 1)
     if type(size) is not int or size < 1:
         raise ValueError(f"{where}: expected a tensor_parallel_size of 1 or more, got {size!r}")
-    for key, choices in (("device_map", DEVICE_MAPS), ("family", FAMILIES), ("dtype", DTYPES)):
+    for key, choices in (("device_map", DEVICE_MAPS), ("family", ("causal", "encoder-decoder")), ("dtype", DTYPES)):
         _one_of(f"{where}: {key}", table.get(key, ""), choices)
     return ModelPair(name=name, **table)
 
@@ -195,7 +194,7 @@ def _folder(pair: str, model: str) -> Path:
 
 def _found(model: str) -> Path | None:
     """Return the folder of a model that is on this machine; None for a hub id that has to be fetched first."""
-    if model.startswith((".", "/", "~")) or Path(model).is_dir():
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():  # a folder goes before a hub id of the same name
         folder = Path(model).expanduser().absolute()
         if missing := checkpoints.missing_parts(folder):
             raise ValueError(f"expected a transformers checkpoint in {model}, found no {', no '.join(missing)}")
@@ -214,10 +213,10 @@ def _download(pair: str, model: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     print(f"pair {pair}: requesting {model} from the hub", file=sys.stderr, flush=True)
-    small = ["*.json", "*.jinja", "*.model", "*.txt"]
+    small = ["*.json", "*.jinja", "*.model", "*.txt"]  # configuration, chat template and tokenizer
     try:
         folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
-        if not checkpoints.weight_files(folder):
+        if not checkpoints.weight_files(folder):  # an older model, stored as pickles only
             folder = Path(snapshot_download(model, allow_patterns=[*small, "*.bin"]))
         if missing := checkpoints.missing_parts(folder):
             raise BackendUnavailable(f"pair {pair}: {model} on the hub has no {', no '.join(missing)}")

@@ -72,7 +72,7 @@ def of_settings(settings: Settings) -> dict[Variant, Workload] | str:
 
 def _missing(settings: Settings) -> str | None:
     """Return why drafts or inflations of the suite's defaults cannot be used; raise where the user chose them."""
-    checked = "drafts"
+    checked = "drafts"  # the setting that is to blame if the next check fails
     try:
         for draft in settings.drafts:
             pair = pairs.resolve(settings.pair, target=settings.target, draft=draft, pairs_file=settings.pairs_file)
