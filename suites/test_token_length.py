@@ -48,7 +48,7 @@ def test_token_length(
         if reason := unsupported(cell, backend):
             pytest.skip(f"{backend.name} {reason}")
     target = scoring.lent_target(backend) or scoring.load_target(workload.model_pair, settings.device)
-    speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair))
+    speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair.target))
 
     def judge(temperature: float, prompt_index: int) -> JudgedText:
         request = request_of(cells[temperature], workload.prompt_ids[prompt_index], workload.end_token_ids)

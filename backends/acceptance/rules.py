@@ -131,7 +131,7 @@ def judge_as_block(draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_probs_
 
     # The largest i whose test passes; 0 if none does. A maximum, not a loop, so that the host need not wait.
     lengths_G = torch.arange(1, len(uniforms_S), device=uniforms_S.device)
-    num_accepted = pad(lengths_G * (uniforms_S[:-1] < level_G), (1, 0)).max()
+    num_accepted = pad(lengths_G * (uniforms_S[:-1] < level_G), (1, 0)).max()  # padded with the 0 of "none passes"
     scaled_1V = keep_S.index_select(0, num_accepted) * target_probs_SV.index_select(0, num_accepted)
     recovered_1V = residual_distribution(scaled_1V, _row_or_zeros(draft_probs_GV, num_accepted))
     return Judgement(num_accepted, sample(recovered_1V, uniforms_S[-1:])[0])
@@ -147,8 +147,7 @@ def judge_as_typical(draft_tokens_G: Tensor, draft_probs_GV: Tensor, target_prob
 
     Source:  Cai et al. 2024 (Medusa), arXiv 2401.10774, section 2.3.1
     """
-    typical_G = _at(target_probs_SV[:-1], draft_tokens_G) > _typical_threshold(target_probs_SV[:-1])
-    num_accepted = _num_leading(typical_G)
+    num_accepted = _num_leading(_at(target_probs_SV[:-1], draft_tokens_G) > _typical_threshold(target_probs_SV[:-1]))
     return Judgement(num_accepted, sample(target_probs_SV.index_select(0, num_accepted), uniforms_S[-1:])[0])
 
 
@@ -182,7 +181,7 @@ def _at(probs_NV: Tensor, tokens_N: Tensor) -> Tensor:
 
 def _num_leading(accepted_G: Tensor) -> Tensor:
     """Return the number of accepted tokens before the first rejection: (1, 1, 0, 1) gives 2."""
-    return accepted_G.cumprod(0).sum()
+    return accepted_G.cumprod(0).sum()  # the product is 0 from the first rejection on
 
 
 def _row_or_zeros(draft_probs_GV: Tensor, num_accepted: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def _requests(pair: ModelPair) -> tuple[DecodeRequest, ...]:
     defaults = from_options(Namespace())
     asked = replace(
         defaults,
-        chat_template="default" if checkpoints.tokenizer(pair).chat_template else "none",
+        chat_template="default" if checkpoints.tokenizer(pair.target).chat_template else "none",
         max_prompt_tokens=checkpoints.context_length(pair) - defaults.max_new_tokens - 1,
         temperatures=(TEMPERATURE,),
         num_draft_tokens=(AUTOREGRESSIVE,),

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import is_sklearn_available
@@ -33,7 +33,7 @@ from backends.forwards.cached_model import check_rewindable, has_deeper_decoder
 from backends.models.loading import load_model
 from bench.errors import BackendUnavailable
 from bench.protocols import Capabilities
-from bench.records.decoding import DecodeRequest, Generation, ModelPair, Replay, Round, Scalar, num_tested
+from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Generation, ModelPair, Replay, Round, Scalar, num_tested
 
 
 class Watch(BaseStreamer):
@@ -45,19 +45,15 @@ class Watch(BaseStreamer):
         self.fed: list[Tensor] = []  # (1, F) per target forward
         self.streamed: list[Tensor] = []  # the prompt, then what each round or step emitted, on the host
 
-    @contextmanager
-    def attached(self, target: PreTrainedModel) -> Iterator[None]:
-        handle = target.register_forward_pre_hook(self.before_target, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def attach(self, target: PreTrainedModel) -> list[RemovableHandle]:
+        """Register the hooks of a speculative call."""
+        return [target.register_forward_pre_hook(self.before_target, with_kwargs=True)]
 
     def before_target(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.fed.append(kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"])
 
     def put(self, value: Tensor) -> None:
-        self.streamed.append(value)
+        self.streamed.append(value)  # generate has moved it to the host, which waits for the device
         if len(self.streamed) == 2:
             self.first_token_s = time.perf_counter() - self.start
 
@@ -69,11 +65,8 @@ class Watch(BaseStreamer):
         num_known = self.streamed[0].numel() if index == 0 else 1
         return self.fed[index][0, num_known:].tolist()
 
-    def emitted(self, index: int) -> list[int]:
-        return self.streamed[1 + index].flatten().tolist()
-
     def round(self, index: int) -> Round:
-        drafted, emitted = self.drafted(index), self.emitted(index)
+        drafted, emitted = self.drafted(index), self.streamed[1 + index].flatten().tolist()
         accepted = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(drafted, emitted, strict=False)))
         return Round(drafted=len(drafted), accepted=accepted, emitted=len(emitted))
 
@@ -81,7 +74,7 @@ class Watch(BaseStreamer):
         return tuple(self.round(index) for index in range(len(self.fed)))
 
     def token_ids(self) -> tuple[int, ...]:
-        return tuple(token for index in range(len(self.streamed) - 1) for token in self.emitted(index))
+        return tuple(chain.from_iterable(part.flatten().tolist() for part in self.streamed[1:]))
 
 
 class Probe(Watch):
@@ -95,14 +88,10 @@ class Probe(Watch):
         self.acceptance_probs: list[tuple[float, ...]] = []
         self.draft_logits: list[Tensor] = []  # of this round, (1, V) each
 
-    @contextmanager
-    def attached(self, target: PreTrainedModel) -> Iterator[None]:
-        with ExitStack() as hooks, super().attached(target):
-            hooks.callback(target.register_forward_hook(self.after_target).remove)
-            if self.backend.draft is not None:
-                hooks.callback(self.backend.draft.register_forward_hook(self.after_draft).remove)
-            yield
-        self.lap("other")
+    def attach(self, target: PreTrainedModel) -> list[RemovableHandle]:
+        hooks = [*super().attach(target), target.register_forward_hook(self.after_target)]
+        draft = self.backend.draft
+        return hooks if draft is None else [*hooks, draft.register_forward_hook(self.after_draft)]
 
     def before_target(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super().before_target(module, args, kwargs)
@@ -113,7 +102,7 @@ class Probe(Watch):
         self.target_logits = outputs.logits[0].clone()  # generate warps float32 logits in place
 
     def after_draft(self, module: torch.nn.Module, args: Any, outputs: Any) -> None:
-        self.draft_logits.append(outputs.logits[0, -1:])
+        self.draft_logits.append(outputs.logits[0, -1:])  # the row after the newest token; a prompt has more
 
     def put(self, value: Tensor) -> None:
         super().put(value)
@@ -146,10 +135,7 @@ def warped(logits_NV: Tensor, request: DecodeRequest) -> Tensor:
 
 
 class GenerateBackend(InProcess):
-    """Both arms are one call of `target.generate`; `num_draft_tokens = 0` is the same call without its speculation.
-
-    A subclass defines how it speculates.
-    """
+    """Both arms are one call of `target.generate`, the baseline without the speculation, which a subclass defines."""
 
     name: str
     capabilities: Capabilities
@@ -177,30 +163,30 @@ class GenerateBackend(InProcess):
         """Decode the speculative request again, instrumented."""
         probe = Probe(self, request)
         self.decode(request, probe)
+        probe.lap("other")
         return Replay(probe.token_ids(), probe.rounds(), tuple(probe.acceptance_probs), None, probe.clock.seconds)
 
     def decode(self, request: DecodeRequest, watch: Watch) -> None:
         """Decode one request while `watch` looks on."""
-        self._check(request)
-        speculative = request.num_draft_tokens > 0
-        sampling, processors = self.sampling(request) if request.temperature else ({}, [])
-        speculation = self.speculation(request) if speculative else {}
-        draft = self.draft if speculative else None
-        with watch.attached(self.target) if speculative else nullcontext():
-            call_generate(self.target, request, sampling | speculation, processors=processors, draft=draft, streamer=watch)
-
-    def _check(self, request: DecodeRequest) -> None:
         if request.rule not in self.capabilities.rules:
-            raise ValueError(
-                f"backend {self.name}: expected the rule {', '.join(self.capabilities.rules)}, got {request.rule!r}"
-            )
+            rules = ", ".join(self.capabilities.rules)
+            raise ValueError(f"backend {self.name}: expected the rule {rules}, got {request.rule!r}")
         if request.schedule:
             raise ValueError(f"backend {self.name}: expected one temperature, got a schedule of them")
         if request.draft_temperature not in (None, request.temperature):
-            raise ValueError(
-                f"backend {self.name}: expected the draft at decode T {request.temperature:g}, "
-                f"got {request.draft_temperature:g}"
-            )
+            expected = f"the draft at decode T {request.temperature:g}"
+            raise ValueError(f"backend {self.name}: expected {expected}, got {request.draft_temperature:g}")
+        sampling, processors = self.sampling(request) if request.temperature else ({}, [])
+        if request.num_draft_tokens == AUTOREGRESSIVE:
+            call_generate(self.target, request, sampling, processors=processors, streamer=watch)
+            return
+        options = sampling | self.speculation(request)
+        hooks = watch.attach(self.target)
+        try:
+            call_generate(self.target, request, options, processors=processors, draft=self.draft, streamer=watch)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def sampling(self, request: DecodeRequest) -> tuple[dict[str, Any], list[Any]]:
         """Return the sampling options of the generation config, and logits processors that run after those of the config."""
@@ -292,10 +278,8 @@ class Assisted(AssistedDefault):
 
 
 def _without_what_is_cached(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Cut from a draft's input what its cache holds already: with an encoder, generate feeds the whole output each round.
-
-    docs/upstream/transformers-encoder-decoder-draft.md
-    """
+    """Cut from a draft's input what its cache holds already: with an encoder, generate feeds the whole output each round."""
+    # See docs/upstream/transformers-encoder-decoder-draft.md.
     fed, known = kwargs["decoder_input_ids"], kwargs["past_key_values"].get_seq_length()
     return args, kwargs | {"decoder_input_ids": fed[:, known:]} if fed.shape[1] > 1 else kwargs
 
@@ -345,10 +329,7 @@ def load_prompt_lookup(pair: ModelPair, *, device: str, options: Mapping[str, st
 
 
 def _models(name: str, pair: ModelPair, device: str, options: Mapping[str, str]) -> Iterator[PreTrainedModel]:
-    """Yield the target, then the draft, each loaded on demand.
-
-    Raises: ValueError: an option was given
-    """
+    """Yield the target, then the draft, each loaded on demand. Raises: ValueError: an option was given."""
     if options:
         raise ValueError(f"backend {name} takes no options, got {', '.join(sorted(options))}")
     yield load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)

@@ -32,7 +32,7 @@ class InProcess:
     def close(self) -> None:
         del self.target, self.draft
         gc.collect()  # the hooks of a device map and their model refer to each other
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # torch would keep the freed memory for itself
             torch.cuda.empty_cache()
 
 

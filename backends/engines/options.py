@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 
 
 def parse_options(kind: type[T], given: Mapping[str, str], *, backend: str) -> T:
-    """Return options of this kind. A field is a Literal of strings, or a number above 0.
-
-    Raises:  ValueError: an unknown option, or a value that does not fit
-    """
+    """Return options of this kind: each is a Literal of strings, or a number above 0. Raises: ValueError: one does not fit."""
     hints = get_type_hints(kind)
     if unknown := sorted(set(given) - set(hints)):
         raise ValueError(f"backend {backend} takes the options {', '.join(hints)}; got {', '.join(unknown)}")
     values = {}
     for name, text in given.items():
-        if allowed := get_args(hints[name]):
-            expected, value = " or ".join(allowed), text if text in allowed else None
-        else:
-            expected = "a number above 0"
-            try:
-                value = hints[name](text)
-            except ValueError:
-                value = None
-            value = value if value is not None and value > 0 else None
-        if value is None:
+        allowed = get_args(hints[name])  # of a Literal; empty for a number
+        try:
+            value: Any = text if allowed else hints[name](text)
+            fits = value in allowed if allowed else value > 0
+        except ValueError:
+            fits = False
+        if not fits:
+            expected = " or ".join(allowed) or "a number above 0"
             raise ValueError(f"backend {backend}: expected {expected} for {name}, got {text!r}")
         values[name] = value
     return kind(**values)

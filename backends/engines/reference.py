@@ -29,8 +29,8 @@ from backends.acceptance.warping import sample, warp
 from backends.engines.in_process import InProcess, PhaseClock, call_generate, finish_reason, settings_of
 from backends.engines.options import parse_options
 from backends.forwards import draft_head, floor
-from backends.forwards.cached_model import CachedEncoderDecoder, CachedModel, cached
-from backends.forwards.compiled_llama import CompiledLlama, compilable
+from backends.forwards.cached_model import CachedModel, cached
+from backends.forwards.compiled_llama import CompiledLlama
 from backends.forwards.fused_llama import FusedLlama, supports
 from backends.forwards.products import Layout
 from backends.models.loading import load_model
@@ -48,7 +48,7 @@ from bench.records.decoding import (
     schedule_text,
 )
 
-Remembering = CachedModel | CachedEncoderDecoder | FusedLlama
+Remembering = CachedModel | FusedLlama
 Forward = Literal["fused", "transformers"]
 
 
@@ -63,18 +63,15 @@ class Options:
 
 
 def remembering(model: PreTrainedModel, options: Options) -> Remembering:
-    """Return the model with its cache.
-
-    Raises:  ValueError: the model cannot be compiled, and as `cached`
-    """
+    """Return the model with its cache. Raises: ValueError: it cannot be compiled, and as `cached`."""
     if options.compile == "true":
-        return CompiledLlama(compilable(model), options.weights)
+        return CompiledLlama(model, options.weights)
     return FusedLlama(model, options.weights) if options.forward == "fused" and supports(model) else cached(model)
 
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """What the draft model proposed in one round."""
+    """What the draft model proposed in one round, on the device."""
 
     tokens_G: Tensor
     probs_GV: Tensor
@@ -96,21 +93,16 @@ class Probe(PhaseClock):
         probs = rule.acceptance_probs(drafts.tokens_G, drafts.probs_GV, target_probs_NV).tolist()
         if rule.jointly:
             # A drafted end token closes the round if it is kept, so nothing after it is ever kept.
-            end_at = first_end(drafted, request.eos_token_ids)
-            self.joint_length.append(sum(probs if end_at is None else probs[: end_at + 1]))
+            self.joint_length.append(sum(probs[: num_until_end(drafted, request.eos_token_ids)]))
             self.acceptance_probs.append(())
         else:
             self.acceptance_probs.append(tuple(probs[: num_tested(outcome)]))
         self.restart()
 
 
-def no_lap(phase: str) -> None:
-    """Stand in for the clock of a replay in a timed run."""
-
-
-def first_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int | None:
-    """Return the place of the first end token."""
-    return next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
+def num_until_end(tokens: Sequence[int], eos_token_ids: Sequence[int]) -> int:
+    """Return how many tokens there are up to the first end token, which counts; all of them if none is an end token."""
+    return next((place + 1 for place, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
 
 
 def next_draft_length(length: int, last: Round, *, longest: int) -> int:
@@ -140,7 +132,7 @@ class ReferenceBackend(InProcess):
         *,
         draft_token_ids: Sequence[int] | None = None,
     ) -> None:
-        """Take two models. `draft_token_ids`: of the rows of the draft's head, if it has been restricted (`draft_head`)."""
+        """Take two models. `draft_token_ids`: tokens of the rows of the draft's head, if it was restricted (`draft_head`)."""
         self.target = remembering(target, options)
         self.draft = remembering(draft, options)
         self.device = target.device
@@ -162,7 +154,7 @@ class ReferenceBackend(InProcess):
         start = time.perf_counter()
         if request.rule not in RULES:
             raise ValueError(f"expected an acceptance rule of {', '.join(sorted(RULES))}, got {request.rule!r}")
-        generator = torch.Generator(self.device).manual_seed(request.seed)
+        generator = torch.Generator(self.device).manual_seed(request.seed)  # the global random state stays untouched
         speculative = request.num_draft_tokens > 0
         tokens = list(request.prompt_ids)
         tokens.append(self.prefill(request, generator, speculative=speculative))
@@ -177,7 +169,7 @@ class ReferenceBackend(InProcess):
             if not speculative:
                 tokens.append(self.step(request, tokens[-1], generator))
                 continue
-            # The target adds one token of its own, so drafting up to the limit would waste the last draft.
+            # The target adds one token itself, so drafting up to the limit would waste the last draft.
             num_drafts = min(length, end - len(tokens) - 1)
             rounds.append(self.round(request, tokens, num_drafts, generator, probe))
             if request.draft_length == "adaptive":
@@ -192,7 +184,7 @@ class ReferenceBackend(InProcess):
         probs = self.target_probs(self.target.feed(prompt, num_logits=1), request)
         if speculative:
             self.draft.reset()
-            self.draft.feed(prompt, num_logits=1)
+            self.draft.feed(prompt, num_logits=1)  # its logits are not used: the first token is the target's
         return int(sample(probs, self.uniforms(1, generator)))
 
     def step(self, request: DecodeRequest, newest: int, generator: torch.Generator) -> int:
@@ -205,7 +197,7 @@ class ReferenceBackend(InProcess):
     ) -> Round:
         """Draft, verify and judge once. The emitted tokens are appended to `tokens`."""
         rule = RULES[request.rule]
-        lap = probe.lap if probe else no_lap
+        lap = probe.lap if probe else lambda phase: None  # a timed run must not wait for the device at each phase
         # One uniform draws each draft token, one tests it, and one draws the target's own token.
         uniforms = self.uniforms(2 * num_drafts + 1, generator)
         lap("other")
@@ -225,11 +217,9 @@ class ReferenceBackend(InProcess):
         lap("accept")
 
         emitted = [*drafted[:accepted], next_token]
-        end_at = first_end(emitted, request.eos_token_ids)
-        if end_at is not None:
-            emitted = emitted[: end_at + 1]
+        emitted = emitted[: num_until_end(emitted, request.eos_token_ids)]
         tokens.extend(emitted)
-        self.target.rewind(len(tokens) - 1)
+        self.target.rewind(len(tokens) - 1)  # the newest token stays unfed
         self.draft.rewind(len(tokens) - 1)
         result = Round(drafted=num_drafts, accepted=min(accepted, len(emitted)), emitted=len(emitted))
         lap("other")
@@ -243,7 +233,7 @@ class ReferenceBackend(InProcess):
             nothing = torch.empty(0, self.vocab_size, device=self.device)
             return Drafts(torch.empty(0, dtype=torch.long, device=self.device), nothing)
         fed = torch.tensor([tokens[self.draft.length :]], device=self.device)
-        drafted, probs, token_ids_M = [], [], self.draft_token_ids_M
+        drafted, probs, token_ids_M = [], [], self.draft_token_ids_M  # M: what the rows of a restricted head stand for
         for uniform in uniforms_G.split(1):
             logits = self.draft.feed(fed, num_logits=1)
             # The newest token has been fed now, so the draft's length is the place of the token to be drawn.
@@ -273,7 +263,7 @@ class ReferenceBackend(InProcess):
     @torch.inference_mode()
     def time_forwards(self, request: DecodeRequest, *, context_length: int, samples: int) -> tuple[ForwardSeconds, ...]:
         """Time bare model calls after the prompt, repeated or cut to `context_length` tokens; caches are rewound in between."""
-        repeats = -(-context_length // len(request.prompt_ids))
+        repeats = -(-context_length // len(request.prompt_ids))  # rounded up
         context = torch.tensor([(request.prompt_ids * repeats)[:context_length]], device=self.device)
         for model in (self.target, self.draft):
             model.reset()
@@ -293,17 +283,16 @@ class ReferenceBackend(InProcess):
         )
 
     def _forward_seconds(self, model: Remembering, tokens_BT: Tensor) -> float:
-        length = model.length
-        self.synchronize()
+        self.synchronize()  # what was queued before must not be timed
         start = time.perf_counter()
         model.feed(tokens_BT, num_logits=tokens_BT.shape[1])
         self.synchronize()
         seconds = time.perf_counter() - start
-        model.rewind(length)
+        model.rewind(model.length - tokens_BT.shape[1])
         return seconds
 
     def _floor_seconds(self, model: Remembering, num_tokens: int) -> float | None:
-        """Time the linear layers alone (`backends.forwards.floor`)."""
+        """Time the linear layers alone (`backends.forwards.floor`); None if they cannot be listed."""
         products = floor.products_of(model.model, model if isinstance(model, FusedLlama) else None)
         if not products:
             return None
@@ -355,7 +344,7 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> Referen
         always = end_token_ids(pair)
         token_ids = draft_head.frequent_tokens(Path(pair.draft), chosen.draft_vocabulary, always=always)
     target = load_model(pair.target, dtype=pair.dtype, device=device, device_map=pair.device_map)
-    draft = load_model(pair.draft, dtype=pair.dtype, device=str(target.device))
+    draft = load_model(pair.draft, dtype=pair.dtype, device=str(target.device))  # beside the target's first layer
     if token_ids is not None:
         draft_head.restrict(draft, token_ids)
     return ReferenceBackend(target, draft, chosen, draft_token_ids=token_ids)

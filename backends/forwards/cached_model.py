@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers
-
 
 class CachedModel:
     """A model that remembers what it has been fed. `length` is the number of tokens in the cache."""
@@ -40,29 +38,26 @@ class CachedModel:
     def rewind(self, length: int) -> None:
         """Drop everything after the first `length` tokens. A view is taken; nothing is copied."""
         if length < self.length:
-            self.cache.crop(length - self.length)
+            self.cache.crop(length - self.length)  # a negative number: how many tokens to remove
             self.length = length
 
 
-class CachedEncoderDecoder:
-    """The same for an encoder-decoder model, whose encoder runs once per prompt. `length` counts the prompt."""
+class CachedEncoderDecoder(CachedModel):
+    """The same for an encoder-decoder model, whose encoder runs once per prompt. `length` counts the prompt.
+
+    A rewind must leave the prompt. It crops the decoder's own keys and values: the encoder's do not depend on the output.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.device = model.device
+        super().__init__(model)
         self.start_BT = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
-        self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self.length = 0
 
     def feed(self, tokens_BT: torch.Tensor, *, num_logits: int) -> torch.Tensor:
-        """Append tokens and return the logits after the last `num_logits` of them, (N, V) in the model's dtype.
-
-        Raises: ValueError: more than one row for the prompt, of which the decoder sees no token
-        """
+        """Raises: ValueError: more than one row for the prompt, of which the decoder sees no token."""
         fed = tokens_BT
         if self.length == 0:
             if num_logits != 1:
@@ -73,30 +68,18 @@ class CachedEncoderDecoder:
         self.length += tokens_BT.shape[1]
         return outputs.logits[0, -num_logits:]
 
-    def rewind(self, length: int) -> None:
-        """Drop everything after the first `length` tokens; `length` must cover the prompt. Nothing is copied."""
-        # The prompt is in the cross-attention cache, which stays; a shift by a difference needs no knowledge of its length.
-        if length < self.length:
-            self.cache.self_attention_cache.crop(length - self.length)
-            self.length = length
 
-
-def cached(model: PreTrainedModel) -> CachedModel | CachedEncoderDecoder:
-    """Return the model with its cache.
-
-    Raises:  as `check_rewindable`
-    """
+def cached(model: PreTrainedModel) -> CachedModel:
+    """Return the model with its cache. Raises: as `check_rewindable`."""
     check_rewindable(model)
     return CachedEncoderDecoder(model) if model.config.is_encoder_decoder else CachedModel(model)
 
 
 def check_rewindable(model: PreTrainedModel) -> None:
-    """Check that rejected tokens can be taken back.
-
-    Raises: ValueError: the model's state is not a cache of keys and values
-    """
+    """Raises: ValueError: rejected tokens cannot be taken back, because the model's state is no cache of keys and values."""
     config = model.config.get_text_config()
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION)
+    layers = set(getattr(config, "layer_types", None) or ())
+    others = sorted(layers - {"full_attention", "sliding_attention", "chunked_attention"})
     if model._is_stateful or others:
         kind = f"which has {', '.join(others)} layers" if others else "which is recurrent"
         raise ValueError(f"expected a model whose cache can be rewound, got {config.model_type}, {kind}")
@@ -110,10 +93,6 @@ def has_deeper_decoder(model: PreTrainedModel) -> bool:
 
 
 def cache_for_generate(model: PreTrainedModel) -> dict[str, EncoderDecoderCache]:
-    """Return the cache to pass to transformers' `generate`, which would make it as deep as the encoder; {} if that is right.
-
-    Source:  docs/upstream/transformers-deeper-decoder.md
-    """
-    if not has_deeper_decoder(model):
-        return {}
-    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    """Return the cache to pass to transformers' `generate`, which would make it as deep as the encoder; {} if that is right."""
+    # See docs/upstream/transformers-deeper-decoder.md.
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} if has_deeper_decoder(model) else {}

@@ -17,20 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from backends.forwards.fused_llama import FusedLlama, normed, supports
 from backends.forwards.products import Layout
 from bench.errors import first_line
 
 MOST_TOKENS = 16
-MOST_GRAPHS = 1000
-
-# Inductor's settings, active while a graph is made. As options of `torch.compile` they would come too late for the first graph.
-SETTINGS = {
-    "freezing": True,  # weights become constants, which are packed once
-    "cpp_wrapper": True,  # no Python between the kernels
-}
 
 
 class Graph(nn.Module):
@@ -79,17 +72,6 @@ class Graph(nn.Module):
         return F.linear(normed(stream_TD, self.last_norm, eps), self.head)
 
 
-def compilable(model: PreTrainedModel) -> LlamaForCausalLM:
-    """Return the model if it can be compiled.
-
-    Raises: ValueError: another architecture or device
-    """
-    if not supports(model) or model.device.type != "cpu":
-        got = f"{model.config.model_type} on {model.device.type}"
-        raise ValueError(f"backend reference: compile=true is for Llama-type models on a CPU, got {got}")
-    return model
-
-
 def _frozen(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach(), requires_grad=False)
 
@@ -97,25 +79,30 @@ def _frozen(weight: Tensor) -> nn.Parameter:
 class CompiledLlama(FusedLlama):
     """A `FusedLlama` whose forward of a few tokens is compiled. Making one takes minutes.
 
-    Raises:  ValueError: it cannot be compiled on this machine
+    Raises:  ValueError: another architecture or device, or this machine has no C++ compiler
     """
 
-    def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
+    def __init__(self, model: PreTrainedModel, layout: Layout = "packed") -> None:
+        if not supports(model) or model.device.type != "cpu":
+            got = f"{model.config.model_type} on {model.device.type}"
+            raise ValueError(f"backend reference: compile=true is for Llama-type models on a CPU, got {got}")
         super().__init__(model, layout)
         self.graph: Callable[..., Tensor] = torch.compile(Graph(self), fullgraph=True)
         try:
             self._compile()
         except RuntimeError as error:
-            raise ValueError(
-                f"backend reference: compile=true needs a C++ compiler that torch.compile can use: {first_line(error)}"
-            ) from error
+            needed = "a C++ compiler that torch.compile can use"
+            raise ValueError(f"backend reference: compile=true needs {needed}: {first_line(error)}") from error
 
     def _compile(self) -> None:
         """Compile both graphs for any length. The sample lengths avoid 0 and 1, which torch takes for constants."""
         tokens_BT = torch.zeros(1, 3, dtype=torch.long)
         # Each model adds two graphs to the same function, for which torch's limit is low.
-        limit = dynamo.patch(recompile_limit=MOST_GRAPHS)
-        with torch.inference_mode(False), torch.no_grad(), inductor.patch(SETTINGS), limit:
+        limit = dynamo.patch(recompile_limit=1000)
+        # Freezing: weights become constants, which are packed once. C++ wrapper: no Python runs between the kernels.
+        # As options of `torch.compile` these settings would come too late for the first graph.
+        settings = inductor.patch(freezing=True, cpp_wrapper=True)
+        with torch.inference_mode(False), torch.no_grad(), settings, limit:
             for num_tokens in (1, 3):
                 *of_tokens, seen_S, caches = self._inputs(tokens_BT[:, :num_tokens], 5)
                 for tensor in (seen_S, *(of_tokens if num_tokens > 1 else ())):

@@ -25,15 +25,12 @@ def frequent_tokens(folder: Path, count: int, *, always: Sequence[int] = ()) -> 
     Args:    always: ids that are kept whatever their frequency, such as the end token
     Raises:  ValueError: the folder does not list its frequent tokens, or lists fewer
     """
-    try:
-        ranked = json.loads((folder / FREQUENT).read_text())
-    except OSError as error:
-        raise ValueError(
-            f"expected {FREQUENT} in {folder}, found none; `specheat distill` writes it beside its drafts"
-        ) from error
+    if not (folder / FREQUENT).is_file():
+        raise ValueError(f"expected {FREQUENT} in {folder}, found none; `specheat distill` writes it beside its drafts")
+    ranked = json.loads((folder / FREQUENT).read_text())
     if not isinstance(ranked, list) or not all(isinstance(token, int) for token in ranked):
         raise ValueError(f"expected a list of token ids in {folder / FREQUENT}")
-    kept = set(always)
+    kept = set(always)  # they take their places among the `count` tokens
     if not len(kept) < count <= len(ranked):
         raise ValueError(f"expected a draft vocabulary of {len(kept) + 1} to {len(ranked)} tokens, got {count}")
     others = [token for token in ranked if token not in kept]
@@ -50,7 +47,7 @@ def restrict(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     if head is None or getattr(head, "bias", None) is not None:
         raise ValueError(f"expected an output head without bias, got {head}")
     rows_MD = head.weight[torch.tensor(token_ids, device=head.weight.device)].clone()
-    smaller = nn.Linear(rows_MD.shape[1], len(rows_MD), bias=False, device="meta")
+    smaller = nn.Linear(rows_MD.shape[1], len(rows_MD), bias=False, device="meta")  # no memory for weights that are replaced
     smaller.weight = nn.Parameter(rows_MD, requires_grad=False)
     model.set_output_embeddings(smaller)
 

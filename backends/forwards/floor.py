@@ -36,7 +36,7 @@ def products_of(model: PreTrainedModel, fused: FusedLlama | None) -> tuple[Produ
 
 def inputs_for(products: Sequence[Product], num_tokens: int, like: Tensor) -> dict[int, Tensor]:
     """Return random rows for each input width, on the device and in the dtype of `like`."""
-    generator = torch.Generator(like.device).manual_seed(0)
+    generator = torch.Generator(like.device).manual_seed(0)  # random numbers: kernels run faster on zeros
     return {
         width: torch.randn(num_tokens, width, generator=generator, device=like.device, dtype=like.dtype)
         for width in {each.weight_ND.shape[1] for each in products}

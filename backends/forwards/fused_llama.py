@@ -12,6 +12,7 @@ H query heads, K key heads, G query heads of one key head, R = G T rows of one k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,6 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from backends.forwards.products import Layout, Product, can_pack, product
 
 FIRST_ROOM = 512  # tokens that the buffers hold at first
-STATIC_ROPES = frozenset({"default", "linear", "llama3"})  # angles that depend on the position alone
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ def supports(model: PreTrainedModel) -> bool:
         and not model.config.attention_bias
         and not model.config.mlp_bias
         and model.lm_head.bias is None
-        and model.model.rotary_emb.rope_type in STATIC_ROPES
+        and model.model.rotary_emb.rope_type in ("default", "linear", "llama3")  # angles that depend on the position alone
         # Another class of layer is quantised or has an adapter.
         and all(type(layer.self_attn.q_proj) is nn.Linear for layer in model.model.layers)
     )
@@ -57,35 +57,30 @@ class FusedLlama:
     def __init__(self, model: LlamaForCausalLM, layout: Layout = "packed") -> None:
         config = model.config
         self.model = model
-        self.device = model.device
         self.eps = config.rms_norm_eps
         self.num_heads, self.num_key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_width = model.model.layers[0].self_attn.head_dim
         self.embedding = model.model.embed_tokens.weight
         self.layout: Layout = layout if can_pack(self.embedding) else "plain"
-        self.products: list[Product] = []  # in the order of one forward
         self.last_norm = model.model.norm.weight
         self.layers = [self._layer(layer) for layer in model.model.layers]
-        self.head = self._product(model.lm_head.weight)
-        self.room = 0
+        self.head = product(model.lm_head.weight, self.layout)
+        of_layers = ((layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self.layers)
+        self.products = [*chain.from_iterable(of_layers), self.head]  # in the order of one forward
         self.length = 0
         self._make_room(FIRST_ROOM)
 
     def _layer(self, layer: nn.Module) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return Layer(
-            qkv=self._product(_fused(attention.q_proj, attention.k_proj, attention.v_proj)),
-            out=self._product(attention.o_proj.weight),
-            gate_up=self._product(_fused(mlp.gate_proj, mlp.up_proj)),
-            down=self._product(mlp.down_proj.weight),
+            qkv=product(_fused(attention.q_proj, attention.k_proj, attention.v_proj), self.layout),
+            out=product(attention.o_proj.weight, self.layout),
+            gate_up=product(_fused(mlp.gate_proj, mlp.up_proj), self.layout),
+            down=product(mlp.down_proj.weight, self.layout),
             attention_norm=layer.input_layernorm.weight,
             mlp_norm=layer.post_attention_layernorm.weight,
             cache_KLE=torch.empty(0),
         )
-
-    def _product(self, weight: Tensor) -> Product:
-        self.products.append(product(weight, self.layout))
-        return self.products[-1]
 
     def _make_room(self, room: int) -> None:
         """Make buffers and angles for so many tokens; the cache's content is kept."""
@@ -95,7 +90,7 @@ class FusedLlama:
             if self.length:
                 buffer_KLE[:, : self.length] = layer.cache_KLE[:, : self.length]
             layer.cache_KLE = buffer_KLE
-        positions = torch.arange(room, device=self.device)[None]
+        positions = torch.arange(room, device=self.embedding.device)[None]
         cos_BLE, sin_BLE = self.model.model.rotary_emb(self.embedding, positions)
         self.cos_L1E = cos_BLE[0, :, None].clone()
         # Rotation: (x1, x2) cos + (-x2, x1) sin. The sign is stored in sin, so that a roll by half the width gives (x2, x1).
@@ -104,8 +99,7 @@ class FusedLlama:
         self.room = room
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.length = 0
+        self.length = 0  # the next tokens overwrite the buffers
 
     def rewind(self, length: int) -> None:
         """Drop everything after the first `length` tokens. Nothing is copied: the next tokens overwrite it."""
@@ -116,7 +110,7 @@ class FusedLlama:
         num_tokens = tokens_BT.shape[1]
         start, end = self.length, self.length + num_tokens
         if end > self.room:
-            self._make_room(max(end, 2 * self.room))
+            self._make_room(max(end, 2 * self.room))  # doubled, so that copies stay rare
         heads, key_heads, width = self.num_heads, self.num_key_heads, self.head_width
         cos_T1E, sin_T1E = self.cos_L1E[start:end], self.sin_L1E[start:end]
         mask_RL = causal_mask(start, num_tokens, heads // key_heads, self.embedding)

@@ -43,7 +43,7 @@ def product(weight_ND: Tensor, layout: Layout) -> Product:
     if layout == "plain" or not can_pack(weight_ND):
         multiply = partial(F.linear, weight=weight_ND)
         return Product(weight_ND, multiply, lambda rows_TD, others_TN: others_TN + multiply(rows_TD))
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach())
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach())  # a copy in oneDNN's own layout
     alone, added = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
     return Product(
         weight_ND,

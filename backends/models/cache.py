@@ -46,7 +46,7 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     if _intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:  # on the same disk: moved in one step
         made = Path(scratch) / name
         made.mkdir()
         make(made)

@@ -37,10 +37,7 @@ def missing_parts(folder: Path) -> list[str]:
 
 
 def model_config(model: str) -> Any:
-    """Return the configuration of a model.
-
-    Raises:  ValueError: it cannot be read
-    """
+    """Return the configuration of a model. Raises: ValueError: it cannot be read."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -57,7 +54,7 @@ def model_family(config: Any) -> str:
 
 def model_hash(folder: Path) -> str:
     """Return the commit of a hub's snapshot, or else the sha256 of configuration and weights."""
-    if folder.parent.name == "snapshots":
+    if folder.parent.name == "snapshots":  # in the hub's cache, whose folders are named by the commit
         return folder.name
     config = json.loads((folder / "config.json").read_text())
     config.pop("transformers_version", None)  # who wrote the file is no property of the model
@@ -76,23 +73,18 @@ def model_hashes(pair: ModelPair) -> dict[str, str]:
 
 def context_length(pair: ModelPair) -> int:
     """Return the number of tokens that both models have positions for."""
-    return min(_num_positions(model) for model in (pair.target, pair.draft))
+    lengths = []
+    for model in (pair.target, pair.draft):
+        config = model_config(model).get_text_config()
+        length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if not length:
+            raise ValueError(f"expected max_position_embeddings or n_positions in the config of {model}, got neither")
+        lengths.append(int(length))
+    return min(lengths)
 
 
-def _num_positions(model: str) -> int:
-    config = model_config(model).get_text_config()
-    for name in ("max_position_embeddings", "n_positions"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    raise ValueError(f"expected max_position_embeddings or n_positions in the config of {model}, got neither")
-
-
-def tokenizer(pair: ModelPair) -> Any:
-    """Return the tokenizer of a resolved pair: the target's."""
-    return _tokenizer(pair.target)
-
-
-def _tokenizer(model: str) -> Any:
+def tokenizer(model: str) -> Any:
+    """Return the tokenizer in a folder. A pair uses the target's. Raises: ValueError: it cannot be read."""
     from transformers import AutoTokenizer
 
     file = Path(model) / "tokenizer.json"
@@ -105,51 +97,38 @@ def _tokenizer(model: str) -> Any:
 
 
 def check_compatible(pair: ModelPair) -> None:
-    """Check that the draft can draft for the target.
+    """Raises: ValueError: family, vocabulary size or token ids of the two models differ, or a file cannot be read."""
+    from safetensors import SafetensorError, safe_open
 
-    Raises:  ValueError: family, vocabulary size or token ids differ, or a file cannot be read
-    """
     configs = {model: model_config(model) for model in (pair.target, pair.draft)}
     for model, config in configs.items():
         if model_family(config) != pair.family:
             raise ValueError(f"expected a model of the family {pair.family}, got {model}, which is {model_family(config)}")
-        _check_weights(model)
-    sizes = [config.get_text_config().vocab_size for config in configs.values()]
-    if len(set(sizes)) > 1:
-        raise ValueError(
-            f"expected one vocabulary, got {sizes[0]} tokens in the target {pair.target} and {sizes[1]} "
-            f"in the draft {pair.draft}"
-        )
-    _check_tokenizers(pair, sizes[0])
-
-
-def _check_weights(model: str) -> None:
-    """Check that weight files are complete. Only their headers are read."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in weight_files(Path(model)):
-        if path.suffix == ".safetensors":
+        for path in weight_files(Path(model)):
             try:
-                with safe_open(path, framework="numpy"):
-                    pass
+                if path.suffix == ".safetensors":
+                    safe_open(path, framework="numpy")  # reads the header, and raises if the file is shorter than it states
             except SafetensorError as error:
                 raise ValueError(f"expected readable weights in {path}: {first_line(error)}") from error
+    sizes = [config.get_text_config().vocab_size for config in configs.values()]
+    if len(set(sizes)) > 1:
+        got = f"{sizes[0]} tokens in the target {pair.target} and {sizes[1]} in the draft {pair.draft}"
+        raise ValueError(f"expected one vocabulary, got {got}")
+    _check_tokenizers(pair, sizes[0])
 
 
 def _check_tokenizers(pair: ModelPair, vocab_size: int) -> None:
     """Check that an id is the same token in both. Special roles may differ: only the target's are used."""
     files = [Path(model) / "tokenizer.json" for model in (pair.target, pair.draft)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
-        return
+        return  # equal files: loading two tokenizers would take seconds
     target_tokens, draft_tokens = (
         # Some tokenizers have ids beyond the model's vocabulary, which no model emits.
-        {i: token for token, i in _tokenizer(model).get_vocab().items() if i < vocab_size}
+        {i: token for token, i in tokenizer(model).get_vocab().items() if i < vocab_size}
         for model in (pair.target, pair.draft)
     )
     differing = [i for i in range(vocab_size) if target_tokens.get(i) != draft_tokens.get(i)]
     if differing:
         i = differing[0]
-        raise ValueError(
-            f"expected one tokenizer, got {len(differing)} ids with different tokens: id {i} is "
-            f"{target_tokens.get(i)!r} in {pair.target} and {draft_tokens.get(i)!r} in {pair.draft}"
-        )
+        first = f"id {i} is {target_tokens.get(i)!r} in {pair.target} and {draft_tokens.get(i)!r} in {pair.draft}"
+        raise ValueError(f"expected one tokenizer, got {len(differing)} ids with different tokens: {first}")

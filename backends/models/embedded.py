@@ -59,11 +59,6 @@ def adapted_draft_folder(name: str) -> Path:
     return made_once(f"smollm2-{name}-{key}", lambda folder: _merge(base, adapters, folder))
 
 
-def card_folder(name: str) -> Path:
-    """Return where the card of the draft, or of one with adapters, lies in this repository."""
-    return DRAFT_SOURCE if name == "draft" else ADAPTERS_SOURCE / name
-
-
 def _dequantise(gguf: Path, folder: Path) -> None:
     print(f"specheat: dequantising {gguf.name} into {folder.name} (once)", file=sys.stderr, flush=True)
     import torch

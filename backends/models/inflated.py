@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from backends.models.inflation import Shape
 
 CARD = "inflated.json"
-BYTES_MADE, BYTES_STORED = 4, 2  # per parameter: float32 while it is made, bfloat16 on disk
 
 
 def card(folder: Path) -> dict[str, str]:
     """Return target, sha256 and shape that an inflated target was made from; for any other model an empty dict."""
     path = folder / CARD
-    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def check_inflatable(config: Any, text: str) -> Shape:
@@ -42,9 +40,8 @@ def check_inflatable(config: Any, text: str) -> Shape:
 
 
 def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) -> tuple[Path, str]:
-    """Return the folder of a target inflated to a shape, and the shape's label.
+    """Return the folder of a target inflated to a shape (`text`, as `--inflate` takes it), and the shape's label.
 
-    Args:    text: as `--inflate` takes it; config: the target's; name, sha256: the target's, for the card
     Raises:  as `check_inflatable`, and ValueError: memory or disk cannot hold it
     """
     from backends.models import inflation
@@ -53,9 +50,9 @@ def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) 
     label = text.lower() if text.lower() in inflation.SHAPES else str(shape)
 
     def make(folder: Path) -> None:
-        _check_room(inflation.num_parameters(config, shape), label)
+        _check_room(folder, inflation.num_parameters(config, shape), label)
         print(f"specheat: inflating {name} to {label} (once)", file=sys.stderr, flush=True)
-        _write(target, folder, shape)
+        _write_inflated(target, folder, shape)
         (folder / CARD).write_text(json.dumps({"target": name, "sha256": sha256, "shape": label}, indent=1))
 
     # The code is part of the key: after a change to it, no model made by the old code is taken for one of the new.
@@ -63,21 +60,17 @@ def checkpoint(target: Path, text: str, *, config: Any, name: str, sha256: str) 
     return made_once(f"inflated-{key_of(sha256, str(shape), code)}", make), label
 
 
-def _check_room(num_parameters: int, label: str) -> None:
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
+def _check_room(folder: Path, num_parameters: int, label: str) -> None:
     for what, needed, free in (
-        ("memory", BYTES_MADE * num_parameters, available_memory_bytes()),
-        (f"disk for {cache}", BYTES_STORED * num_parameters, shutil.disk_usage(cache).free),
+        ("memory", 4 * num_parameters, available_memory_bytes()),  # float32 while it is made
+        (f"disk for {cache_folder()}", 2 * num_parameters, shutil.disk_usage(folder).free),  # bfloat16
     ):
         if free < needed:
-            raise ValueError(
-                f"expected {needed / 2**30:.1f} GiB of {what} to inflate to {label}, found {free / 2**30:.1f}; "
-                "take a smaller --inflate"
-            )
+            found = f"found {free / 2**30:.1f}; take a smaller --inflate"
+            raise ValueError(f"expected {needed / 2**30:.1f} GiB of {what} to inflate to {label}, {found}")
 
 
-def _write(target: Path, folder: Path, shape: Shape) -> None:
+def _write_inflated(target: Path, folder: Path, shape: Shape) -> None:
     """Save the inflated target: in bfloat16 what that holds exactly, such as all random weights; the rest in float32."""
     import torch
     import transformers
@@ -86,14 +79,11 @@ def _write(target: Path, folder: Path, shape: Shape) -> None:
 
     small = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, local_files_only=True)
     large = inflation.inflate(small, shape)
-    weights = {name: _narrowed(weight) for name, weight in large.state_dict().items()}
+    weights = large.state_dict()
+    for name, weight in weights.items():
+        narrow = weight.to(torch.bfloat16)
+        if torch.equal(narrow.to(weight.dtype), weight):
+            weights[name] = narrow
     large.config.dtype = torch.bfloat16
     large.save_pretrained(folder, state_dict=weights)
     copy_companions(target, folder)
-
-
-def _narrowed(weight: Any) -> Any:
-    import torch
-
-    narrow = weight.to(torch.bfloat16)
-    return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight

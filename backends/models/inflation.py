@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-SPREAD = 0.02  # standard deviation of random weights, as in freshly initialised models
+BLOCK = 2**22 + 3  # random numbers drawn; not a multiple of a row's length, so that rows differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,18 @@ class Shape:
     neurons: int
 
     def __str__(self) -> str:
-        return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        return ",".join(f"{name}={size}" for name, size in asdict(self).items())
 
+
+# The names of these sizes in a model's configuration.
+CONFIG_NAMES = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "key_heads": "num_key_value_heads",
+    "head_width": "head_dim",
+    "neurons": "intermediate_size",
+}
 
 SHAPES: Mapping[str, Shape] = {
     "0.5b": Shape(30, 1024, 16, 4, 64, 4096),
@@ -64,57 +74,48 @@ def parse_shape(text: str, of: LlamaConfig) -> Shape:
     """
     if text.lower() in SHAPES:
         return SHAPES[text.lower()]
-    own = {
-        "layers": of.num_hidden_layers,
-        "hidden": of.hidden_size,
-        "heads": of.num_attention_heads,
-        "key_heads": of.num_key_value_heads,
-        "head_width": of.head_dim,
-        "neurons": of.intermediate_size,
-    }
-    given: dict[str, int] = {}
+    shape = _shape_of(of)
     for part in text.split(","):
         name, _, number = part.partition("=")
-        if name not in own or not number.isdecimal() or int(number) < 1:
-            raise ValueError(
-                f"expected --inflate {', '.join(SHAPES)} or sizes of {', '.join(own)} such as layers=40,hidden=5120; "
-                f"got {text!r}"
-            )
-        given[name] = int(number)
-    return Shape(**own | given)
+        if name not in CONFIG_NAMES or not number.isdecimal() or int(number) < 1:
+            sizes = f"sizes of {', '.join(CONFIG_NAMES)} such as layers=40,hidden=5120"
+            raise ValueError(f"expected --inflate {', '.join(SHAPES)} or {sizes}; got {text!r}")
+        shape = replace(shape, **{name: int(number)})
+    return shape
 
 
-def inflate(model: PreTrainedModel, shape: Shape, *, seed: int = 0) -> LlamaForCausalLM:
+def _shape_of(config: LlamaConfig) -> Shape:
+    return Shape(**{name: getattr(config, theirs) for name, theirs in CONFIG_NAMES.items()})
+
+
+def inflate(model: PreTrainedModel, shape: Shape) -> LlamaForCausalLM:
     """Return a model of this shape whose logits are those of `model`, up to rounding, at every position and through the cache.
 
-    Args:    model: Llama-type; its dtype and device are kept
-             seed: of the random weights
-    Returns: an ordinary LlamaForCausalLM whose output head is not tied to the embedding
+    Returns: an ordinary LlamaForCausalLM of the same dtype, on the same device, with an output head that is not tied
     Raises:  ValueError: another architecture, or a shape that the model does not fit into
     """
     config = model.config
     if reason := obstacle(config):
         raise ValueError(f"expected a Llama-type target to inflate, got {reason}")
     check_fits(config, shape)
-    widths = config.hidden_size, shape.hidden
-    with torch.device("meta"):
-        large = LlamaForCausalLM(_config(config, shape))
-    large = large.to(model.dtype).to_empty(device=model.device)
+    large = _without_weights(config, shape).to(model.dtype).to_empty(device=model.device)
     # Rotary angles are not weights: to_empty left them without values.
     large.model.rotary_emb = type(large.model.rotary_emb)(large.config).to(model.device)
-    random = _Random(seed, model.device)
     with torch.no_grad():
-        for weight in large.parameters():
-            random.fill(weight)
+        _fill_randomly(large)
         _put(large.model.embed_tokens.weight.zero_(), model.model.embed_tokens.weight)
         _put(large.lm_head.weight, model.lm_head.weight)
-        _put_norm(large.model.norm.weight, model.model.norm.weight, widths)
+        _put_norm(large.model.norm.weight, model.model.norm.weight)
         for layer, small in zip(large.model.layers, model.model.layers, strict=False):
-            _put_norm(layer.input_layernorm.weight, small.input_layernorm.weight, widths)
-            _put_norm(layer.post_attention_layernorm.weight, small.post_attention_layernorm.weight, widths)
+            _put_norm(layer.input_layernorm.weight, small.input_layernorm.weight)
+            _put_norm(layer.post_attention_layernorm.weight, small.post_attention_layernorm.weight)
             _put_attention(layer.self_attn, small.self_attn, config, shape)
-            _put_mlp(layer.mlp, small.mlp, config)
-        for layer in large.model.layers[config.num_hidden_layers :]:
+            _put(layer.mlp.gate_proj.weight, small.mlp.gate_proj.weight)
+            layer.mlp.up_proj.weight[:, : config.hidden_size] = 0  # further neurons read zeros only
+            _put(layer.mlp.up_proj.weight, small.mlp.up_proj.weight)
+            layer.mlp.down_proj.weight[:, : config.intermediate_size] = 0  # the small neurons write nothing beyond its width
+            _put(layer.mlp.down_proj.weight, small.mlp.down_proj.weight)
+        for layer in large.model.layers[config.num_hidden_layers :]:  # further layers read zeros only, so they add zeros
             layer.self_attn.v_proj.weight[:, : config.hidden_size] = 0
             layer.mlp.up_proj.weight[:, : config.hidden_size] = 0
     return large.eval()
@@ -133,29 +134,16 @@ def obstacle(config: PretrainedConfig) -> str | None:
 
 def num_parameters(config: LlamaConfig, shape: Shape) -> int:
     """Return the number of parameters of a target inflated to this shape."""
-    attention = 2 * shape.hidden * shape.head_width * (shape.heads + shape.key_heads)
-    per_layer = attention + 3 * shape.hidden * shape.neurons + 2 * shape.hidden
-    return shape.layers * per_layer + 2 * config.vocab_size * shape.hidden + shape.hidden
+    return int(_without_weights(config, shape).num_parameters())
 
 
 def check_fits(config: LlamaConfig, shape: Shape) -> None:
     """Raise ValueError if a size of the shape is too small for the model."""
     if shape.heads % shape.key_heads:
         raise ValueError(f"expected heads in multiples of key_heads, got {shape}")
-    copies = _copies(config, shape)
-    needed = Shape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=shape.heads,
-        key_heads=config.num_key_value_heads * copies,
-        head_width=config.head_dim,
-        neurons=config.intermediate_size,
-    )
-    short = [
-        f"{field.name} >= {getattr(needed, field.name)}"
-        for field in fields(Shape)
-        if getattr(shape, field.name) < getattr(needed, field.name)
-    ]
+    # The heads themselves need no check: with these copies of the key heads, all queries find a place.
+    needed = replace(_shape_of(config), heads=shape.heads, key_heads=config.num_key_value_heads * _copies(config, shape))
+    short = [f"{name} >= {size}" for name, size in asdict(needed).items() if getattr(shape, name) < size]
     if short:
         raise ValueError(f"expected a shape with {', '.join(short)}, into which the target fits; got {shape}")
 
@@ -165,49 +153,31 @@ def _copies(config: LlamaConfig, shape: Shape) -> int:
 
     Example: 3 queries per key head in the small model and 2 in the large one need 2 copies.
     """
-    return math.ceil(_queries_per_key(config) / (shape.heads // shape.key_heads))
+    return math.ceil(config.num_attention_heads // config.num_key_value_heads / (shape.heads // shape.key_heads))
 
 
-def _queries_per_key(config: LlamaConfig) -> int:
-    return int(config.num_attention_heads // config.num_key_value_heads)
+def _without_weights(config: LlamaConfig, shape: Shape) -> LlamaForCausalLM:
+    """Return a target inflated to this shape, for whose weights no memory is taken."""
+    sizes = {theirs: getattr(shape, name) for name, theirs in CONFIG_NAMES.items()}
+    theta = config.rope_parameters["rope_theta"] ** (shape.head_width / config.head_dim)
+    changes = {
+        "rms_norm_eps": config.rms_norm_eps * config.hidden_size / shape.hidden,
+        "rope_parameters": {**config.rope_parameters, "rope_theta": theta},
+        "tie_word_embeddings": False,
+    }
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(**config.to_dict() | sizes | changes))
 
 
-def _config(config: LlamaConfig, shape: Shape) -> LlamaConfig:
-    ratio = shape.head_width / config.head_dim
-    return LlamaConfig(
-        **{
-            **config.to_dict(),
-            "hidden_size": shape.hidden,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_heads,
-            "head_dim": shape.head_width,
-            "intermediate_size": shape.neurons,
-            "rms_norm_eps": config.rms_norm_eps * config.hidden_size / shape.hidden,
-            "rope_parameters": {**config.rope_parameters, "rope_theta": config.rope_parameters["rope_theta"] ** ratio},
-            "tie_word_embeddings": False,
-        }
-    )
-
-
-class _Random:
-    """Normal numbers: one block is drawn, and shifted for each weight. Drawing billions would take minutes."""
-
-    BLOCK = 2**22 + 3  # not a multiple of a row's length, so that rows differ
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        generator = torch.Generator(device).manual_seed(seed)
-        block = torch.randn(self.BLOCK, generator=generator, device=device) * SPREAD
-        self.block = block.bfloat16().float()  # values that bfloat16 holds exactly
-        self.shift = 0
-
-    def fill(self, weight: Tensor) -> None:
-        flat = weight.view(-1)
-        block = self.block.roll(self.shift).to(weight.dtype)
-        for start in range(0, len(flat), self.BLOCK):
-            part = flat[start : start + self.BLOCK]
-            part.copy_(block[: len(part)])
-        self.shift += 7919
+def _fill_randomly(model: PreTrainedModel) -> None:
+    """Fill all weights with normal numbers. One block is drawn, and shifted for each weight: drawing billions takes minutes."""
+    generator = torch.Generator(model.device).manual_seed(0)
+    block = torch.randn(BLOCK, generator=generator, device=model.device) * 0.02  # as in new models
+    block = block.bfloat16().float()  # values that bfloat16 holds exactly
+    for number, weight in enumerate(model.parameters()):
+        shifted = block.roll(7919 * number).to(weight.dtype)
+        for part in weight.view(-1).split(BLOCK):
+            part.copy_(shifted[: len(part)])
 
 
 def _put(large: Tensor, small: Tensor) -> None:
@@ -215,21 +185,23 @@ def _put(large: Tensor, small: Tensor) -> None:
     large[: small.shape[0], : small.shape[1]] = small
 
 
-def _put_norm(large_D: Tensor, small_D: Tensor, widths: tuple[int, int]) -> None:
-    small, wide = widths
-    large_D[:small] = (small_D.double() * math.sqrt(small / wide)).to(large_D.dtype)
+def _put_norm(large_D: Tensor, small_D: Tensor) -> None:
+    scaled_D = small_D.double() * math.sqrt(len(small_D) / len(large_D))  # double: so that scaling rounds only once
+    large_D[: len(small_D)] = scaled_D.to(large_D.dtype)
 
 
 def _put_attention(large: nn.Module, small: nn.Module, config: LlamaConfig, shape: Shape) -> None:
     """Place the small heads. Query i of a small key head goes to copy i // room of that key head, at place i % room."""
     hidden, width, wide = config.hidden_size, config.head_dim, shape.head_width
-    room, copies, queries = shape.heads // shape.key_heads, _copies(config, shape), _queries_per_key(config)
+    room, copies = shape.heads // shape.key_heads, _copies(config, shape)
+    queries = config.num_attention_heads // config.num_key_value_heads  # of one small key head
     q_HED, o_DHE = large.q_proj.weight.view(shape.heads, wide, -1), large.o_proj.weight.view(-1, shape.heads, wide)
     k_KED, v_KED = (each.weight.view(shape.key_heads, wide, -1) for each in (large.k_proj, large.v_proj))
     small_q_HED = small.q_proj.weight.view(-1, width, hidden)
     small_o_DHE = small.o_proj.weight.view(hidden, -1, width)
     small_k_KED, small_v_KED = (each.weight.view(-1, width, hidden) for each in (small.k_proj, small.v_proj))
-    places = _halves(width, wide)
+    # Rotation pairs component i with i + half the width. Example: width 4 lies in width 8 at the places (0, 1, 4, 5).
+    places = torch.arange(wide).view(2, -1)[:, : width // 2].flatten()
     v_KED[:, :, :hidden] = 0  # further heads mix zeros
     for key in range(config.num_key_value_heads):
         for copy in range(copies):
@@ -243,21 +215,3 @@ def _put_attention(large: nn.Module, small: nn.Module, config: LlamaConfig, shap
             q_HED[head, :, :hidden] = 0  # the key's components beyond those of the small head are random
             q_HED[head, places, :hidden] = (small_q_HED[old].double() * math.sqrt(wide / width)).to(q_HED.dtype)
             o_DHE[:hidden, head, :width] = small_o_DHE[:, old]
-
-
-def _halves(width: int, wide: int) -> Tensor:
-    """Return where the components of a small head lie in a large one. Rotation pairs component i with i + half the width.
-
-    Example: width 4 in width 8 is (0, 1, 4, 5).
-    """
-    half = torch.arange(width // 2)
-    return torch.cat((half, half + wide // 2))
-
-
-def _put_mlp(large: nn.Module, small: nn.Module, config: LlamaConfig) -> None:
-    hidden, neurons = config.hidden_size, config.intermediate_size
-    _put(large.gate_proj.weight, small.gate_proj.weight)
-    large.up_proj.weight[:, :hidden] = 0
-    _put(large.up_proj.weight, small.up_proj.weight)
-    large.down_proj.weight[:, :neurons] = 0
-    _put(large.down_proj.weight, small.down_proj.weight)

@@ -34,17 +34,13 @@ def load_model(folder: str, *, dtype: str, device: str, device_map: str = "") ->
         except torch.OutOfMemoryError as error:
             raise BackendUnavailable(f"{folder} does not fit on {device} in {dtype}") from error
     # On a CPU the weights are still the mapped file. The kernel may drop its pages, and a timed call would read the disk.
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.data = weight.data.clone()
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
     return model
 
 
 def checked_device(device: str) -> torch.device:
-    """Return the device.
-
-    Raises:  ValueError: torch finds no such device on this machine
-    """
+    """Return the device. Raises: ValueError: torch finds no such device on this machine."""
     try:
         place = torch.device(device)
     except RuntimeError:

@@ -22,7 +22,6 @@ from bench.errors import BackendUnavailable, first_line
 from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.records.decoding import ModelPair, Scalar
 
-FAMILIES = ("causal", "encoder-decoder")
 DTYPES = ("bfloat16", "float32")
 DEVICE_MAPS = ("", "auto", "balanced", "balanced_low_0", "sequential")
 OPTIONAL = {"licence", "note", "device_map", "tensor_parallel_size"}  # of a row
@@ -35,7 +34,6 @@ EMBEDDED: dict[str, Callable[[], Path]] = {
     **{f"embedded:smollm2/{name}": partial(embedded.adapted_draft_folder, name) for name in embedded.adapted_drafts()},
     **{f"embedded:mini-t5/{role}": partial(Path, MINI_T5, role) for role in ("target", "draft")},
 }
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_table(extra: Path | None = None) -> dict[str, ModelPair]:
@@ -84,10 +82,7 @@ def resolve(
 def ready(
     name: str | None = None, *, target: str | None = None, draft: str | None = None, pairs_file: Path | None = None
 ) -> ModelPair:
-    """Return a resolved pair whose models fit each other.
-
-    Raises:  as `resolve` and `check_compatible`
-    """
+    """Return a resolved pair whose models fit each other. Raises: as `resolve` and `check_compatible`."""
     pair = resolve(name, target=target, draft=draft, pairs_file=pairs_file)
     checkpoints.check_compatible(pair)
     return pair
@@ -95,34 +90,21 @@ def ready(
 
 def readiness(pair: ModelPair) -> tuple[bool, str]:
     """Return whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
+    models = {"target": pair.target, "draft": pair.draft}
     try:
-        absent = [role for role, model in (("target", pair.target), ("draft", pair.draft)) if _needs_hub(model)]
+        if any(model.startswith(EMBEDDED_PREFIX) for model in models.values()):
+            embedded.gguf_file()  # raises if the package is missing
+        absent = [role for role, model in models.items() if model not in EMBEDDED and _found(model) is None]
     except (ValueError, BackendUnavailable) as error:
         return False, str(error)
     return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
 
 
-def check_inflatable(pair: ModelPair, shape: str) -> None:
-    """Check whether the target of a resolved pair can be inflated to a shape.
-
-    Raises:  BackendUnavailable: it cannot be inflated at all; ValueError: not to this shape
-    """
-    inflated_models.check_inflatable(checkpoints.model_config(pair.target), shape)
-
-
 def inflated(pair: ModelPair, shape: str) -> ModelPair:
-    """Return a resolved pair whose target is inflated to a shape (`backends.models.inflation`).
-
-    Raises:  as `check_inflatable`, and ValueError: memory or disk cannot hold it
-    """
+    """Return a resolved pair whose target is inflated to a shape. Raises: as `backends.models.inflated.checkpoint`."""
     target = Path(pair.target)
-    folder, label = inflated_models.checkpoint(
-        target,
-        shape,
-        config=checkpoints.model_config(pair.target),
-        name=_public_name(target),
-        sha256=checkpoints.model_hash(target),
-    )
+    config, sha256 = checkpoints.model_config(pair.target), checkpoints.model_hash(target)
+    folder, label = inflated_models.checkpoint(target, shape, config=config, name=_public_name(target), sha256=sha256)
     return replace(pair, name=f"{pair.name}{INFLATED}{label}", target=str(folder), inflation=label)
 
 
@@ -150,8 +132,9 @@ def draft_card(pair: ModelPair) -> dict[str, Scalar]:
     """Return how the draft of a resolved pair was made, from the card that `specheat distill` wrote; empty without one."""
     name = recorded(pair).draft
     folders = [Path(pair.draft), Path(pair.draft).parent]
-    if name.startswith(EMBEDDED_PREFIX):
-        folders = [embedded.card_folder(name.removeprefix(EMBEDDED_PREFIX))]
+    if name.startswith(EMBEDDED_PREFIX):  # its card lies in this repository
+        adapters = name.removeprefix(EMBEDDED_PREFIX)
+        folders = [embedded.DRAFT_SOURCE if adapters == "draft" else embedded.ADAPTERS_SOURCE / adapters]
     path = next((folder / CARD for folder in folders if (folder / CARD).is_file()), None)
     if path is None:
         return {}
@@ -191,7 +174,7 @@ def _row(where: str, name: str, table: Any) -> ModelPair:
     size = table.get("tensor_parallel_size", 1)
     if type(size) is not int or size < 1:
         raise ValueError(f"{where}: expected a tensor_parallel_size of 1 or more, got {size!r}")
-    for key, choices in (("device_map", DEVICE_MAPS), ("family", FAMILIES), ("dtype", DTYPES)):
+    for key, choices in (("device_map", DEVICE_MAPS), ("family", ("causal", "encoder-decoder")), ("dtype", DTYPES)):
         _one_of(f"{where}: {key}", table.get(key, ""), choices)
     return ModelPair(name=name, **table)
 
@@ -209,22 +192,14 @@ def _folder(pair: str, model: str) -> Path:
     return _found(model) or _download(pair, model)
 
 
-def _needs_hub(model: str) -> bool:
-    if model in EMBEDDED:
-        if model.startswith(EMBEDDED_PREFIX):
-            embedded.gguf_file()  # raises if the package is missing
-        return False
-    return _found(model) is None
-
-
 def _found(model: str) -> Path | None:
     """Return the folder of a model that is on this machine; None for a hub id that has to be fetched first."""
-    if model.startswith((".", "/", "~")) or Path(model).is_dir():
+    if model.startswith((".", "/", "~")) or Path(model).is_dir():  # a folder goes before a hub id of the same name
         folder = Path(model).expanduser().absolute()
         if missing := checkpoints.missing_parts(folder):
             raise ValueError(f"expected a transformers checkpoint in {model}, found no {', no '.join(missing)}")
         return folder
-    if not HUB_ID.fullmatch(model):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise ValueError(f"expected a folder, a hub id or one of {', '.join(EMBEDDED)}; got {model}")
     from huggingface_hub import try_to_load_from_cache
 
@@ -238,10 +213,10 @@ def _download(pair: str, model: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     print(f"pair {pair}: requesting {model} from the hub", file=sys.stderr, flush=True)
-    small = ["*.json", "*.jinja", "*.model", "*.txt"]
+    small = ["*.json", "*.jinja", "*.model", "*.txt"]  # configuration, chat template and tokenizer
     try:
         folder = Path(snapshot_download(model, allow_patterns=[*small, "*.safetensors"]))
-        if not checkpoints.weight_files(folder):
+        if not checkpoints.weight_files(folder):  # an older model, stored as pickles only
             folder = Path(snapshot_download(model, allow_patterns=[*small, "*.bin"]))
         if missing := checkpoints.missing_parts(folder):
             raise BackendUnavailable(f"pair {pair}: {model} on the hub has no {', no '.join(missing)}")

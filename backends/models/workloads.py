@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from backends.models import checkpoints, pairs
+from backends.models import checkpoints, inflated, pairs
 from bench.errors import BackendUnavailable
 from bench.measurement.recording import Workload
 from bench.measurement.session import Variant
@@ -25,7 +25,7 @@ def prepare(
 
     Raises: ValueError: a prompt that is empty or too long, or an unreadable tokenizer or template
     """
-    tokenizer = checkpoints.tokenizer(pair)
+    tokenizer = checkpoints.tokenizer(pair.target)
     prompt_format = formatting.prompt_format(
         tokenizer,
         chat_template=settings.chat_template,
@@ -72,13 +72,13 @@ def of_settings(settings: Settings) -> dict[Variant, Workload] | str:
 
 def _missing(settings: Settings) -> str | None:
     """Return why drafts or inflations of the suite's defaults cannot be used; raise where the user chose them."""
-    checked = "drafts"
+    checked = "drafts"  # the setting that is to blame if the next check fails
     try:
         for draft in settings.drafts:
             pair = pairs.resolve(settings.pair, target=settings.target, draft=draft, pairs_file=settings.pairs_file)
         checked = "inflations"
         for inflation in filter(None, settings.inflations):
-            pairs.check_inflatable(pair, inflation)
+            inflated.check_inflatable(checkpoints.model_config(pair.target), inflation)
     except (BackendUnavailable, ValueError) as reason:
         if checked in settings.given or getattr(settings, checked) == (None,):
             raise
@@ -90,11 +90,9 @@ def _workload(settings: Settings, variant: Variant) -> Workload:
     pair, hashes = _checked_pair(
         settings.pair, settings.target, variant.draft, settings.dtype, settings.pairs_file, variant.inflation
     )
-    if "num_prompts" in settings.given:
-        return prepare(pair, sets.load(variant.prompts, limit=settings.num_prompts), settings, model_hashes=hashes)
+    prompts = sets.load(variant.prompts, limit=settings.num_prompts if "num_prompts" in settings.given else None)
     # A number that the user did not choose may exceed that of the prompt set.
     wanted = settings.num_prompts or PRESETS[settings.preset].num_prompts
-    prompts = sets.load(variant.prompts)
     prompts = replace(prompts, prompts=prompts.prompts[:wanted])
     return prepare(pair, prompts, settings, model_hashes=hashes)
 

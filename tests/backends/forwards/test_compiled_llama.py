@@ -13,7 +13,7 @@ import torch
 from backends.conformance.tiny_pairs import tiny_models, tiny_pair
 from backends.engines.reference import load
 from backends.forwards import compiled_llama, fused_llama
-from backends.forwards.compiled_llama import CompiledLlama, compilable
+from backends.forwards.compiled_llama import CompiledLlama
 from backends.forwards.fused_llama import FusedLlama
 from bench.records.decoding import DecodeRequest
 
@@ -69,7 +69,7 @@ def test_the_texts_are_those_of_the_eager_backend(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["gpt2", "t5"])
 def test_another_architecture_is_refused(architecture: str) -> None:
     with pytest.raises(ValueError, match=f"compile=true is for Llama-type models on a CPU, got {architecture} on cpu"):
-        compilable(tiny_models("same", architecture)[0])
+        CompiledLlama(tiny_models("same", architecture)[0])
 
 
 @pytest.mark.parametrize(

@@ -149,4 +149,4 @@ def test_other_architectures_cannot_be_inflated(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a Llama-type target to inflate, got gpt2"):
         inflate(GPT2LMHeadModel(config), LARGER["all of it"])
     with pytest.raises(BackendUnavailable, match="got gpt2"):
-        pairs.check_inflatable(pairs.resolve(target=folder, draft=folder), "0.5b")
+        inflated.check_inflatable(checkpoints.model_config(folder), "0.5b")

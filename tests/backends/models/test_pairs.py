@@ -136,7 +136,7 @@ def test_a_pair_of_folders_is_resolved_with_its_family_read_from_the_target(llam
     assert pair == ModelPair("target+draft", target, draft, "causal", "float32")
     checkpoints.check_compatible(pair)
     assert checkpoints.context_length(pair) == 48
-    assert checkpoints.tokenizer(pair).get_vocab()["a"] == WORDS.index("a")
+    assert checkpoints.tokenizer(pair.target).get_vocab()["a"] == WORDS.index("a")
 
 
 def test_a_draft_folder_takes_the_place_of_the_draft_of_a_named_pair(tmp_path: Path, llamas: tuple[str, str]) -> None:
@@ -296,7 +296,7 @@ def test_the_embedded_pair_answers_and_shares_embedding_and_tokenizer() -> None:
     target, draft = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for folder in (pair.target, pair.draft))
     assert torch.equal(target.model.embed_tokens.weight, draft.model.embed_tokens.weight)
     assert len(draft.model.layers) == 4
-    tokenizer = checkpoints.tokenizer(pair)
+    tokenizer = checkpoints.tokenizer(pair.target)
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
     answer = target.generate(**ids, max_new_tokens=12, do_sample=False)
