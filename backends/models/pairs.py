@@ -97,7 +97,7 @@ def readiness(pair: ModelPair) -> tuple[bool, str]:
     """Return whether a row of the table can be used without a hub, and why not. Makes and fetches nothing."""
     try:
         absent = [role for role, model in (("target", pair.target), ("draft", pair.draft)) if _needs_hub(model)]
-    except (ValueError, BackendUnavailable) as error:
+    except (ValueError, BackendUnavailable, ImportError) as error:  # ImportError: a package of the hub is missing
         return False, str(error)
     return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
 
