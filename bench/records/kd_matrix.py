@@ -5,8 +5,8 @@ A record is JSON lines: a header with the plan and the pair, then one line for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from bench.records.files import pair_name, record_path
-from bench.records.storage import LineFile, whole_lines, write_atomically
+from bench.records.storage import LineFile, read_lines, storage_errors, whole_lines, write_atomically
 
 NUM_DRAFT_TOKENS = 3  # k of the decoder's alpha and block efficiency
 START = "start"  # name of the draft that all others start from; it is measured too
@@ -72,7 +72,7 @@ class Matrix:
 
 def load(path: Path) -> Matrix:
     """Read a record without a last line that a crash cut short. Raise ValueError if it is damaged elsewhere."""
-    lines = whole_lines(path.read_bytes())
+    lines = read_lines(path)
     try:
         header = msgspec.json.decode(lines[0])
         plan = header["plan"]
@@ -91,10 +91,14 @@ def start(path: Path, header: Mapping[str, Any]) -> None:
     LineFile.create(path, msgspec.json.encode(header)).close()
 
 
-def add(path: Path, draft: MeasuredDraft) -> None:
-    """Add a draft to a record. It is on the disk when this returns."""
-    with closing(LineFile.reopen(path)) as file:
-        file.append(msgspec.json.encode(draft))
+@contextmanager
+def adding(path: Path) -> Iterator[Callable[[MeasuredDraft], None]]:
+    """Yield a function that adds a draft to a record. The draft is on the disk when the function returns.
+
+    Raises:  StorageError: another process adds drafts to this record
+    """
+    with storage_errors(f"cannot add to {path}", "its drafts are kept"), closing(LineFile.reopen(path)) as file:
+        yield lambda draft: file.append(msgspec.json.encode(draft))
 
 
 def merged(records: Sequence[Path]) -> list[Matrix]:
@@ -117,9 +121,12 @@ def _conditions(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:
-    """Copy the finished record in `out` to the results, and return its path there."""
+    """Copy the finished record in `out` to the results, unless it is there, and return its path there."""
     content = (out / RECORD).read_bytes()
     header = msgspec.json.decode(whole_lines(content)[0])
     path = record_path(results, suite, header["environment"], header["created"], ending=".jsonl")
-    write_atomically(path, content)
+    if not path.exists():
+        write_atomically(path, content)
+    elif path.read_bytes() != content:
+        raise ValueError(f"{path} is already there with other content than {out / RECORD}; choose another --results")
     return path

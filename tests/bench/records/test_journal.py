@@ -328,6 +328,7 @@ def test_what_lies_in_hidden_folders_or_is_unfinished_is_no_record(tmp_path: Pat
         ({"model_hashes": {"target": "aa", "draft": "xx"}}, "a different model_hashes"),
         ({"backend_settings": {"threads": 1}, "prompt_format": {}}, "a different prompt_format, backend_settings"),
         ({"environment": HEADER.environment | {"harness_commit": "ff"}}, r"harness_commit \(ff against 0123456789\)"),
+        ({"environment": HEADER.environment | {"harness_diff": "ff"}}, r"harness_diff \(ff against absent\)"),
         ({"environment": HEADER.environment | {"torch": "1.0"}}, r"torch \(1\.0 against absent\)"),
     ],
 )
