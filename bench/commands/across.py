@@ -54,17 +54,17 @@ class Across:
         run = across.find_resumable(plan, out) if resume else None
         if resume and run is None:
             meter.note(f"nothing to resume in {out}: starting a new run")
-        run = run or across.start(plan, out)
-        # A termination request ends like Ctrl-C, so that no worktree and no stopped process is left.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            with measuring(shared=args.shared_machine):
+        with measuring(shared=args.shared_machine):
+            run = run or across.start(plan, out)
+            # A termination request ends like Ctrl-C, so that no worktree and no stopped process is left.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
                 across.measure(run, resume=resume, meter=meter)
-        except KeyboardInterrupt:
-            meter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
-            raise
-        finally:
-            meter.close()
+            except KeyboardInterrupt:
+                meter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
+                raise
+            finally:
+                meter.close()
         meter.note(f"records in {run.folder}")
         text = pages.markdown if args.markdown else pages.terminal_text
         first, *others = run.sides()

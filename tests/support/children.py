@@ -86,8 +86,8 @@ def run_suites(*arguments: str) -> subprocess.CompletedProcess[str]:
     return start_suites(*arguments).result()
 
 
-def run_specheat(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return Command("specheat", *arguments).result()
+def run_specheat(*arguments: str, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
+    return Command("specheat", *arguments, environment=environment).result()
 
 
 def _call(function: Callable[..., object], args: tuple[object, ...], environment: dict[str, str], output: Path) -> None:
