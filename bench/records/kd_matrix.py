@@ -59,6 +59,7 @@ class Matrix:
     plan: dict[str, Any]
     measured: tuple[MeasuredDraft, ...]
     pair: str = ""  # its name
+    records: tuple[Path, ...] = ()  # files that hold these drafts
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ class Matrix:
     def on(self, domain: str) -> Matrix:
         """Return what was measured on one domain."""
         lines = (replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured)
-        return Matrix(self.plan | {"domains": [domain]}, tuple(lines), self.pair)
+        return replace(self, plan=self.plan | {"domains": [domain]}, measured=tuple(lines))
 
 
 def load(path: Path) -> Matrix:
@@ -81,7 +82,7 @@ def load(path: Path) -> Matrix:
         only = {"domain": plan["domains"][0]}  # for records of one domain, whose cells do not name it
         stored = map(msgspec.json.decode, lines[1:])
         drafts = (line | {"cells": [only | cell for cell in line["cells"]]} for line in stored)
-        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header))
+        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header), (path,))
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
@@ -110,7 +111,9 @@ def merged(records: Sequence[Path]) -> list[Matrix]:
         alike = [each for each in waiting if _conditions(each.plan) == wanted]
         waiting = [each for each in waiting if _conditions(each.plan) != wanted]
         drafts = {line.draft: line for each in alike for line in each.measured}  # the newest line of a draft comes last
-        groups.append(replace(newest, measured=tuple(drafts.values())))
+        used = [each for each in alike if any(drafts[line.draft] is line for line in each.measured if line.draft != START)]
+        files = tuple(path for each in used or alike for path in each.records)
+        groups.append(replace(newest, measured=tuple(drafts.values()), records=files))
     return groups
 
 
