@@ -409,3 +409,18 @@ def test_records_come_oldest_first_whatever_their_folder(tmp_path: Path) -> None
     for suite, created in (("a", "2026-11-24T00:00:00+00:00"), ("b", "2026-11-23T00:00:00+00:00")):
         start(tmp_path, suite=suite, created=created).finish()
     assert [run.suite for run in load_runs(tmp_path)] == ["b", "a"]
+
+
+def test_a_run_that_another_one_joined_is_marked_also_after_it_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = start(tmp_path)
+    journal.append(Pair(CELL, PAIR))
+    monkeypatch.setattr(machine_lock, "num_runs", lambda: 2)
+    journal.append(Pair(CELL, replace(PAIR, prompt_index=1)))
+    journal.close()
+    monkeypatch.setattr(machine_lock, "num_runs", lambda: 1)
+    resumed = Journal.resume(journal.path)
+    assert len(resumed.measured.pairs[CELL]) == 2
+    resumed.append(CellEnd(CellRecord(CELL, "", (), True, (PAIR,))))
+    assert files.load_run(resumed.finish()).environment[SHARED_BY] == 2
