@@ -16,11 +16,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.records import files
+from bench.records import files, machine_lock
 from bench.records.decoding import ForwardSeconds, ModelPair, PhaseSeconds, Replay, Round
 from bench.records.files import load_run, load_runs
 from bench.records.journal import CellEnd, Journal, Pair, Triple, Warmup, find_resumable
-from bench.records.runs import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
+from bench.records.runs import SCHEMA, SHARED_BY, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
 from bench.records.storage import StorageError
 
 HEADER = RunRecord(
