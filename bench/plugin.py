@@ -8,7 +8,7 @@ prompt sets run one after the other and share a record. A conftest.py beside the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from bench.errors import BackendUnavailable
+from bench.errors import BAD_INPUT, BackendUnavailable
 from bench.measurement.recording import NotMeasured, Recording, Workload
 from bench.measurement.session import Session, SessionLog, Variant
 from bench.options.arguments import add_options, from_options
 from bench.options.settings import Settings
 from bench.progress import Meter
 from bench.protocols import Backend
-from bench.records import environment, files, storage
+from bench.records import environment, files, machine_lock, storage
 from bench.records.runs import CellRecord, RunRecord
 from bench.registry import backend_factory
 
@@ -132,9 +132,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     try:
         for name in settings.backends:
             backend_factory(name)
+        if not settings.plan:
+            held = ExitStack()
+            config.add_cleanup(held.close)
+            held.enter_context(machine_lock.measuring(shared=settings.shared_machine))
         answers = {own: config.stash[ENGINES].workloads(own) for own in dict.fromkeys(suites.values())}
         if not settings.plan:
             storage.check_writable(settings.results)
+    except machine_lock.MachineInUse as error:
+        pytest.exit(str(error), returncode=BAD_INPUT)
     except (ValueError, BackendUnavailable, OSError) as error:
         raise pytest.UsageError(str(error)) from None
     workloads = {own: answer for own, answer in answers.items() if not isinstance(answer, str)}

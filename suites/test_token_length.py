@@ -64,12 +64,14 @@ def test_token_length(
         )
 
     header = header_of(backend, settings, workload)
-    found = token_length.find_resumable(settings.results, header) if settings.resume else None
+    found, passed_over = token_length.find_resumable(settings.results, header) if settings.resume else (None, ())
     path = found or token_length.start(settings.results, header)
     total = len(header.temperatures) * header.num_prompts
     benchmark.group = f"{SUITE} {workload.model_pair.name}"
     benchmark.extra_info.update(backend=backend.name, rule=header.rule, num_draft_tokens=header.num_draft_tokens)
     with capsys.disabled(), Meter(f"{SUITE} {backend.name}", total, unit="texts") as meter:
+        for line in passed_over:
+            meter.note(line)
         try:
             benchmark.pedantic(token_length.measure, (path, header, judge), {"on_text": meter.show}, rounds=1, iterations=1)
         except KeyboardInterrupt:

@@ -20,7 +20,9 @@ class Doctor:
     help = "check this machine, measure how small a difference it resolves, and list what to fix (exit: 1 with a problem)"
 
     def configure(self, parser: ArgumentParser) -> None:
-        arguments.add_options(parser, only=("--pair", "--target", "--draft", "--pairs-file", "--device", "--results"))
+        arguments.add_options(
+            parser, only=("--pair", "--target", "--draft", "--pairs-file", "--device", "--results", "--shared-machine")
+        )
         parser.add_argument("--seconds", default="60", metavar="S", help="length of the A/A run after warm-up (default: 60)")
         parser.add_argument("--no-noise", action="store_true", help="leave the A/A run out")
         parser.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -298,12 +298,9 @@ def results(folder: Path) -> Iterator[Message]:
 
 def unfinished(path: Path, folder: Path) -> Message:
     """Describe one unfinished record."""
-    text = f"{path.relative_to(folder)}: {len(storage.whole_lines(path.read_bytes())[1:])} measurements"
-    try:
-        storage.LineFile.reopen(path).close()
-    except OSError as error:  # with another cause, the file cannot be opened to append, so nobody writes it
-        if isinstance(error.__cause__, BlockingIOError):
-            return "problem", f"{text}, being written now", "Wait: two runs disturb each other."
+    text = f"{path.relative_to(folder)}: {len(storage.read_lines(path)[1:])} measurements"
+    if storage.is_being_written(path):
+        return "problem", f"{text}, being written now", "Wait: two runs disturb each other."
     try:
         command = shell_text([word for word in files.line_header(path)["command"] if word != "--resume"])
         remedy = f"Go on with `{command} --resume`, or delete the file."

@@ -19,6 +19,7 @@ from bench.measurement.timing import baseline_rounds, plan_baseline, warm_up
 from bench.options.settings import Settings
 from bench.progress import Meter
 from bench.protocols import Backend, Clock
+from bench.records import machine_lock
 from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, derive_seed
 from bench.records.machine import throttle_reasons
 from bench.records.runs import BaselineTriple
@@ -51,11 +52,18 @@ def noise_floor(settings: Settings, found: Sequence[Check], *, seconds: float) -
             yield "note", f"not measured, because of the problem with {check.topic} above", ""
             return
     try:
-        run = _measured(settings, seconds=seconds)
+        with machine_lock.measuring(shared=settings.shared_machine):
+            run = _measured(settings, seconds=seconds)
+            num_runs = machine_lock.num_runs()
+    except machine_lock.MachineInUse as error:
+        yield "problem", f"not measured: {error}", ""
+        return
     except FAILURES as error:
         yield "problem", f"not measured: {' '.join(str(error).split())}", "Correct that, or name another pair or --device."
         return
     yield from judge(run)
+    if num_runs > 1:
+        yield "problem", f"{num_runs} runs shared the machine, so the floor is theirs", "Wait for the other, then try again."
     if run.interrupted:
         raise KeyboardInterrupt
 

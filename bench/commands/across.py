@@ -21,7 +21,7 @@ class Across:
         option("revisions", nargs="*", metavar="REVISION", help="commits, branches, tags; . or WORKTREE for your files")
         packages = "version of a package that backends use, installed separately; repeat to compare versions"
         option("--with", dest="packages", action="append", default=[], metavar="PACKAGE==VERSION", help=packages)
-        declare(parser, "--margin", "--strict", "--markdown")
+        declare(parser, "--margin", "--strict", "--markdown", "--shared-machine")
         option("--launches", default="5", metavar="N", help="processes of each side, one after the other (default: 5)")
         slices = "let the sides alternate after so many milliseconds within a timed call; 0: after each call "
         option("--slice", dest="slice_ms", metavar="MS", help=f"{slices}(default: 50; 0 where --device is not cpu)")
@@ -34,6 +34,7 @@ class Across:
         from bench.orchestration import across
         from bench.orchestration.sides import sources
         from bench.progress import Meter
+        from bench.records.machine_lock import measuring
         from bench.reporting import comparison as pages
 
         margin = above_0("--margin", args.margin)
@@ -53,16 +54,17 @@ class Across:
         run = across.find_resumable(plan, out) if resume else None
         if resume and run is None:
             meter.note(f"nothing to resume in {out}: starting a new run")
-        run = run or across.start(plan, out)
-        # A termination request ends like Ctrl-C, so that no worktree and no stopped process is left.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            across.measure(run, resume=resume, meter=meter)
-        except KeyboardInterrupt:
-            meter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
-            raise
-        finally:
-            meter.close()
+        with measuring(shared=args.shared_machine):
+            run = run or across.start(plan, out)
+            # A termination request ends like Ctrl-C, so that no worktree and no stopped process is left.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                across.measure(run, resume=resume, meter=meter)
+            except KeyboardInterrupt:
+                meter.note(f"interrupted: {run.folder} keeps what was measured; the same command with --resume goes on")
+                raise
+            finally:
+                meter.close()
         meter.note(f"records in {run.folder}")
         text = pages.markdown if args.markdown else pages.terminal_text
         first, *others = run.sides()

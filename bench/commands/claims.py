@@ -16,6 +16,7 @@ class Claims:
 
     def run(self, args: Namespace) -> int:
         from bench.claims import ledger
+        from bench.records.marks import load_marks
         from bench.reporting import ledger as ledger_page
         from bench.reporting.formats import terminal
 
@@ -24,11 +25,13 @@ class Claims:
         if not any(found.values()):  # a machine without records of the pair is left out, unless all are
             wanted = f"records of pair {args.pair}" if args.pair else "finished records"
             raise ValueError(f"expected {wanted} on {', '.join(machines)}, found none")
+        marks = load_marks(args.results)
         for machine, ledgers in found.items():
             if args.markdown:
-                print(f"# claims on {machine}\n\n{ledger_page.page(ledgers, results=args.results.as_posix())}")
+                page = ledger_page.page(ledgers, results=args.results.as_posix(), marks=marks)
+                print(f"# claims on {machine}\n\n{page}")
                 continue
             for pair, rows in ledgers.items():
                 print(f"\nclaims on {machine}, pair {pair}\n")
-                print(terminal(ledger_page.table(pair, rows, narrow=True)))
+                print(terminal(ledger_page.table(pair, rows, narrow=True, marks=marks)))
         return 0

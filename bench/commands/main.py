@@ -20,6 +20,7 @@ COMMANDS = {
     "frame": "bench.commands.frame:Frame",
     "history": "bench.commands.history:History",
     "kd-matrix": "distill.commands.kd_matrix:KdMatrix",
+    "merge": "bench.commands.merge:Merge",
     "pairs": "backends.commands.pairs:Pairs",
     "publish": "bench.commands.publish:Publish",
     "pyperf": "bench.commands.pyperf:Pyperf",

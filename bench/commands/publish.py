@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.records.environment import machine_slug
 from bench.records.files import RECORDS, UNFINISHED, line_header, load_run, record_files
+from bench.records.marks import NO_MARKS
 from bench.records.storage import write_atomically
 
 
@@ -68,7 +69,7 @@ def folder_of(record: Path, *, allow_dirty: bool) -> Path:
         env, suite = header["environment"], header.get("suite", record.resolve().parent.parent.name)
         if suite not in PAGES:
             raise ValueError(f"expected {record} in <machine>/<suite>/{RECORDS}, because it does not name its suite")
-        PAGES[suite]([record])  # a broken one raises here, before anything is copied
+        PAGES[suite]([record], NO_MARKS)  # a broken one raises here, before anything is copied
     if not allow_dirty and (env.get("harness_dirty") or env.get("backends_dirty")):
         raise ValueError(
             f"{record} was measured with uncommitted changes, so nobody can measure it again; commit them and measure again, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from bench.options.arguments import declare
 from bench.options.settings import RUNS
 from bench.options.values import count_of, count_or_0
 
@@ -26,11 +27,13 @@ class Sweep:
         option("--ray", required=True, metavar="local|ADDRESS", help="a Ray cluster, or one that is started here")
         option("--workers", default="1", metavar="N", help="parts into which a suite's cells are split (default: 1)")
         option("--gpus", default="0", metavar="N", help="GPUs that a shard owns; 0: a CPU (default: 0)")
+        declare(parser, "--shared-machine")
         option("--results", type=Path, default=RUNS, metavar="DIR", help=f"where records go (default: {RUNS})")
 
     def run(self, args: Namespace) -> int:
         from bench.orchestration import sweep
         from bench.progress import Meter
+        from bench.records.machine_lock import measuring
 
         workers, gpus = count_of("--workers", args.workers), count_or_0("--gpus", args.gpus)
         names = [word.partition("=")[0] for word in args.pytest_words]
@@ -43,7 +46,8 @@ class Sweep:
         plan = sweep.plan(args.suites, args.pytest_words, workers=workers, results=args.results)
         meter = Meter(", ".join(args.suites), len(plan.shards), unit="shards")
         try:
-            done = sweep.measure(plan, args.ray, workers=workers, gpus=gpus, on_shard=meter.step)
+            with measuring(shared=args.shared_machine):
+                done = sweep.measure(plan, args.ray, workers=workers, gpus=gpus, on_shard=meter.step)
         except KeyboardInterrupt:
             meter.note(f"interrupted: {plan.folder} keeps finished shards; the same command goes on")
             raise

@@ -47,9 +47,11 @@ class Tables:
 
 def _chosen_tables(args: Namespace) -> Iterator[Table]:
     from bench.analysis.rows import newest_rows, row_groups
+    from bench.records.marks import load_marks
     from bench.reporting import custom_tables, derived, suite_page
+    from bench.reporting.table import with_mark
 
-    experiments = derived.load_experiments(args.results)
+    experiments, marks = derived.load_experiments(args.results), load_marks(args.results)
     with_cells = [key for key, runs in experiments.items() if any(run.cells for run in runs.values())]
     names = [name.strip() for name in args.columns.split(",")] if args.columns else []
     for key in derived.chosen_keys(with_cells, args.results, machine=args.machine, suite=args.suite):
@@ -58,8 +60,10 @@ def _chosen_tables(args: Namespace) -> Iterator[Table]:
             down, by, across = args.pivot
             if by != "x":  # it only makes the command readable: T x backend
                 raise ValueError(f"expected --pivot ROW x COLUMN, got {' '.join(args.pivot)}")
-            yield from custom_tables.pivot_tables(rows, down=down, across=across, values=names or custom_tables.VALUES)
+            made = tuple(custom_tables.pivot_tables(rows, down=down, across=across, values=names or custom_tables.VALUES))
+            yield from (with_mark(table, marks.of(table.records)) for table in made)
         elif names:
-            yield from (custom_tables.chosen_table(group, names) for group in row_groups(rows))
+            made = tuple(custom_tables.chosen_table(group, names) for group in row_groups(rows))
+            yield from (with_mark(table, marks.of(table.records)) for table in made)
         else:
-            yield from suite_page.suite_tables(experiments[key], rows)
+            yield from suite_page.suite_tables(experiments[key], rows, marks)

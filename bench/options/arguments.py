@@ -62,6 +62,7 @@ INSTRUMENT_EVERY = (
     "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never (default: 4, or the suite's)"
 )
 PRECISION = "end a cell once gamma is known to within this share, such as 0.02 (default: all pairs are measured)"
+SHARED_MACHINE = "measure beside another run; the records of both note it, and their times do not count"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"
 
 OPTIONS = (
@@ -98,6 +99,7 @@ OPTIONS = (
     Option("--results", "DIR", f"where records go (default: {RUNS})", _path),
     Option("--resume", "", "continue the newest unfinished run of the same experiment"),
     Option("--plan", "", "print the cells, minutes and memory, and stop"),
+    Option("--shared-machine", "", SHARED_MACHINE),
 )
 
 
@@ -147,6 +149,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--suite": {"metavar": "NAME", "help": "only this suite"},
     "--margin": {"default": "0.02", "metavar": "SHARE", "help": "ratios this near to 1 are SAME (default: 0.02)"},
     "--strict": {"action": "store_true", "help": "exit 3 where something is INCONCLUSIVE"},
+    "--shared-machine": {"action": "store_true", "help": SHARED_MACHINE},
     "--markdown": {"action": "store_true", "help": "print markdown, such as for a pull request"},
 }
 

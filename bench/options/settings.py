@@ -77,6 +77,7 @@ class Settings:
     results: Path = RUNS
     resume: bool = False
     plan: bool = False
+    shared_machine: bool = False  # measure beside another run
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
 
     def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> Settings:

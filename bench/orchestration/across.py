@@ -85,7 +85,7 @@ class Run:
             sides.append(Side(source.label, runs, tuple(further)))
         first, *others = [run.environment for side in sides for runs in (side.runs, *side.relaunched) for run in runs.values()]
         for other in others:
-            environment.check_comparable(first, other, keys=("harness_commit", "harness_dirty"))
+            environment.check_comparable(first, other, keys=environment.HARNESS_KEYS)
         return sides
 
 

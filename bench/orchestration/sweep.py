@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from bench.errors import BackendUnavailable, IncomparableResults, first_line, last_line
-from bench.records import checkout, environment
+from bench.records import checkout, environment, machine_lock
 from bench.records.files import load_run, write_run
 from bench.records.runs import SHARED_BY, RunRecord
 from bench.records.storage import write_atomically
@@ -45,12 +45,12 @@ class Plan:
     options: tuple[str, ...]  # of the suites
     shards: tuple[tuple[str, ...], ...]  # test ids
     results: Path
-    commit: str
+    code: str  # that measures: its commit, and a hash of what differs from it
 
     @property
     def folder(self) -> Path:
         """Return the folder that keeps shards until all are finished; the same command finds it again."""
-        identity = json.dumps([self.suites, self.options, self.shards, self.commit])
+        identity = json.dumps([self.suites, self.options, self.shards, self.code])
         return self.results / FOLDER / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def shard(self, index: int) -> Path:
@@ -81,7 +81,8 @@ def plan(suites: Sequence[str], options: Sequence[str], *, workers: int, results
         raise ValueError(f"expected cells to measure, got none: {last_line(done.stdout + done.stderr)}")
     by_suite = groupby(ids, key=lambda name: name.partition("::")[0])  # pytest lists the cells of a file together
     shards = tuple(shard for _, cells in by_suite for shard in split([*cells], workers))
-    return Plan(tuple(suites), tuple(options), shards, results, str(checkout.commit()["harness_commit"]))
+    code = json.dumps(checkout.commit())
+    return Plan(tuple(suites), tuple(options), shards, results, code)
 
 
 def split(cells: Sequence[str], parts: int) -> Iterator[tuple[str, ...]]:
@@ -99,6 +100,7 @@ def run_shard(cells: Sequence[str], options: Sequence[str], name: str, threads: 
     scratch = Path(tempfile.gettempdir()) / f"specheat-{name}"
     scratch.mkdir(exist_ok=True)
     variables = {key: value for key, value in os.environ.items() if key != THREADS}
+    variables[machine_lock.HOLDER] = str(machine_lock.lock_file())  # the sweep holds the lock; shards share the machine by plan
     if threads is not None:
         variables[THREADS] = threads
     command = [sys.executable, *PYTEST, *cells, *options, "--results", str(scratch), "--resume"]
@@ -216,7 +218,9 @@ def merged(runs: Sequence[RunRecord], *, command: tuple[str, ...], shared_by: in
     """Return one record with all cells in the order of the runs, and the baseline of the first run that has one."""
     first, *others = runs
     for other in others:
-        environment.check_comparable(first.environment, other.environment)
+        environment.check_comparable(
+            first.environment, other.environment, keys=(*environment.COMPARABLE_KEYS, *environment.CODE_KEYS)
+        )
         names = ("suite", "preset", "model_pair", "model_hashes", "prompt_format")
         differing = [name for name in names if getattr(first, name) != getattr(other, name)]
         if differing:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.records.storage import whole_lines
+from bench.records.storage import read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +36,4 @@ class TrainingRound:
 
 def load_rounds(path: Path) -> Sequence[TrainingRound]:
     """Return the rounds of one record, in the order in which they ran."""
-    return [msgspec.json.decode(line, type=TrainingRound) for line in whole_lines(path.read_bytes())[1:]]
+    return [msgspec.json.decode(line, type=TrainingRound) for line in read_lines(path)[1:]]

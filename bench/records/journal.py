@@ -6,8 +6,8 @@ finished measurement adds a line, which is on the disk before the next one start
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, closing
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -15,12 +15,12 @@ from typing import Self
 import msgspec
 
 from bench.errors import IncomparableResults
-from bench.records import files
+from bench.records import files, machine_lock
 from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
 from bench.records.environment import RESUMABLE_KEYS, check_comparable
-from bench.records.runs import BaselineTriple, Cell, CellRecord, RunRecord, TimedPair
-from bench.records.storage import LineFile, storage_errors, write_atomically
+from bench.records.runs import SHARED_BY, BaselineTriple, Cell, CellRecord, RunRecord, TimedPair
+from bench.records.storage import LineFile, is_being_written, read_lines, storage_errors, write_atomically
 
 
 class Warmup(msgspec.Struct, frozen=True, tag="warmup"):
@@ -44,7 +44,13 @@ class CellEnd(msgspec.Struct, frozen=True, tag="cell"):
     record: CellRecord
 
 
-Entry = Warmup | Pair | Triple | CellEnd
+class Shared(msgspec.Struct, frozen=True, tag="shared"):
+    """Other runs measure on the machine too, so that the times of this one do not count."""
+
+    num_runs: int
+
+
+Entry = Warmup | Pair | Triple | CellEnd | Shared
 
 
 @dataclass(slots=True)
@@ -55,6 +61,7 @@ class Measured:
     finished: dict[Cell, CellRecord] = field(default_factory=dict)
     pairs: dict[Cell, list[TimedPair]] = field(default_factory=dict)
     warmups: dict[Cell, Warmup] = field(default_factory=dict)
+    num_runs: int = 1  # on this machine at the same time
 
     def add(self, entry: Entry) -> None:
         match entry:
@@ -68,6 +75,8 @@ class Measured:
                 self.finished[record.cell] = record
                 self.pairs.pop(record.cell, None)
                 self.warmups.pop(record.cell, None)
+            case Shared(num_runs=num_runs):
+                self.num_runs = max(self.num_runs, num_runs)
 
     def __str__(self) -> str:
         num_pairs = sum(len(record.pairs) for record in self.finished.values()) + sum(map(len, self.pairs.values()))
@@ -79,7 +88,7 @@ class Journal:
 
     def __init__(self, file: LineFile) -> None:
         self.path = file.path
-        self.header, self.measured = _decoded(file)
+        self.header, self.measured = _decoded(file.path, file.lines)
         self._file = file
 
     @classmethod
@@ -108,14 +117,18 @@ class Journal:
         with self._keeping():
             self._file.append(line)
         self.measured.add(entry)
+        if (sharing := machine_lock.num_runs()) > self.measured.num_runs:  # also where the other run began later
+            self.append(Shared(sharing))
 
     def finish(self, backend_settings: Mapping[str, Scalar] | None = None) -> Path:
         """Write the run's record with the final settings, remove the journal, and return the path of the record."""
         unfinished = [cell.label for cell in self.measured.pairs]
         if unfinished:
             raise ValueError(f"expected every cell to be finished, got pairs of unfinished {', '.join(unfinished)}")
+        shared = {SHARED_BY: self.measured.num_runs} if self.measured.num_runs > 1 else {}
         record = replace(
             self.header,
+            environment={**self.header.environment, **shared},
             backend_settings=dict(backend_settings or self.header.backend_settings),
             baseline=tuple(self.measured.baseline),
             cells=tuple(self.measured.finished.values()),
@@ -159,8 +172,9 @@ def _record_path(results: Path, header: RunRecord, backend: str) -> Path:
 def _not_resumable(path: Path, header: RunRecord) -> str | None:
     """Return why the run of this journal cannot be continued as the run of this header; None if it can."""
     try:
-        with closing(LineFile.reopen(path)) as file:
-            found, _ = _decoded(file)
+        found, _ = _decoded(path, read_lines(path))
+        if is_being_written(path):
+            return "another process is still writing it"
         check_comparable(found.environment, header.environment, keys=RESUMABLE_KEYS)
     except (OSError, ValueError, IncomparableResults) as error:
         return str(error)
@@ -177,17 +191,17 @@ def _arguments(run: RunRecord) -> list[str]:
     return words[words.index("pytest") + 1 :] if "pytest" in words else words
 
 
-def _decoded(file: LineFile) -> tuple[RunRecord, Measured]:
+def _decoded(path: Path, lines: Sequence[bytes]) -> tuple[RunRecord, Measured]:
     """Return the header, and what was measured. Raise ValueError with file and line if the journal is damaged."""
-    if not file.lines:
-        raise ValueError(f"{file.path} holds no header: nothing was measured")
+    if not lines:
+        raise ValueError(f"{path} holds no header: nothing was measured")
     measured = Measured()
-    for number, line in enumerate(file.lines, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             if number == 1:
                 header = files.decoded_record(line)
             else:
                 measured.add(msgspec.json.decode(line, type=Entry))
         except ValueError as error:
-            raise ValueError(f"{file.path}, line {number}: {error}") from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return header, measured

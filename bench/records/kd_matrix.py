@@ -5,8 +5,8 @@ A record is JSON lines: a header with the plan and the pair, then one line for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from bench.records.files import pair_name, record_path
-from bench.records.storage import LineFile, whole_lines, write_atomically
+from bench.records.storage import LineFile, read_lines, storage_errors, whole_lines, write_atomically
 
 NUM_DRAFT_TOKENS = 3  # k of the decoder's alpha and block efficiency
 START = "start"  # name of the draft that all others start from; it is measured too
@@ -59,6 +59,7 @@ class Matrix:
     plan: dict[str, Any]
     measured: tuple[MeasuredDraft, ...]
     pair: str = ""  # its name
+    records: tuple[Path, ...] = ()  # files that hold these drafts
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -67,12 +68,12 @@ class Matrix:
     def on(self, domain: str) -> Matrix:
         """Return what was measured on one domain."""
         lines = (replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured)
-        return Matrix(self.plan | {"domains": [domain]}, tuple(lines), self.pair)
+        return replace(self, plan=self.plan | {"domains": [domain]}, measured=tuple(lines))
 
 
 def load(path: Path) -> Matrix:
     """Read a record without a last line that a crash cut short. Raise ValueError if it is damaged elsewhere."""
-    lines = whole_lines(path.read_bytes())
+    lines = read_lines(path)
     try:
         header = msgspec.json.decode(lines[0])
         plan = header["plan"]
@@ -81,7 +82,7 @@ def load(path: Path) -> Matrix:
         only = {"domain": plan["domains"][0]}  # for records of one domain, whose cells do not name it
         stored = map(msgspec.json.decode, lines[1:])
         drafts = (line | {"cells": [only | cell for cell in line["cells"]]} for line in stored)
-        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header))
+        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header), (path,))
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 
@@ -91,10 +92,14 @@ def start(path: Path, header: Mapping[str, Any]) -> None:
     LineFile.create(path, msgspec.json.encode(header)).close()
 
 
-def add(path: Path, draft: MeasuredDraft) -> None:
-    """Add a draft to a record. It is on the disk when this returns."""
-    with closing(LineFile.reopen(path)) as file:
-        file.append(msgspec.json.encode(draft))
+@contextmanager
+def adding(path: Path) -> Iterator[Callable[[MeasuredDraft], None]]:
+    """Yield a function that adds a draft to a record. The draft is on the disk when the function returns.
+
+    Raises:  StorageError: another process adds drafts to this record
+    """
+    with storage_errors(f"cannot add to {path}", "its drafts are kept"), closing(LineFile.reopen(path)) as file:
+        yield lambda draft: file.append(msgspec.json.encode(draft))
 
 
 def merged(records: Sequence[Path]) -> list[Matrix]:
@@ -106,7 +111,9 @@ def merged(records: Sequence[Path]) -> list[Matrix]:
         alike = [each for each in waiting if _conditions(each.plan) == wanted]
         waiting = [each for each in waiting if _conditions(each.plan) != wanted]
         drafts = {line.draft: line for each in alike for line in each.measured}  # the newest line of a draft comes last
-        groups.append(replace(newest, measured=tuple(drafts.values())))
+        used = [each for each in alike if any(drafts[line.draft] is line for line in each.measured if line.draft != START)]
+        files = tuple(path for each in used or alike for path in each.records)
+        groups.append(replace(newest, measured=tuple(drafts.values()), records=files))
     return groups
 
 
@@ -117,9 +124,12 @@ def _conditions(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def store(out: Path, results: Path, *, suite: str = "kd_matrix") -> Path:
-    """Copy the finished record in `out` to the results, and return its path there."""
+    """Copy the finished record in `out` to the results, unless it is there, and return its path there."""
     content = (out / RECORD).read_bytes()
     header = msgspec.json.decode(whole_lines(content)[0])
     path = record_path(results, suite, header["environment"], header["created"], ending=".jsonl")
-    write_atomically(path, content)
+    if not path.exists():
+        write_atomically(path, content)
+    elif path.read_bytes() != content:
+        raise ValueError(f"{path} is already there with other content than {out / RECORD}; choose another --results")
     return path

@@ -15,7 +15,7 @@ from bench.records.decoding import DraftLength, FinishReason, ForwardSeconds, Mo
 SCHEMA = 2  # of the records that we write; `bench.records.files` also reads those of schema 1
 Order = Literal["ar_first", "sd_first"]
 STEPS = ("baseline", "warm-up", "pairs", "certificate")  # of a cell, in the order in which they run
-SHARED_BY = "machine_shared_by"  # in an environment: shards of a sweep that ran on one CPU at the same time; absent: one
+SHARED_BY = "machine_shared_by"  # in an environment: runs, or shards of a sweep on one CPU, at the same time; absent: one
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -22,7 +21,7 @@ from bench.records import files
 from bench.records.command_line import stored_words
 from bench.records.decoding import BONUS, ModelPair, Replay, Scalar, emitted_positions, num_tested
 from bench.records.environment import RESUMABLE_KEYS, check_comparable
-from bench.records.storage import LineFile, storage_errors, whole_lines
+from bench.records.storage import LineFile, is_being_written, read_lines, storage_errors
 
 SCHEMA = 2  # of the newest records; those of schema 1 hold their command as one string
 SUITE = "token_length"
@@ -140,10 +139,15 @@ def start(results: Path, header: Header) -> Path:
     return file.path
 
 
-def find_resumable(results: Path, header: Header) -> Path | None:
-    """Return the newest unfinished record of the same plan, models, versions and commit on this machine."""
-    unfinished = files.unfinished_like(_record_path(results, header))
-    return next((path for path in unfinished if _resumes(path, header)), None)
+def find_resumable(results: Path, header: Header) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the newest unfinished record of the same plan and code on this machine, or None, and why newer ones do not fit."""
+    passed_over: list[str] = []
+    for path in files.unfinished_like(_record_path(results, header)):
+        reason = _not_resumable(path, header)
+        if reason is None:
+            return path, tuple(passed_over)
+        passed_over.append(f"{path.name} is not resumable: {reason}")
+    return None, tuple(passed_over)
 
 
 def finish(path: Path) -> Path:
@@ -155,7 +159,7 @@ def finish(path: Path) -> Path:
 
 def load(path: Path) -> LengthRecord:
     """Read a record without a last line that a crash cut short. Raise ValueError for another schema or other damage."""
-    return _decoded(path, whole_lines(path.read_bytes()))
+    return _decoded(path, read_lines(path))
 
 
 def _decoded(path: Path, lines: Sequence[bytes]) -> LengthRecord:
@@ -173,12 +177,16 @@ def _record_path(results: Path, header: Header) -> Path:
     return files.record_path(results, SUITE, header.environment, header.created, name=header.backend, ending=".jsonl")
 
 
-def _resumes(path: Path, wanted: Header) -> bool:
-    """Return whether the record of this path is one of the wanted experiment."""
+def _not_resumable(path: Path, wanted: Header) -> str | None:
+    """Return why this record cannot be continued as that of the wanted header; None if it can."""
     try:
         found = load(path).header
+        if is_being_written(path):
+            return "another process is still writing it"
         check_comparable(found.environment, wanted.environment, keys=RESUMABLE_KEYS)
-    except (ValueError, IncomparableResults):
-        return False
-    varying: dict[str, Any] = {"command": (), "created": "", "environment": {}}
-    return replace(found, **varying) == replace(wanted, **varying)
+    except (OSError, ValueError, IncomparableResults) as error:
+        return str(error)
+    free = ("command", "created", "environment")
+    names = [field.name for field in fields(Header) if field.name not in free]
+    differing = [name for name in names if getattr(found, name) != getattr(wanted, name)]
+    return f"another experiment, with a different {', '.join(differing)}" if differing else None

@@ -13,19 +13,22 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from bench.analysis.rows import newest_rows
+from bench.analysis.rows import Row, newest_rows
 from bench.claims.ledger import ledgers
 from bench.progress import with_bar
-from bench.records.command_line import shell_text
+from bench.records.command_line import shell_text, stored_words
 from bench.records.files import RECORDS, Runs, line_header, load_run, records_by_suite
+from bench.records.marks import Marks, load_marks
+from bench.records.merge import SOURCES
 from bench.records.runs import RunRecord
 from bench.reporting import ledger, suite_page
 from bench.reporting.captions import VERSIONS, commit_words, listing, machine_text, shared_facts
-from bench.reporting.figures import mechanism
+from bench.reporting.figures import canvas, mechanism
 from bench.reporting.formats import FIGURE, latex_page, markdown_page, pipe_table
 from bench.reporting.suites import distill_speed, kd_matrix, token_length
-from bench.reporting.table import DERIVED, Page, table_of
+from bench.reporting.table import DERIVED, Facts, Page, table_of
 
 PAGE, TABLE = "README.md", "table.tex"
 CLAIMS, PREDICTED = f"claims/{PAGE}", FIGURE.format("predicted")
@@ -33,7 +36,7 @@ STUDIES = "studies"  # <machine>/<study>: what is not a suite
 Key = tuple[str, str]  # machine, suite
 Experiments = Mapping[Key, Runs]
 # Suites whose records are JSON lines -> what makes a page of them, the oldest first
-PAGES: dict[str, Callable[[Sequence[Path]], Page]] = {
+PAGES: dict[str, Callable[[Sequence[Path], Marks], Page]] = {
     **dict.fromkeys(("composed", "kd_matrix", "paradigm"), kd_matrix.derived),
     "distill_speed": distill_speed.derived,
     "token_length": token_length.derived,
@@ -66,11 +69,11 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
     Raises:  ValueError: no such folder, no records of that machine or suite, or a broken one
              BackendUnavailable: matplotlib is missing
     """
-    experiments, others = load_experiments(results), find_others(results)
+    experiments, others, marks = load_experiments(results), find_others(results), load_marks(results)
     keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
     rows = {key: newest_rows(experiments[key]) for key in keys if key in experiments}
     for key in with_bar(keys, "tables and figures"):
-        page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, others[key], results)
+        page = suite_page.page(experiments[key], rows[key], marks) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
         text = markdown_page(f"{key[1]} on {key[0]}", page.tables, results="../..")
         yield folder / PAGE, f"{text}\nAll raw records, superseded ones included: [{RECORDS}]({RECORDS}).\n".encode()
@@ -84,13 +87,19 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
             linked += filter(Path.is_file, (claims, predicted))
             continue
         of_suites = {key[1]: rows[key] for key in keys if key[0] == name and key in rows}
-        if drawn := mechanism.render_predicted([*itertools.chain(*of_suites.values())]):
+        if drawn := predicted_figure([*itertools.chain(*of_suites.values())], marks):
             linked.append(predicted)
             yield predicted, drawn
-        if text := ledger.page(ledgers(results, name, rows=of_suites), results="../.."):
+        if text := ledger.page(ledgers(results, name, rows=of_suites), results="../..", marks=marks):
             linked.append(claims)
             yield claims, f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
     yield results / PAGE, _index(results, experiments, others, linked).encode()
+
+
+def predicted_figure(rows: Sequence[Row], marks: Marks) -> bytes | None:
+    """Return gamma measured against gamma predicted; None if no cell has both."""
+    with canvas.marked(marks.of(dict.fromkeys(row.file for row in rows))):
+        return mechanism.render_predicted(rows)
 
 
 def left_over(results: Path, made: Collection[Path], *, machine: str | None, suite: str | None) -> list[Path]:
@@ -135,7 +144,7 @@ def find_others(results: Path) -> Others:
 
 def lines_page(key: Key, records: Sequence[Path], results: Path) -> Page:
     """Return the page of JSON-lines records. The caption of its first table holds what their headers state of the runs."""
-    of_files = {}
+    marks, of_files = load_marks(results), {}
     for path in reversed(records):
         header = line_header(path, "environment", "created")
         env = header["environment"]
@@ -145,11 +154,22 @@ def lines_page(key: Key, records: Sequence[Path], results: Path) -> Page:
             "commit": commit_words(env),
             "date": header["created"][:10],
             "command": shell_text(header["command"]),
+            **_sources(header),
         }
     facts, files = shared_facts(of_files)
-    page = PAGES[key[1]](records)
+    sentences = Marks({str(path): marks.of([path.relative_to(results).as_posix()]) for path in records})
+    page = PAGES[key[1]](records, sentences)
     first, *others = (replace(table, title=f"{key[1]} on {key[0]}: {table.title}") for table in page.tables)
     return replace(page, tables=(replace(first, facts=first.facts | facts, records=files), *others))
+
+
+def _sources(header: Mapping[str, Any]) -> Facts:
+    """Return what a merged record was made of; empty for any other."""
+    sources = header.get(SOURCES, [])
+    words = (
+        f"{each['file']} ({commit_words(each['environment'])}; {shell_text(stored_words(each['command']))})" for each in sources
+    )
+    return {"merged from": ", ".join(words)} if sources else {}
 
 
 def _index(results: Path, experiments: Experiments, others: Others, of_machines: Collection[Path]) -> str:

@@ -12,9 +12,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from bench.claims.claim import LedgerRow, Rule
+from bench.records.marks import NO_MARKS, Marks
 from bench.reporting.formats import markdown, markdown_text
 from bench.reporting.numbers import exp, interval_text
-from bench.reporting.table import MISSING, Entry, Notes, Table, table_of
+from bench.reporting.table import MISSING, Entry, Notes, Table, table_of, with_mark
 from bench.statistics.effects import LEVEL
 
 _STATEMENT_COLUMNS = 46  # width of the first column in the terminal
@@ -30,7 +31,7 @@ _FACTS = {
 }
 
 
-def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Table:
+def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False, marks: Marks = NO_MARKS) -> Table:
     """Return the ledger of a pair; narrow: for the terminal, without sources and records."""
     files = list(dict.fromkeys(file for row in rows if row.finding is not None for file in row.finding.files))
     notes = Notes()
@@ -51,17 +52,19 @@ def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False) -> Tabl
         )
         lines.append([entries[place] for place in shown])
     headers = [_HEADERS[place] for place in shown]
-    return table_of(f"pair {pair}", headers, lines, _FACTS, notes, dict.fromkeys(files, ""))
+    ledger = table_of(f"pair {pair}", headers, lines, _FACTS, notes, dict.fromkeys(files, ""))
+    marked = [f"R{number}: {marks.of([file])}" for number, file in enumerate(files, start=1) if marks.of([file])]
+    return with_mark(ledger, " ".join(marked))
 
 
-def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str) -> str:
+def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str, marks: Marks = NO_MARKS) -> str:
     """Return the ledgers as markdown, a section for each pair.
 
     Args:    results: path to the folder of results from where the text will lie
     """
     blocks = []
     for name, rows in ledgers.items():
-        ledger = table(name, rows)
+        ledger = table(name, rows, marks=marks)
         details = "\n".join(map(_detail, rows))
         measured = f"What was measured, and the commands for it:\n\n{details}"
         blocks += [f"## {ledger.title}", markdown(ledger, results), measured]

@@ -9,22 +9,23 @@ from dataclasses import replace
 from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text
 from bench.options.settings import INFLATED
 from bench.records.files import Runs
+from bench.records.marks import NO_MARKS, Marks
 from bench.records.runs import RunRecord
 from bench.reporting.captions import FORMULA, caption_facts, crossings, shared, short_prompts, title
 from bench.reporting.columns import MAIN, MECHANISM, certificate_text, identity_columns
-from bench.reporting.figures import overview
+from bench.reporting.figures import canvas, overview
 from bench.reporting.figures.mechanism import render_phases
 from bench.reporting.formats import distinct_names, terminal
 from bench.reporting.suites import backends, deployment, draft_length, dynamic_temperature, floor, out_of_range, virtual_scale
 from bench.reporting.suites.baseline_strength import baseline_table, newest_baselines
 from bench.reporting.suites.cost_of_temperature import cost_table
-from bench.reporting.table import Page, Table
+from bench.reporting.table import Page, Table, with_mark
 from bench.reporting.tables import MECHANISM_FACTS, cell_table, row_table, rows_table
 
 _AMOUNT = ("num_prompts", "repeats", "max_new_tokens")
 
 
-def page(runs: Runs, rows: Sequence[Row]) -> Page:
+def page(runs: Runs, rows: Sequence[Row], marks: Marks = NO_MARKS) -> Page:
     """Return every table and figure of one suite on one machine.
 
     Args:    rows: the newest rows of the runs
@@ -34,14 +35,15 @@ def page(runs: Runs, rows: Sequence[Row]) -> Page:
     tables: list[Table] = []
     figures: dict[str, bytes] = {}
     for group, name in zip(groups, _group_names(groups), strict=True):
-        drawn = {name: overview.render(group)}
-        if group is groups[0]:  # the newest group
-            drawn |= {f"{name}-phases": render_phases(group), f"{name}-scale": virtual_scale.render_scale(group)}
+        with canvas.marked(_mark(group, marks)):
+            drawn = {name: overview.render(group)}
+            if group is groups[0]:  # the newest group
+                drawn |= {f"{name}-phases": render_phases(group), f"{name}-scale": virtual_scale.render_scale(group)}
         of_group = {which: image for which, image in drawn.items() if image is not None}
-        first, *others = _group_tables(group, groups)
+        first, *others = _group_tables(group, groups, marks)
         tables += [replace(first, figures=tuple(of_group)), *others]
         figures |= of_group
-    return Page((*tables, *_baselines(runs)), figures)
+    return Page((*tables, *_baselines(runs, marks)), figures)
 
 
 def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
@@ -57,13 +59,17 @@ def _group_names(groups: Sequence[Sequence[Row]]) -> list[str]:
     return distinct_names(candidates)
 
 
-def suite_tables(runs: Runs, rows: Sequence[Row]) -> tuple[Table, ...]:
+def suite_tables(runs: Runs, rows: Sequence[Row], marks: Marks = NO_MARKS) -> tuple[Table, ...]:
     """Return every table of one suite on one machine. The rows are the newest ones of the runs."""
     groups = row_groups(rows)
-    return (*(table for group in groups for table in _group_tables(group, groups)), *_baselines(runs))
+    return (*(table for group in groups for table in _group_tables(group, groups, marks)), *_baselines(runs, marks))
 
 
-def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list[Table]:
+def _mark(rows: Sequence[Row], marks: Marks) -> str:
+    return marks.of(dict.fromkeys(row.file for row in rows))
+
+
+def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]], marks: Marks) -> list[Table]:
     tables = [backends.comparison_table(group)] if backends.compares_backends(group) else []
     # The second one explains gamma: cost ratio, other predictions, and where the seconds of the replay went.
     tables += [cell_table(group), row_table(group, "mechanism", MECHANISM, MECHANISM_FACTS)]
@@ -72,12 +78,12 @@ def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> list
     if own is not None and own.body:
         apart = {"every cell": shared(group, ("pair", "draft", "dtype", *_AMOUNT))}  # what tells tables of several groups apart
         tables.append(replace(own, facts=apart | own.facts) if len(groups) > 1 else own)
-    return tables
+    return [with_mark(table, _mark(group, marks)) for table in tables]
 
 
-def _baselines(runs: Runs) -> tuple[Table, ...]:
+def _baselines(runs: Runs, marks: Marks) -> tuple[Table, ...]:
     baselines = newest_baselines(runs)
-    return (baseline_table(baselines),) if baselines else ()
+    return (with_mark(baseline_table(baselines), marks.of(baselines)),) if baselines else ()
 
 
 # In the terminal

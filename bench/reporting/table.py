@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Facts = dict[str, str]  # what a caption states, by its first word
 DERIVED = "Derived from raw records by `specheat tables`: do not edit."
@@ -31,6 +31,11 @@ class Table:
     facts: Facts
     records: Facts  # file -> what distinguishes its run
     figures: tuple[str, ...] = ()  # names of the figures of its page that are shown with it
+
+
+def with_mark(table: Table, sentence: str) -> Table:
+    """Return the table with what its caption must say of a record that it uses; unchanged if that is empty."""
+    return replace(table, facts={"beware": sentence} | table.facts) if sentence else table
 
 
 class Notes(dict[str, int]):

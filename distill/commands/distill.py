@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from backends.models import pairs
 from bench import registry
 from bench.errors import INTERRUPTED
+from bench.options.arguments import declare
 from bench.options.values import count_of, count_or_0, number_of
+from bench.records.machine_lock import measuring
 
 if TYPE_CHECKING:
     from bench.protocols import Backend
@@ -50,8 +53,10 @@ class Distill:
 
 def interruptible(run: Callable[[Namespace], int], args: Namespace) -> int:
     """Run a command that continues where it was stopped. Ctrl-C prints how."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes of a launcher, one holds the machine's lock
     try:
-        return run(args)
+        with measuring(shared=args.shared_machine) if first else nullcontext():
+            return run(args)
     except KeyboardInterrupt:
         print(f"specheat: interrupted; the same command continues with what is in {args.out}", file=sys.stderr)
         return INTERRUPTED
@@ -68,6 +73,7 @@ def job_options(parser: ArgumentParser) -> None:
     option("--start", metavar=f"ID|DIR|{LAYERS}LIST", help=f"other start: a draft, or target layers ({LAYERS}0,1,29)")
     option("--pairs-file", type=Path, metavar="TOML", help="more model pairs")
     option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    declare(parser, "--shared-machine")
 
     option("--train", default="layers", metavar="WHAT", help="layers, all or adapters (default: layers)")
     option("--adapter-rank", default="8", metavar="N", help="rank of the adapters (default: 8)")

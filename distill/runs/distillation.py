@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench.prompts import sets as prompt_sets
 from bench.protocols import Backend
-from bench.records.storage import write_atomically
+from bench.records import checkout
+from bench.records.storage import LineFile, write_atomically
 from distill.evaluation.held_out import TEMPERATURES, HeldOut, held_out_text, measure
 from distill.runs.job import CARD, DRAFT, JOB, LOG, Job, check_held_out
 from distill.runs.training_text import Setup, TrainingText, load_setup, training_prompts, training_text
@@ -41,12 +43,19 @@ def distill(
              backend: writes the training text instead of the target, one request at a time
     Raises:  ValueError: `out` holds another job, or prompts, models and job do not fit each other
     """
-    described = json.dumps(asdict(job) | ({"through": backend.name} if backend else {}), indent=1)
-    if (out / JOB).exists() and (out / JOB).read_text() != described:
-        raise ValueError(f"{out} holds another job (see {JOB} in it); choose another folder")
-    if not (out / CARD).is_file():
+    described = json.loads(json.dumps(asdict(job) | ({"through": backend.name} if backend else {})))  # lists for tuples
+    code, finished = checkout.commit(), (out / CARD).is_file()
+    if (out / JOB).exists():
+        found = json.loads((out / JOB).read_text())
+        begun_by = found.pop("code", None)
+        if found != described:
+            raise ValueError(f"{out} holds another job (see {JOB} in it); choose another folder")
+        if begun_by != code and not finished:
+            raise ValueError(f"{out} holds an unfinished job of other code, {begun_by} against {code}; choose another folder")
+    if not finished:
         check_held_out(job)
-        _run(load_setup(job, out, texts, device=device, backend=backend, workers=workers), described)
+        written = json.dumps(described | {"code": code}, indent=1)
+        _run(load_setup(job, out, texts, device=device, backend=backend, workers=workers), written)
     workers.wait()
     return json.loads((out / CARD).read_text())
 
@@ -85,18 +94,19 @@ def _train(setup: Setup, text: TrainingText, held_out: Sequence[HeldOut]) -> Pos
     part = [replace(each, rows=each.rows[:EVALUATED_PROMPTS]) for each in held_out]
     labels, plan = _labels(setup, text), setup.job.plan
     evaluated_at, acceptance = -EVALUATE_EVERY_S, ""
-    with setup.meter("training", plan.num_tokens) as meter, (setup.out / LOG).open("a") as log:
+    # One process writes the log. Another run in the same folder ends here.
+    log = LineFile.open(setup.out / LOG) if setup.workers.is_main else None
+    with setup.meter("training", plan.num_tokens) as meter, closing(log) if log else nullcontext():
 
         def on_step(position: Position) -> None:
             nonlocal evaluated_at, acceptance
-            if not setup.workers.is_main:
+            if log is None:
                 return
             if time.monotonic() - evaluated_at > EVALUATE_EVERY_S:
                 found = measure(drafts.measurable(setup.draft), setup.teacher, part)
                 acceptance = " ".join(f"{each.alpha_text:.3f}" for each in found)
                 state = {"tokens": position.num_tokens, "seconds": position.seconds, "loss": position.losses[-1]}
-                log.write(json.dumps({**state, "held_out": [asdict(each) for each in found]}) + "\n")
-                log.flush()
+                log.append(json.dumps({**state, "held_out": [asdict(each) for each in found]}).encode())
                 evaluated_at = time.monotonic()
             meter.show(position.num_tokens, f"loss {position.recent_loss():.3f}  alpha_text {acceptance}")
 

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from bench.errors import IncomparableResults
 from bench.records import environment, kd_matrix
 from bench.records.command_line import own_words
+from bench.records.environment import RESUMABLE_KEYS, check_comparable
+from bench.records.files import line_header
 from bench.records.kd_matrix import DRAFTS, IN_SECONDS_OF, NUM_DRAFT_TOKENS, RECORD, START, Matrix, MatrixCell, MeasuredDraft
 from distill.evaluation.alpha import TextAcceptance, acceptance, slot_totals
 from distill.evaluation.held_out import HeldOut, held_out_text
@@ -119,7 +122,8 @@ def run(
 
     Args:    header: the header of a new record, apart from the plan
              note: called with one line before each draft is trained or measured
-    Raises:  ValueError: the record is of another plan
+    Raises:  ValueError: the record is of another plan, or was begun by other code or on another machine
+             StorageError: another process adds drafts to the record
     """
     path = out / RECORD
     named = replace(plan.job, target=Path(plan.job.target).name, start=Path(plan.job.start).name)  # no folders of this machine
@@ -129,34 +133,52 @@ def run(
     found = kd_matrix.load(path)
     if found.plan != described:
         raise ValueError(f"{path} is of another plan; choose another folder")
-    teacher = load_teacher(Path(plan.job.target), device=device)
     done = {line.draft: line for line in found.measured}
-
-    @cache  # read or sampled for the first draft that is measured; a finished matrix needs none
-    def held_out(domain: str) -> tuple[HeldOut, ...]:
-        return held_out_text(teacher, (domain,), texts, temperatures=plan.decode_temperatures)
-
     all_drafts = [PlannedDraft(START, START, plan.job, None), *plan.drafts()]
-    for number, planned in enumerate(all_drafts, 1):
-        if planned.name in done:
-            continue
-        note(f"draft {number} of {len(all_drafts)}, {planned.name}")
-        if planned.name == START:
-            folder = Path(plan.job.start)
-            line = MeasuredDraft(START, START, kd_temperature=None, on_policy=0.0, seed=None, tokens={}, seconds={}, cells=())
-        else:
-            job, folder = _within_budget(planned, done), out / DRAFTS / planned.name / DRAFT
-            card = distill(job, folder.parent, texts, device=device)
-            (kd_temperature, _), *others = job.recipe.temperatures
-            about = (planned.name, planned.arm, None if others else kd_temperature, job.recipe.on_policy, job.seed)
-            line = MeasuredDraft(*about, card["tokens"], card["seconds"], cells=())
-        model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
-        cells: list[MatrixCell] = []
-        for domain in plan.domains:
-            cells += _cells(model, teacher, held_out(domain), domain, with_rescaled=planned.name == START)
-        done[planned.name] = replace(line, cells=tuple(cells))
-        kd_matrix.add(path, done[planned.name])
+    if all(planned.name in done for planned in all_drafts):
+        return found  # a finished record is only read
+    if reason := not_continued(path, header):
+        raise ValueError(
+            f"{path} was begun otherwise ({reason}); choose another folder, and join both records by specheat merge"
+        )
+    with kd_matrix.adding(path) as add:
+        teacher = load_teacher(Path(plan.job.target), device=device)
+
+        @cache  # read or sampled for the first draft that is measured
+        def held_out(domain: str) -> tuple[HeldOut, ...]:
+            return held_out_text(teacher, (domain,), texts, temperatures=plan.decode_temperatures)
+
+        for number, planned in enumerate(all_drafts, 1):
+            if planned.name in done:
+                continue
+            note(f"draft {number} of {len(all_drafts)}, {planned.name}")
+            if planned.name == START:
+                folder = Path(plan.job.start)
+                line = MeasuredDraft(
+                    START, START, kd_temperature=None, on_policy=0.0, seed=None, tokens={}, seconds={}, cells=()
+                )
+            else:
+                job, folder = _within_budget(planned, done), out / DRAFTS / planned.name / DRAFT
+                card = distill(job, folder.parent, texts, device=device)
+                (kd_temperature, _), *others = job.recipe.temperatures
+                about = (planned.name, planned.arm, None if others else kd_temperature, job.recipe.on_policy, job.seed)
+                line = MeasuredDraft(*about, card["tokens"], card["seconds"], cells=())
+            model = drafts.cast(drafts.load(folder, dtype=torch.bfloat16), teacher.model.dtype).to(teacher.model.device)
+            cells: list[MatrixCell] = []
+            for domain in plan.domains:
+                cells += _cells(model, teacher, held_out(domain), domain, with_rescaled=planned.name == START)
+            done[planned.name] = replace(line, cells=tuple(cells))
+            add(done[planned.name])
     return kd_matrix.load(path)
+
+
+def not_continued(record: Path, header: Mapping[str, Any]) -> str:
+    """Return why a record cannot be continued by this code on this machine, with the keys that differ; empty if it can."""
+    try:
+        check_comparable(line_header(record, "environment")["environment"], header["environment"], keys=RESUMABLE_KEYS)
+    except IncomparableResults as error:
+        return str(error)
+    return ""
 
 
 def _within_budget(planned: PlannedDraft, measured: Mapping[str, MeasuredDraft]) -> Job:

@@ -11,6 +11,7 @@ from typing import Any
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.records import kd_matrix
+from bench.records.kd_matrix import RECORD
 from bench.reporting.formats import terminal_page
 from bench.reporting.suites.kd_matrix import tables
 from distill.runs import matrix
@@ -60,10 +61,14 @@ def measure(
     """
     plan = _plan(arms, size, settings, workload)
     out = scratch / suite
-    if not settings.resume:
-        shutil.rmtree(out, ignore_errors=True)
     header = matrix.record_header(device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes)
     header["preset"] = settings.preset
+    resumable = settings.resume
+    if resumable and (out / RECORD).exists() and (reason := matrix.not_continued(out / RECORD, header)):
+        note(f"{suite} is not resumable: {reason}")
+        resumable = False
+    if not resumable:
+        shutil.rmtree(out, ignore_errors=True)
     options = {"device": settings.device, "header": header, "note": lambda line: note(f"{suite}: {line}")}
     found = benchmark.pedantic(matrix.run, (plan, out, scratch / "texts"), options, rounds=1, iterations=1)
     path = kd_matrix.store(out, settings.results, suite=suite)

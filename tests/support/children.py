@@ -24,7 +24,8 @@ import pytest
 
 from tests.support import ROOT
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # a resumed run must find the number of threads that it had
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "SPECHEAT_LOCK"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1"}  # a resumed run must find the number of threads that it had
 LIBRARIES = (
     *("transformers.models.auto", "transformers.models.llama.modeling_llama", "transformers.models.t5.modeling_t5"),
     *("transformers.generation.utils", "transformers.integrations.hub_kernels", "transformers.integrations.moe"),
@@ -57,7 +58,8 @@ class Command:
         self.words = (program, *arguments)
         self.output = Path(tempfile.mkdtemp())
         run = {"pytest": _pytest, "specheat": _specheat}[program]
-        self.process = server().Process(target=_call, args=(run, (self.words,), dict(environment), self.output))
+        variables = {"SPECHEAT_LOCK": str(self.output / "lock"), **environment}  # a test may start several at once
+        self.process = server().Process(target=_call, args=(run, (self.words,), variables, self.output))
         self.process.start()
 
     def is_running(self) -> bool:
@@ -84,8 +86,8 @@ def run_suites(*arguments: str) -> subprocess.CompletedProcess[str]:
     return start_suites(*arguments).result()
 
 
-def run_specheat(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return Command("specheat", *arguments).result()
+def run_specheat(*arguments: str, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
+    return Command("specheat", *arguments, environment=environment).result()
 
 
 def _call(function: Callable[..., object], args: tuple[object, ...], environment: dict[str, str], output: Path) -> None:

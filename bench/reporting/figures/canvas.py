@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from bench.errors import BackendUnavailable
@@ -34,6 +36,7 @@ _STYLE = {
 _METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # nothing that differs between two drawings
 _CAPTION_COLUMNS, _CAPTION_LINE = 124, 0.14  # characters on a line of the caption, and the height of a line
 WIDTH = 7.2
+_mark = ContextVar("_mark", default="")
 LEFT = 0.08  # where axes begin, as a share of the width
 
 
@@ -52,6 +55,16 @@ def drawn(draw: Callable[[], Any], file_format: str = "svg") -> bytes:
     return stream.getvalue()
 
 
+@contextmanager
+def marked(sentence: str) -> Iterator[None]:
+    """Let the captions of the figures that are drawn in this context end with what must be said of a record."""
+    token = _mark.set(sentence)
+    try:
+        yield
+    finally:
+        _mark.reset(token)
+
+
 def frame(caption: str, *, body: float, below: float, above: float = 0.2, right: float = 0.98, **between: float) -> Any:
     """Return an empty figure as wide as a page, with its caption at the foot.
 
@@ -60,7 +73,7 @@ def frame(caption: str, *, body: float, below: float, above: float = 0.2, right:
     """
     from matplotlib.figure import Figure
 
-    lines = textwrap.wrap(caption, _CAPTION_COLUMNS)
+    lines = textwrap.wrap(f"{caption} {_mark.get()}", _CAPTION_COLUMNS)
     below += _CAPTION_LINE * len(lines)
     height = above + body + below
     figure = Figure(figsize=(WIDTH, height))

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,10 +26,10 @@ from bench.progress import with_bar
 from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
 from bench.records.files import Runs, line_header
+from bench.records.marks import Marks, load_marks
 from bench.reporting.captions import commit_words, machine_text
 from bench.reporting.columns import identity_columns
-from bench.reporting.derived import chosen_keys, find_others, lines_page, load_experiments
-from bench.reporting.figures import mechanism
+from bench.reporting.derived import chosen_keys, find_others, lines_page, load_experiments, predicted_figure
 from bench.reporting.formats import alignments, slug
 from bench.reporting.ledger import table as ledger_table
 from bench.reporting.repeat import cell_command
@@ -94,33 +95,37 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None)
     Raises:  ValueError: no such folder, no records of that machine or suite, or a broken one
              BackendUnavailable: matplotlib is missing
     """
-    experiments, others = load_experiments(results), find_others(results)
+    experiments, others, marks = load_experiments(results), find_others(results), load_marks(results)
     keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
     machines = []
     for name, of_machine in itertools.groupby(with_bar(keys, "tables and figures"), key=lambda key: key[0]):
         suites = [
-            _of_cells(key, experiments[key]) if key in experiments else _of_lines(key, others[key], results)
+            _of_cells(key, experiments[key], marks) if key in experiments else _of_lines(key, others[key], results)
             for key in of_machine
         ]
         rows = {each.name: each.rows for each in suites}
         judged = ledger.ledgers(results, name, rows=rows) if suite is None else {}
-        predicted = mechanism.render_predicted([*itertools.chain(*rows.values())]) if suite is None else None
+        every = [*itertools.chain(*rows.values())]
+        predicted = predicted_figure(every, marks) if suite is None else None
         machines.append(Machine(name, tuple(suites), judged, predicted))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     filters = (alignments, cell_commands, counts, image, machine_text, merged, record_table, slug)
-    environment.filters |= {each.__name__: each for each in filters} | {"ledger_table": ledger_table, "look": LOOKS.get}
+    environment.filters |= {each.__name__: each for each in filters} | {
+        "ledger_table": partial(ledger_table, marks=marks),
+        "look": LOOKS.get,
+    }
     return environment.get_template("page.html").render(machines=machines, meanings=_meanings())
 
 
-def _of_cells(key: Key, runs: Runs) -> Suite:
+def _of_cells(key: Key, runs: Runs, marks: Marks) -> Suite:
     rows = newest_rows(runs)
     sources = []
     for file, run in reversed(oldest_first(runs)):
         measured = str(len(run.cells)) if run.cells else f"{len(run.baseline)} baseline triples"
         sources.append(Source(file, run.created, run.environment, run.preset, measured, run.command))
-    return Suite(key[1], cells_page(runs, rows), tuple(sources), rows)
+    return Suite(key[1], cells_page(runs, rows, marks), tuple(sources), rows)
 
 
 def _of_lines(key: Key, paths: Sequence[Path], results: Path) -> Suite:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records.distill_speed import ArmRun, TrainingRound, load_rounds
+from bench.records.marks import NO_MARKS, Marks
 from bench.reporting.numbers import interval_text
-from bench.reporting.table import Page, Table, table_of
+from bench.reporting.table import Page, Table, table_of, with_mark
 from bench.statistics.intervals import Interval, ratio_of_totals
 
 TRL = "trl"
@@ -48,6 +49,6 @@ def _peak_gib(runs: Sequence[ArmRun]) -> float:
     return max(run.peak_bytes for run in runs) / 2**30
 
 
-def derived(records: Sequence[Path]) -> Page:
+def derived(records: Sequence[Path], marks: Marks = NO_MARKS) -> Page:
     """Return the table of the newest record."""
-    return Page((table(load_rounds(records[-1])),), {})
+    return Page((with_mark(table(load_rounds(records[-1])), marks.of([str(records[-1])])),), {})

@@ -13,20 +13,21 @@ from typing import Any
 from bench.analysis import kd_matrix as analysis
 from bench.analysis.kd_matrix import Intervals, Kind, changes, decode_temperatures, kinds_of
 from bench.records.kd_matrix import IN_SECONDS_OF, NUM_DRAFT_TOKENS, START, Matrix, merged
+from bench.records.marks import NO_MARKS, Marks
 from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import distinct_names
 from bench.reporting.numbers import plus_minus_text
-from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of
+from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of, with_mark
 from bench.statistics.intervals import Interval
 
 POINTS = 100.0
 
 
-def derived(records: Sequence[Path]) -> Page:
+def derived(records: Sequence[Path], marks: Marks = NO_MARKS) -> Page:
     """Return the tables and heat maps of records. Records that were made alike count as one; the newest come first.
 
-    Args:    records: oldest first
+    Args:    records: oldest first; marks: by their paths
     """
     matrices = merged(records)
     shown = [(matrix, domain, _apart(matrix, matrices)) for matrix in matrices for domain in matrix.domains]
@@ -34,10 +35,14 @@ def derived(records: Sequence[Path]) -> Page:
     found: list[Table] = []
     figures = {}
     for name, (matrix, domain, apart) in zip(names, shown, strict=True):
+        mark = marks.of(map(str, matrix.records))
         first, *others = _domain_tables(matrix.on(domain), f"{domain}{apart}")
-        if image := heat_maps(matrix.on(domain)):
+        with canvas.marked(mark):
+            image = heat_maps(matrix.on(domain))
+        if image:
             figures[name], first = image, replace(first, figures=(name,))
-        found += [first, *others, *(_cost_tables(matrix, apart) if domain == matrix.domains[-1] else [])]
+        made = [first, *others, *(_cost_tables(matrix, apart) if domain == matrix.domains[-1] else [])]
+        found += [with_mark(table, mark) for table in made]
     return Page(tuple(found), figures)
 
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from bench.analysis import token_length as analysis
 from bench.analysis.token_length import ENTROPY_BINS, LENGTH, LENGTH_BINS, Positions, by_temperature, entropy_bins, length_bins
 from bench.records.files import UNFINISHED
+from bench.records.marks import NO_MARKS, Marks
 from bench.records.token_length import SUITE, LengthRecord, load
 from bench.reporting.captions import short_prompts
 from bench.reporting.figures import canvas
 from bench.reporting.formats import slug
 from bench.reporting.numbers import interval_text, plus_minus_text
-from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of
+from bench.reporting.table import Entry, Facts, Line, Page, Table, table_of, with_mark
 from bench.statistics.effects import Effect
 from bench.statistics.intervals import Interval
 
@@ -40,7 +41,7 @@ _ESTIMATES = {
 }
 
 
-def derived(records: Sequence[Path]) -> Page:
+def derived(records: Sequence[Path], marks: Marks = NO_MARKS) -> Page:
     """Return the tables and the figure of the newest finished record.
 
     Raises:  ValueError: none is finished
@@ -52,8 +53,10 @@ def derived(records: Sequence[Path]) -> Page:
     record = load(finished[-1])
     data = analysis.positions(record)
     name = slug(f"{record.header.model_pair.name} {short_prompts(record.header.prompt_set)}")
-    first, *others = _tables(record, data)
-    return Page((replace(first, figures=(name,)), *others), {name: canvas.drawn(lambda: _draw(data))})
+    mark = marks.of([str(finished[-1])])
+    first, *others = (with_mark(table, mark) for table in _tables(record, data))
+    with canvas.marked(mark):
+        return Page((replace(first, figures=(name,)), *others), {name: canvas.drawn(lambda: _draw(data))})
 
 
 # Tables

@@ -16,11 +16,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.records import files
+from bench.records import files, machine_lock
 from bench.records.decoding import ForwardSeconds, ModelPair, PhaseSeconds, Replay, Round
 from bench.records.files import load_run, load_runs
 from bench.records.journal import CellEnd, Journal, Pair, Triple, Warmup, find_resumable
-from bench.records.runs import SCHEMA, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
+from bench.records.runs import SCHEMA, SHARED_BY, BaselineTriple, Cell, CellRecord, RunRecord, TimedArm, TimedPair
 from bench.records.storage import StorageError
 
 HEADER = RunRecord(
@@ -328,6 +328,7 @@ def test_what_lies_in_hidden_folders_or_is_unfinished_is_no_record(tmp_path: Pat
         ({"model_hashes": {"target": "aa", "draft": "xx"}}, "a different model_hashes"),
         ({"backend_settings": {"threads": 1}, "prompt_format": {}}, "a different prompt_format, backend_settings"),
         ({"environment": HEADER.environment | {"harness_commit": "ff"}}, r"harness_commit \(ff against 0123456789\)"),
+        ({"environment": HEADER.environment | {"harness_diff": "ff"}}, r"harness_diff \(ff against absent\)"),
         ({"environment": HEADER.environment | {"torch": "1.0"}}, r"torch \(1\.0 against absent\)"),
     ],
 )
@@ -408,3 +409,18 @@ def test_records_come_oldest_first_whatever_their_folder(tmp_path: Path) -> None
     for suite, created in (("a", "2026-11-24T00:00:00+00:00"), ("b", "2026-11-23T00:00:00+00:00")):
         start(tmp_path, suite=suite, created=created).finish()
     assert [run.suite for run in load_runs(tmp_path)] == ["b", "a"]
+
+
+def test_a_run_that_another_one_joined_is_marked_also_after_it_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = start(tmp_path)
+    journal.append(Pair(CELL, PAIR))
+    monkeypatch.setattr(machine_lock, "num_runs", lambda: 2)
+    journal.append(Pair(CELL, replace(PAIR, prompt_index=1)))
+    journal.close()
+    monkeypatch.setattr(machine_lock, "num_runs", lambda: 1)
+    resumed = Journal.resume(journal.path)
+    assert len(resumed.measured.pairs[CELL]) == 2
+    resumed.append(CellEnd(CellRecord(CELL, "", (), True, (PAIR,))))
+    assert files.load_run(resumed.finish()).environment[SHARED_BY] == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ DRAFT = MeasuredDraft("offline-t1-seed0", "offline", 1.0, 0.0, 0, {"steps": 9}, 
 def written(folder: Path, *drafts: MeasuredDraft, **changes: Any) -> Path:
     path = folder / kd_matrix.RECORD
     kd_matrix.start(path, HEADER | changes)
-    for draft in drafts:
-        kd_matrix.add(path, draft)
+    with kd_matrix.adding(path) as add:
+        for draft in drafts:
+            add(draft)
     return path
 
 
@@ -48,8 +51,22 @@ def test_a_torn_last_line_is_left_out_and_reading_does_not_write(tmp_path: Path)
     path.write_bytes(torn)
     assert kd_matrix.load(path).measured == (DRAFT,)
     assert path.read_bytes() == torn
-    kd_matrix.add(path, DRAFT)
+    with kd_matrix.adding(path) as add:
+        add(DRAFT)
     assert kd_matrix.load(path).measured == (DRAFT, DRAFT)
+
+
+def test_a_second_process_cannot_add_to_a_record(tmp_path: Path) -> None:
+    path = written(tmp_path, DRAFT)
+    code = (
+        "import sys; from pathlib import Path; from bench.records import kd_matrix\n"
+        "with kd_matrix.adding(Path(sys.argv[1])): pass"
+    )
+    with kd_matrix.adding(path):
+        refused = subprocess.run([sys.executable, "-c", code, str(path)], check=False, capture_output=True, text=True)
+    assert "another process is still writing it; its drafts are kept" in refused.stderr
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
+    assert kd_matrix.load(path).measured == (DRAFT,)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +108,15 @@ def test_a_stored_record_is_named_by_its_moment_and_commit(tmp_path: Path) -> No
     place = "amd-epyc-2c/paradigm/records/20261122T125400Z-0123456789.jsonl"
     assert path.relative_to(tmp_path / "results") == Path(place)
     assert path.read_bytes() == record.read_bytes()
+
+
+def test_a_stored_record_is_never_replaced(tmp_path: Path) -> None:
+    record = written(tmp_path / "out", DRAFT)
+    stored = kd_matrix.store(tmp_path / "out", tmp_path / "results")
+    before = stored.stat()
+    assert kd_matrix.store(tmp_path / "out", tmp_path / "results") == stored
+    assert stored.stat() == before
+    record.write_bytes(record.read_bytes() + b"{}\n")
+    with pytest.raises(ValueError, match="is already there with other content"):
+        kd_matrix.store(tmp_path / "out", tmp_path / "results")
+    assert stored.stat() == before

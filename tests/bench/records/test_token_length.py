@@ -110,7 +110,7 @@ def test_resume_decodes_only_what_is_missing(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"prompt_index": 5, "temp')  # the text under way, had the machine stopped
     again = replace(HEADER, command=("pytest", "--resume"), created="2026-11-24T10:00:00+00:00")
-    assert token_length.find_resumable(tmp_path, again) == path
+    assert token_length.find_resumable(tmp_path, again) == (path, ())
     first, asked[:] = asked.copy(), []
     shown: list[int] = []
 
@@ -126,27 +126,32 @@ def test_resume_decodes_only_what_is_missing(tmp_path: Path) -> None:
     assert final.name == "20261123T100000Z-abcdef0123-reference.jsonl"
     assert final.parent == tmp_path / "example-2c" / "token_length" / "records"
     assert len(token_length.load(final).texts) == 12
-    assert token_length.find_resumable(tmp_path, again) is None
+    assert token_length.find_resumable(tmp_path, again) == (None, ())
     with pytest.raises(FileExistsError):
         token_length.start(tmp_path, HEADER)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"seed": 1},
-        {"temperatures": (0.5,)},
-        {"model_hashes": {"target": "1", "draft": "9"}},
-        {"environment": {**HEADER.environment, "harness_commit": "9"}},
-        {"environment": {**HEADER.environment, "torch": "9"}},
+        ({"seed": 1}, "a different seed"),
+        ({"temperatures": (0.5,)}, "a different temperatures"),
+        ({"model_hashes": {"target": "1", "draft": "9"}}, "a different model_hashes"),
+        ({"environment": {**HEADER.environment, "harness_commit": "9"}}, "harness_commit (abcdef0123 against 9)"),
+        ({"environment": {**HEADER.environment, "harness_diff": "9"}}, "harness_diff (absent against 9)"),
+        ({"environment": {**HEADER.environment, "torch": "9"}}, "against 9)"),
     ],
-    ids=lambda change: next(iter(change)),
 )
-def test_another_plan_model_version_or_commit_is_not_resumed(change: dict[str, object], tmp_path: Path) -> None:
+def test_another_plan_model_version_or_code_is_passed_over_with_a_line(
+    change: dict[str, object], reason: str, tmp_path: Path
+) -> None:
     path = token_length.start(tmp_path, HEADER)
-    assert token_length.find_resumable(tmp_path, replace(HEADER, **change)) is None  # type: ignore[arg-type]
+    found, (line,) = token_length.find_resumable(tmp_path, replace(HEADER, **change))  # type: ignore[arg-type]
+    assert found is None
+    assert line.startswith(f"{path.name} is not resumable: ")
+    assert line.endswith(reason)
     path.write_text("{}\n")
-    assert token_length.find_resumable(tmp_path, HEADER) is None
+    assert token_length.find_resumable(tmp_path, HEADER)[0] is None
 
 
 def test_a_record_is_read_back_as_it_was_and_a_damaged_one_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ NAMES = (
     *("composed-seed0", "offline-t0-seed1", "offline-t1-seed1", "online-lambda0.5-t0-seed1"),
     *("online-lambda0.5-t1-seed1", "composed-seed1"),
 )
+HEADER = {"command": "typed", "environment": {"harness_commit": "0123456789"}}
 
 
 def tiny_plan(folder: Path) -> MatrixPlan:
@@ -48,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[MatrixPlan, Path]:
     folder = tmp_path_factory.mktemp("matrix")
     plan = tiny_plan(folder)
     announced: list[str] = []
-    run(plan, folder / "out", folder / "texts", device="cpu", header={"command": "typed"}, note=announced.append)
+    run(plan, folder / "out", folder / "texts", device="cpu", header=HEADER, note=announced.append)
     assert announced == [f"draft {place} of {len(NAMES)}, {name}" for place, name in enumerate(NAMES, 1)]
     return plan, folder
 
@@ -80,9 +81,25 @@ def test_a_matrix_that_was_stopped_goes_on_and_ends_the_same(made: tuple[MatrixP
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]) + (lines[-2][:100] if cut == "within a line" else b""))
     announced: list[str] = []
-    run(plan, folder / "out", folder / "texts", device="cpu", header={}, note=announced.append)
+    run(plan, folder / "out", folder / "texts", device="cpu", header=HEADER, note=announced.append)
     assert [line.rpartition(" ")[2] for line in announced] == list(NAMES[-2:])
     assert path.read_bytes() == whole
+
+
+def test_a_matrix_is_not_continued_by_other_code_and_a_finished_one_is_only_read(
+    made: tuple[MatrixPlan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = made
+    whole = (folder / "out" / RECORD).read_bytes()
+    other = HEADER | {"environment": {"harness_commit": "0123456789", "harness_diff": "ff"}}
+    (tmp_path / RECORD).write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        ValueError, match=r"harness_diff \(absent against ff\)\); choose another folder, and join .* specheat merge"
+    ):
+        run(plan, tmp_path, folder / "texts", device="cpu", header=other, note=lambda line: None)
+    monkeypatch.setattr(kd_matrix.LineFile, "reopen", None)  # opening for writing would fail
+    run(plan, folder / "out", folder / "texts", device="cpu", header=other, note=lambda line: None)
+    assert (folder / "out" / RECORD).read_bytes() == whole
 
 
 def test_the_drafts_are_what_distill_makes_of_the_job(made: tuple[MatrixPlan, Path]) -> None:
@@ -104,7 +121,7 @@ def test_an_arm_in_the_seconds_of_another_gets_as_many_tokens_as_these_are_worth
         replace(plan, arms=("offline", "offline=online"))
     names = [each.name for each in plan.drafts()]
     assert names == ["offline-t1-seed0", "online-t1-seed0", "offline-seconds-of-online-t1-seed0"]
-    found = run(plan, tmp_path, folder / "texts", device="cpu", header={}, note=lambda line: None)
+    found = run(plan, tmp_path, folder / "texts", device="cpu", header=HEADER, note=lambda line: None)
     offline_line, online_line, equal = found.measured[1:]
     worth = sum(online_line.seconds.values()) / sum(offline_line.seconds.values()) * plan.job.plan.num_tokens
     assert equal.tokens["trained"] == pytest.approx(worth, abs=plan.job.plan.batch_tokens)
@@ -142,7 +159,7 @@ def test_another_plan_is_refused(made: tuple[MatrixPlan, Path]) -> None:
             replace(plan, seeds=(0,)),
             *(folder / "out", folder / "texts"),
             device="cpu",
-            header={},
+            header=HEADER,
             note=lambda line: None,
         )
 
@@ -152,7 +169,7 @@ def test_the_same_drafts_are_measured_on_every_domain(made: tuple[MatrixPlan, Pa
     plan = replace(plan, arms=("offline",), kd_temperatures=(1.0,), decode_temperatures=(0.0, 1.0), seeds=(0,))
     domains = (*plan.domains, plan.job.prompts[0])
     both, alone = (
-        run(replace(plan, domains=of_run), out, folder / "texts", device="cpu", header={}, note=lambda line: None)
+        run(replace(plan, domains=of_run), out, folder / "texts", device="cpu", header=HEADER, note=lambda line: None)
         for of_run, out in ((domains, tmp_path / "both"), (domains[1:], tmp_path / "alone"))
     )
     assert both.domains == domains

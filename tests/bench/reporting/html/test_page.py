@@ -158,7 +158,7 @@ def test_pages_of_other_records_become_tables(tmp_path: Path, monkeypatch: pytes
     header = {"command": "specheat own", "created": "2026-11-22T10:00:00", "environment": {"harness_commit": "c0ffee"}}
     folder.joinpath("1-a.jsonl").write_text(json.dumps(header) + "\n")
     table = replace(table_of("of it", ("T", "alpha"), [("0", Entry("0.5", bold=True))], {"alpha": "<own>"}), figures=("a",))
-    monkeypatch.setitem(derived.PAGES, "own", lambda paths: Page((table,), {"a": b"<svg/>"}))
+    monkeypatch.setitem(derived.PAGES, "own", lambda paths, _marks: Page((table,), {"a": b"<svg/>"}))
     text = html_page.page(tmp_path, suite="own")
     assert "<dt>alpha</dt><dd>&lt;own&gt;</dd>" in text
     assert "<strong>0.5</strong></td>" in text
