@@ -74,6 +74,36 @@ class NativeBaseline(Protocol):
     def generate_natively(self, request: DecodeRequest) -> Generation: ...
 
 
+class Decoding(Protocol):
+    """One generation in progress. Others of the same engine may be in progress too, and none sees the others."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The new tokens so far."""
+        ...
+
+    def advance(self) -> bool:
+        """Prefill on the first call, then do one step or one round per call. Return whether it has ended."""
+        ...
+
+    def generation(self) -> Generation:
+        """Return what was generated, once it has ended. Its `first_token_s` counts from the first `advance`."""
+        ...
+
+    def close(self) -> None:
+        """Give up a generation that has not ended. Does nothing to one that has."""
+        ...
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """Can hold several generations in progress and advance each on demand, so that arms share the noise of the machine."""
+
+    def start(self, request: DecodeRequest) -> Decoding:
+        """Begin a generation without computing anything; it gives what `generate` gives for the same request."""
+        ...
+
+
 @runtime_checkable
 class Concurrent(Protocol):
     """Can decode several requests at once, for gamma under load."""

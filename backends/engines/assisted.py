@@ -29,6 +29,7 @@ from transformers.utils import is_sklearn_available
 from backends.acceptance.rules import RULES
 from backends.acceptance.warping import warp
 from backends.engines.in_process import InProcess, PhaseClock, call_generate, finish_reason, settings_of
+from backends.engines.turnstile import Turnstile
 from backends.forwards.cached_model import check_rewindable, has_deeper_decoder
 from backends.models.loading import load_model
 from bench.errors import BackendUnavailable
@@ -38,6 +39,8 @@ from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Generation, Mo
 
 class Watch(BaseStreamer):
     """One call of `generate` seen from outside."""
+
+    turnstile: Turnstile[None] | None = None  # of a call that is advanced step by step
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -50,12 +53,15 @@ class Watch(BaseStreamer):
         return [target.register_forward_pre_hook(self.before_target, with_kwargs=True)]
 
     def before_target(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.fed.append(kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"])
+        if self.turnstile is None or self.turnstile.is_running:  # else the forward belongs to another generation
+            self.fed.append(kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"])
 
     def put(self, value: Tensor) -> None:
         self.streamed.append(value)  # generate has moved it to the host, which waits for the device
         if len(self.streamed) == 2:
             self.first_token_s = time.perf_counter() - self.start
+        if self.turnstile is not None and len(self.streamed) > 1:  # the first part is the prompt
+            self.turnstile.pause()
 
     def end(self) -> None:
         pass
@@ -75,6 +81,10 @@ class Watch(BaseStreamer):
 
     def token_ids(self) -> tuple[int, ...]:
         return tuple(chain.from_iterable(part.flatten().tolist() for part in self.streamed[1:]))
+
+    def generation(self, request: DecodeRequest) -> Generation:
+        token_ids = self.token_ids()
+        return Generation(token_ids, finish_reason(token_ids, request), self.rounds(), self.first_token_s)
 
 
 class Probe(Watch):
@@ -134,6 +144,36 @@ def warped(logits_NV: Tensor, request: DecodeRequest) -> Tensor:
     return warp(logits_NV, temperature=request.temperature, top_k=request.top_k, top_p=request.top_p)
 
 
+class GenerateDecoding:
+    """A call of `generate` in progress, stopped after each step or round."""
+
+    def __init__(self, backend: GenerateBackend, request: DecodeRequest) -> None:
+        self.request, self.watch = request, Watch()
+        self.turnstile = Turnstile(lambda: backend.decode(request, self.watch), backend.target)
+        self.watch.turnstile = self.turnstile
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(part.numel() for part in self.watch.streamed[1:])
+
+    def advance(self) -> bool:
+        if not self.watch.streamed:
+            self.watch.start = time.perf_counter()
+        ended = self.turnstile.advance()
+        # generate stops by itself after its last token, so the call that follows would only return.
+        return ended or (self._has_last_token() and self.turnstile.advance())
+
+    def _has_last_token(self) -> bool:
+        newest = self.watch.streamed[-1].flatten()[-1]
+        return self.num_tokens >= self.request.max_new_tokens or int(newest) in self.request.eos_token_ids
+
+    def generation(self) -> Generation:
+        return self.watch.generation(self.request)
+
+    def close(self) -> None:
+        self.turnstile.close()
+
+
 class GenerateBackend(InProcess):
     """Both arms are one call of `target.generate`, the baseline without the speculation, which a subclass defines."""
 
@@ -153,11 +193,13 @@ class GenerateBackend(InProcess):
         self.draft = draft
         self.device = target.device
 
+    def start(self, request: DecodeRequest) -> GenerateDecoding:
+        return GenerateDecoding(self, request)
+
     def generate(self, request: DecodeRequest) -> Generation:
         watch = Watch()
         self.decode(request, watch)
-        token_ids = watch.token_ids()
-        return Generation(token_ids, finish_reason(token_ids, request), watch.rounds(), watch.first_token_s)
+        return watch.generation(request)
 
     def replay(self, request: DecodeRequest) -> Replay:
         """Decode the speculative request again, instrumented."""

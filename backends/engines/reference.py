@@ -49,6 +49,7 @@ from bench.records.decoding import (
 )
 
 Remembering = CachedModel | FusedLlama
+Caches = tuple[Remembering, Remembering]  # target and draft
 Forward = Literal["fused", "transformers"]
 
 
@@ -114,6 +115,58 @@ def next_draft_length(length: int, last: Round, *, longest: int) -> int:
     return min(length + 2, longest) if last.accepted == last.drafted else max(length - 1, 1)
 
 
+class ReferenceDecoding:
+    """One generation in progress, with caches that no other one uses."""
+
+    def __init__(self, backend: ReferenceBackend, request: DecodeRequest, caches: Caches, probe: Probe | None = None) -> None:
+        if request.rule not in RULES:
+            raise ValueError(f"expected an acceptance rule of {', '.join(sorted(RULES))}, got {request.rule!r}")
+        self.backend, self.request, self.caches, self.probe = backend, request, caches, probe
+        self.generator = torch.Generator(backend.device).manual_seed(request.seed)  # the global random state stays untouched
+        self.tokens = list(request.prompt_ids)
+        self.rounds: list[Round] = []
+        self.length = request.num_draft_tokens  # of the next round's draft
+        self.end = len(request.prompt_ids) + request.max_new_tokens
+        self.first_token_s = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @torch.inference_mode()
+    def advance(self) -> bool:
+        backend, request = self.backend, self.request
+        backend.target, backend.draft = self.caches
+        if not self.num_tokens:
+            self._prefill()
+        elif not request.num_draft_tokens:
+            self.tokens.append(backend.step(request, self.tokens[-1], self.generator))
+        else:
+            # The target adds one token itself, so drafting up to the limit would waste the last draft.
+            num_drafts = min(self.length, self.end - len(self.tokens) - 1)
+            self.rounds.append(backend.round(request, self.tokens, num_drafts, self.generator, self.probe))
+            if request.draft_length == "adaptive":
+                self.length = next_draft_length(self.length, self.rounds[-1], longest=request.num_draft_tokens)
+        ended = len(self.tokens) >= self.end or self.tokens[-1] in request.eos_token_ids
+        if ended:
+            self.close()
+        return ended
+
+    def _prefill(self) -> None:
+        start, speculative = time.perf_counter(), self.request.num_draft_tokens > 0
+        self.tokens.append(self.backend.prefill(self.request, self.generator, speculative=speculative))
+        self.first_token_s = time.perf_counter() - start
+        if self.probe:
+            self.probe.lap("prefill")
+
+    def generation(self) -> Generation:
+        new = tuple(self.tokens[len(self.request.prompt_ids) :])
+        return Generation(new, finish_reason(new, self.request), tuple(self.rounds), self.first_token_s)
+
+    def close(self) -> None:
+        self.backend.release(self)
+
+
 class ReferenceBackend(InProcess):
     """Both arms of the measurement on two loaded models: `num_draft_tokens = 0` is the autoregressive baseline."""
 
@@ -135,47 +188,45 @@ class ReferenceBackend(InProcess):
         """Take two models. `draft_token_ids`: tokens of the rows of the draft's head, if it was restricted (`draft_head`)."""
         self.target = remembering(target, options)
         self.draft = remembering(draft, options)
+        self.in_progress: list[ReferenceDecoding] = []
+        self.spare_caches: list[Caches] = []
         self.device = target.device
         self.vocab_size = target.config.get_text_config().vocab_size
         self.draft_token_ids_M = None if draft_token_ids is None else torch.tensor(draft_token_ids, device=self.device)
 
+    def start(self, request: DecodeRequest, probe: Probe | None = None) -> ReferenceDecoding:
+        """Begin a generation. With others in progress it gets caches of its own."""
+        caches = (self.target, self.draft)
+        if self.in_progress:
+            caches = self.spare_caches.pop() if self.spare_caches else (self.target.twin(), self.draft.twin())
+        decoding = ReferenceDecoding(self, request, caches, probe)
+        self.in_progress.append(decoding)
+        return decoding
+
+    def release(self, decoding: ReferenceDecoding) -> None:
+        """Take back the caches of a generation that has ended."""
+        if decoding in self.in_progress:
+            self.in_progress.remove(decoding)
+            if self.in_progress:  # else its caches stay the current ones
+                self.spare_caches.append(decoding.caches)
+
     def generate(self, request: DecodeRequest) -> Generation:
-        return self._decode(request, None)
+        return self._to_the_end(self.start(request))
 
     def replay(self, request: DecodeRequest) -> Replay:
         """Decode the request again, with phases timed (synchronised at each) and acceptance probabilities noted."""
         probe = Probe(self)
-        generation = self._decode(request, probe)
+        generation = self._to_the_end(self.start(request, probe))
         joint = tuple(probe.joint_length) if RULES[request.rule].jointly else None
         return Replay(generation.token_ids, generation.rounds or (), tuple(probe.acceptance_probs), joint, probe.seconds)
 
-    @torch.inference_mode()
-    def _decode(self, request: DecodeRequest, probe: Probe | None) -> Generation:
-        start = time.perf_counter()
-        if request.rule not in RULES:
-            raise ValueError(f"expected an acceptance rule of {', '.join(sorted(RULES))}, got {request.rule!r}")
-        generator = torch.Generator(self.device).manual_seed(request.seed)  # the global random state stays untouched
-        speculative = request.num_draft_tokens > 0
-        tokens = list(request.prompt_ids)
-        tokens.append(self.prefill(request, generator, speculative=speculative))
-        first_token_s = time.perf_counter() - start
-        if probe:
-            probe.lap("prefill")
-
-        rounds: list[Round] = []
-        length = request.num_draft_tokens
-        end = len(request.prompt_ids) + request.max_new_tokens
-        while len(tokens) < end and tokens[-1] not in request.eos_token_ids:
-            if not speculative:
-                tokens.append(self.step(request, tokens[-1], generator))
-                continue
-            # The target adds one token itself, so drafting up to the limit would waste the last draft.
-            num_drafts = min(length, end - len(tokens) - 1)
-            rounds.append(self.round(request, tokens, num_drafts, generator, probe))
-            if request.draft_length == "adaptive":
-                length = next_draft_length(length, rounds[-1], longest=request.num_draft_tokens)
-        new = tuple(tokens[len(request.prompt_ids) :])
-        return Generation(new, finish_reason(new, request), tuple(rounds), first_token_s)
+    def _to_the_end(self, decoding: ReferenceDecoding) -> Generation:
+        try:
+            while not decoding.advance():
+                pass
+        finally:
+            decoding.close()
+        return decoding.generation()
 
     def prefill(self, request: DecodeRequest, generator: torch.Generator, *, speculative: bool) -> int:
         """Feed the prompt to the models that will run, and draw the first token from the target."""

@@ -11,6 +11,8 @@ Shape letters: B batch (always 1), T tokens fed, N logit rows requested, V vocab
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
@@ -22,6 +24,10 @@ class CachedModel:
         self.model = model
         self.device = model.device
         self.reset()
+
+    def twin(self) -> Self:
+        """Return the same model with another cache. Weights are shared."""
+        return type(self)(self.model)
 
     def reset(self) -> None:
         """Forget everything."""

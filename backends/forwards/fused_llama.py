@@ -11,8 +11,10 @@ H query heads, K key heads, G query heads of one key head, R = G T rows of one k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +99,14 @@ class FusedLlama:
         half = self.head_width // 2
         self.sin_L1E = torch.cat((-sin_BLE[0, :, None, :half], sin_BLE[0, :, None, half:]), -1)
         self.room = room
+
+    def twin(self) -> Self:
+        """Return the same model with another cache. Weights and graphs are shared."""
+        made = copy.copy(self)
+        made.layers = [replace(layer) for layer in self.layers]  # their caches are replaced below
+        made.length = 0
+        made._make_room(FIRST_ROOM)
+        return made
 
     def reset(self) -> None:
         self.length = 0  # the next tokens overwrite the buffers

