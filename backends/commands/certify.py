@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
-GREEDY_TOKENS = 500  # at T = 0; if 1 % of tokens are wrong, that is found 99 times in 100
+GREEDY_TOKENS = 1500  # at T = 0; if 1 % of tokens are wrong by more than tau, that is found 99 times in 100
 DEFAULT_NEW_TOKENS = "64"
 SHARED_OPTIONS = (
     *("--backend", "--backend-option", "--pair", "--target", "--draft", "--pairs-file", "--inflate"),
@@ -62,7 +62,7 @@ class Certify:
             "--temperature", dest="temperatures", required=True, metavar="T", help="decode temperature; 0 is greedy"
         )
         parser.add_argument(
-            "--tokens", metavar="N", help="tokens to decode (default: what a LOSSLESS verdict needs; at T = 0 500)"
+            "--tokens", metavar="N", help="tokens to decode (default: what a LOSSLESS verdict needs; at T = 0 1,500)"
         )
         parser.add_argument(
             "--samples", type=Path, metavar="JSONL", help="judge these outputs of the pair's target, decode none"

@@ -6,7 +6,7 @@ Records hold raw counts and seconds only. Every ratio (alpha, gamma, block effic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from bench.records import decoding
@@ -94,10 +94,9 @@ class Cell:
         return f"{self.backend} {self.pair} {self.rule} T={temperature} k{at_most}={self.num_draft_tokens}"
 
     @property
-    def draws(self) -> tuple[Scalar | tuple[int, float], ...]:
-        """Return what its random numbers depend on beside the seed: cells that are pooled must not share any."""
-        varied = (self.temperature, self.draft_temperature, self.rule, self.num_draft_tokens, self.draft)
-        return (*varied, self.concurrency, self.draft_length, *self.schedule)
+    def draws(self) -> tuple[object, ...]:
+        """Return what its random numbers depend on beside the seed: every other field, so that no two cells share any."""
+        return tuple(getattr(self, each.name) for each in fields(self) if each.name != "seed")
 
 
 @dataclass(frozen=True, slots=True)
