@@ -14,8 +14,8 @@ contains the requested one.
 
 Bounds on D are one-sided 99 %. Lower: Massart's inequality, D - sqrt(ln(2 / 0.01) / 2n).
 Upper: D + 2.33 / (2 sqrt(n)) + 1 / 2n. The true distance is reached at one point, which is unknown but not chosen by the data,
-and one binomial bounds it there. So the upper bound needs no correction for a search over all points: 3,116 tokens are enough
-(`tokens_for_lossless`), and not 4,239.
+and one binomial bounds it there. So the upper bound needs no correction for a search over all points, which would take a third
+more tokens than `tokens_for_lossless`.
 
 Temperature 0. The logit of a token lies within tau of the best, where tau is the noise of that machine, a 99.9th percentile.
 LOSSY: more tokens lie beyond tau than noise takes there, or more lie far beyond it (binomial tests with Holm's correction).
