@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -24,6 +25,7 @@ from bench.analysis.certificate import (
 from bench.records.decoding import BONUS
 from bench.records.runs import CellRecord, Evidence, TextEvidence
 from tests.studies.simulated_texts import Array, Target, make_target, simulate
+from tests.support import ROOT
 from tests.support.record_builder import make_cell, make_record
 
 CELL_TOKENS = 768  # 12 prompts of 64 tokens
@@ -123,6 +125,11 @@ def test_the_tokens_needed_are_enough_99_times_in_100_for_a_decoder_that_is_exac
     assert share("LOSSLESS", judged) >= 0.98  # 99 % less two standard errors
     assert tokens_for_lossless(0.1) == pytest.approx(NEEDED / 4, abs=1)
     assert tokens_for_lossless(0.05, distance=0.05) is None
+
+
+def test_the_docs_give_the_tokens_needed() -> None:
+    page = (ROOT / "docs" / "validation.md").read_text()
+    assert re.findall(r"(?:with the|takes) ([0-9,]+) tokens (?:that|of a lossless)", page) == [f"{NEEDED:,}"] * 2
 
 
 def test_too_few_tokens_are_inconclusive_and_the_number_needed_is_said() -> None:
