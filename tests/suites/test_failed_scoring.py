@@ -15,6 +15,7 @@ import pytest
 from bench.analysis.rows import newest_rows
 from bench.commands import main
 from bench.measurement.suite_run import SuiteRun
+from bench.orchestration import sweep
 from bench.records import files
 from bench.records.journal import Journal
 from bench.records.runs import Cell, Evidence, TimedPair
@@ -76,6 +77,15 @@ def test_pairs_are_kept_with_the_reason_and_the_run_goes_on_and_fails(uncertifie
     assert "Traceback" not in said
     table = cell_table(newest_rows({"r.json": files.load_run(path)}))
     assert any("not certified: RuntimeError: out of memory" in note for note in table.notes)
+
+
+def test_shards_of_a_sweep_keep_them_too(uncertified: tuple[Path, str], tmp_path: Path) -> None:
+    path, _ = uncertified
+    plan = sweep.Plan((GRID,), (), (("one shard",),), tmp_path, "commit")
+    done = sweep.Done(1, "here", "", 0.0, 1.0, ("record.json",))
+    sweep.keep(plan, 0, done, {"record.json": path.read_bytes()})
+    (merged,) = sweep.put_together(plan, [done])
+    assert files.load_run(merged).cells == files.load_run(path).cells
 
 
 def certify(*arguments: object) -> int:
