@@ -225,7 +225,7 @@ def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float, f
     # So many tokens that a share of `margin` gives more wrong ones than were seen, 99 times in 100; noise may give one.
     allowed = max(beyond, 1)
     needed = allowed + 1 + int(nbinom.ppf(0.99, allowed + 1, margin))
-    words = [f"{num_tokens} tokens: at most {highest:.1%} are not the target's best or tie with it within numerical noise"]
+    words = [f"{num_tokens} tokens: surely less than {highest:.1%} lie below the target's best by more than numerical noise"]
     if beyond:
         words = [f"{beyond} of {num_tokens} tokens are not the target's best, by logit gaps of up to {largest:.3g}"]
         words.append(f"noise explains 1 in {1 / NOISE_RATE:,.0f} beyond tau, and 1 in {1 / FAR_RATE:,.0f} beyond {FAR} tau")
