@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from bench.errors import BAD_INPUT, BackendUnavailable
-from bench.measurement.recording import NotMeasured, Recording, Workload
+from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload
 from bench.measurement.session import Session, SessionLog, Variant
 from bench.options.arguments import add_options, from_options
 from bench.options.settings import Settings
@@ -194,11 +194,13 @@ def _interrupted(session: pytest.Session) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Skip a cell that the engine cannot decode, or that the resumed run had finished, with the reason."""
+    """Skip a cell that the engine cannot decode, or that the resumed run had finished; fail where it is not certified."""
     try:
         yield
     except NotMeasured as reason:
         pytest.skip(str(reason))
+    except NotCertified as reason:
+        pytest.fail(f"{reason}; specheat certify --record FILE does it later", pytrace=False)
     # Tests with `suite_run` share a record; `recording` notes them once that is written.
     if _is_suite(item) and "suite_run" not in getattr(item, "fixturenames", ()):
         item.config.stash[SESSION].log.add([item.nodeid])

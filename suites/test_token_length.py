@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from backends.certification import scoring, token_evidence
+from backends.certification import token_evidence
+from backends.certification.true_target import true_target
 from backends.models import checkpoints
 from bench.analysis.metrics import JOINT_RULES
 from bench.analysis.token_length import positions
@@ -47,7 +48,7 @@ def test_token_length(
     for cell in cells.values():
         if reason := unsupported(cell, backend):
             pytest.skip(f"{backend.name} {reason}")
-    target = scoring.lent_target(backend) or scoring.load_target(workload.model_pair, settings.device)
+    target, _ = true_target(backend, workload.model_pair, settings.device)
     speller = token_evidence.Speller(checkpoints.tokenizer(workload.model_pair.target))
 
     def judge(temperature: float, prompt_index: int) -> JudgedText:

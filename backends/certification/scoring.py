@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from backends.acceptance.warping import SMALLEST_TEMPERATURE, warp
 from backends.forwards.cached_model import cached
 from backends.models.loading import load_model
-from bench.protocols import Backend
 from bench.records.decoding import FIRST, ModelPair, Round, Schedule, derive_seed, emitted_positions, schedule_text
 from bench.records.runs import Cell, Evidence, TextEvidence, TimedPair
 
@@ -219,14 +218,6 @@ def evidence_for_cell(
         near_tie=near_tie,
     )
     return Evidence(cell.dtype, near_tie, scored)
-
-
-def lent_target(backend: Backend) -> PreTrainedModel | None:
-    """Return the target that an engine of this process has loaded, so that it need not be loaded twice; None if none has."""
-    target = getattr(backend, "target", None)
-    if not isinstance(target, PreTrainedModel):
-        target = getattr(target, "model", None)
-    return target if isinstance(target, PreTrainedModel) else None
 
 
 def load_target(pair: ModelPair, device: str) -> PreTrainedModel:

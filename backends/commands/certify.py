@@ -1,6 +1,7 @@
 """`specheat certify`: tests whether a decoder's tokens follow its target, on outputs decoded now or anywhere else.
 
-It decodes with a backend, or reads `--samples`, a JSONL file with one output per line:
+It decodes with a backend, or scores the uncertified cells of a finished record (`--record`, `backends.certification.later`), or
+reads `--samples`, a JSONL file with one output per line:
 
     {"prompt_ids": [1, 2], "token_ids": [3, 4], "finish_reason": "stop" | "length", "rounds": [[2, 1, 2], ...]}
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 EXIT_STATUS = {"LOSSLESS": 0, "LOSSY": 1, "INCONCLUSIVE": 3}
-GREEDY_TOKENS = 500  # at T = 0; if 1 % of tokens are wrong, that is found 99 times in 100
+GREEDY_TOKENS = 1500  # at T = 0; if 1 % of tokens are wrong by more than tau, that is found 99 times in 100
 DEFAULT_NEW_TOKENS = "64"
 SHARED_OPTIONS = (
     *("--backend", "--backend-option", "--pair", "--target", "--draft", "--pairs-file", "--inflate"),
@@ -59,19 +60,30 @@ class Certify:
 
     def configure(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--temperature", dest="temperatures", required=True, metavar="T", help="decode temperature; 0 is greedy"
+            "--temperature", dest="temperatures", metavar="T", help="decode temperature; 0 is greedy (not with --record)"
         )
         parser.add_argument(
-            "--tokens", metavar="N", help="tokens to decode (default: what a LOSSLESS verdict needs; at T = 0 500)"
+            "--tokens", metavar="N", help="tokens to decode (default: what a LOSSLESS verdict needs; at T = 0 1,500)"
         )
         parser.add_argument(
             "--samples", type=Path, metavar="JSONL", help="judge these outputs of the pair's target, decode none"
         )
+        parser.add_argument(
+            "--record",
+            type=Path,
+            metavar="FILE",
+            help="certify the uncertified cells of a finished record, in a copy beside it",
+        )
+        parser.add_argument("--results", type=Path, metavar="DIR", help="with --record: results folder that gets the copy")
         parser.add_argument("--json", action="store_true", help="print JSON")
         arguments.add_options(parser, only=SHARED_OPTIONS)
         parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
 
     def run(self, args: Namespace) -> int:
+        if args.record is not None:
+            return _certify_record(args)
+        if args.temperatures is None or args.results is not None:
+            raise ValueError("expected --temperature, and --results only with --record")
         settings = _single(arguments.from_options(args))
         num_tokens = None if args.tokens is None else count_of("--tokens", args.tokens)
         if args.samples is not None and (args.backend or num_tokens is not None):
@@ -101,6 +113,27 @@ class Certify:
         }
         print(_as_json(certificate, facts) if args.json else "\n".join(_lines(certificate, facts)))
         return EXIT_STATUS[certificate.verdict]
+
+
+def _certify_record(args: Namespace) -> int:
+    """Certify a record, print the certificate of each cell that was scored, and return the gravest exit status."""
+    from backends.certification import later
+    from bench.analysis.certificate import LOSSY_RULES, certificates_of
+
+    if given := [name for name in ("temperatures", "tokens", "samples") if getattr(args, name) is not None]:
+        raise ValueError(f"expected --record without {', '.join(given)}")
+    path, run, scored = later.certify_record(args.record, args)
+    pairs = zip(run.cells, certificates_of(run.cells), strict=True)
+    found = {record.cell: judged for record, judged in pairs if record.cell in scored and judged is not None}
+    if args.json:
+        cells = [{"cell": cell.label, **json.loads(_as_json(judged, {}))} for cell, judged in found.items()]
+        print(json.dumps({"record": str(path), "cells": cells}, indent=1))
+    else:
+        for cell, judged in found.items():
+            print("\n  ".join((f"{judged.verdict}: {cell.label}", *judged.words)))
+        print(path)
+    verdicts = {judged.verdict for cell, judged in found.items() if cell.rule not in LOSSY_RULES}
+    return next((EXIT_STATUS[verdict] for verdict in ("LOSSY", "INCONCLUSIVE") if verdict in verdicts), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +204,7 @@ def _requests(settings: Settings, workload: Workload) -> Iterator[tuple[int, int
     for repeat in itertools.count() if cell.temperature else (0,):
         for index, prompt_ids in enumerate(workload.prompt_ids):
             request = request_of(cell, prompt_ids, workload.end_token_ids)
-            yield index, repeat, replace(request, seed=derive_seed(settings.seed, "certify", index, repeat))
+            yield index, repeat, replace(request, seed=derive_seed(request.seed, index, repeat))
 
 
 def _judge(made: _Made, settings: Settings, pair: ModelPair) -> tuple[Certificate, float, float]:

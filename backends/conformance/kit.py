@@ -110,7 +110,7 @@ class BackendConformance:
     capabilities: ClassVar[Capabilities | None] = None  # what is checked, if not all that the backend declares
     architecture = "llama"  # or another of `backends.conformance.tiny_pairs`
     dtype = "float32"
-    num_tokens = 3300  # for one certificate, at least; a lossless engine gets LOSSLESS with 3,116, 99 times in 100
+    num_tokens = 3300  # for one certificate, at least; more than `tokens_for_lossless`
 
     @classmethod
     def load(cls, pair: ModelPair) -> Backend:

@@ -1,22 +1,26 @@
 """The losslessness certificate: whether an engine's tokens follow its target, judged from the stored evidence.
 
 Temperature > 0. If the engine is lossless, every `pit` is uniform and independent of the past, whatever the texts. So tokens
-of different prompts, seeds and temperatures are pooled. Tokens of one slot are pooled too, because a slot is known before its
+of different prompts and temperatures are pooled. Tokens of one slot are pooled too, because a slot is known before its
 token is drawn. All tokens together and each slot are tested twice. One test uses D, the Kolmogorov-Smirnov distance of the
 transforms. The other uses mean surprisal minus entropy: it detects a wrong temperature even if most tokens are certain, where
 D is nearly blind.
 
 LOSSY: a test of "no further from the target than numerical noise" is significant; all tests of a certificate share one
 false-alarm rate (Holm). LOSSLESS: no test is, and the upper bounds of D and of the temperature's error are below their margins.
-Otherwise INCONCLUSIVE, with the number of tokens that would be enough.
+Otherwise INCONCLUSIVE, with the number of tokens that would be enough. Five sound cells could hide a faulty one in a pool of
+six, so each pooled cell also has to pass wider bounds alone: D below CELL_MARGIN, and an interval of the temperature that
+contains the requested one.
 
 Bounds on D are one-sided 99 %. Lower: Massart's inequality, D - sqrt(ln(2 / 0.01) / 2n).
 Upper: D + 2.33 / (2 sqrt(n)) + 1 / 2n. The true distance is reached at one point, which is unknown but not chosen by the data,
-and one binomial bounds it there. So the upper bound needs no correction for a search over all points: 3,116 tokens are enough,
-and not 4,239.
+and one binomial bounds it there. So the upper bound needs no correction for a search over all points, which would take a third
+more tokens than `tokens_for_lossless`.
 
-Temperature 0. The logit of every token lies within tau of the best, where tau is the noise of that machine. In float32 the ids
-also equal the autoregressive ones.
+Temperature 0. The logit of a token lies within tau of the best, where tau is the noise of that machine, a 99.9th percentile.
+LOSSY: more tokens lie beyond tau than noise takes there, or more lie far beyond it (binomial tests with Holm's correction).
+LOSSLESS: neither, and the share of tokens beyond tau is surely below the margin (99 %, Clopper and Pearson). A float32 text
+that differs from the autoregressive one is reported only: within tau it is a genuine tie, and beyond tau its tokens count.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -32,20 +36,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.records.decoding import BONUS, FIRST, Schedule
-from bench.records.runs import CellRecord, Evidence, TextEvidence
+from bench.records.runs import Cell, CellRecord, Evidence, TextEvidence
 from bench.statistics.effects import holm
 from bench.statistics.intervals import Array
 
 CertificateVerdict = Literal["LOSSLESS", "LOSSY", "INCONCLUSIVE"]
 
-FALSE_ALARM = 0.01  # chance of LOSSY for a lossless decoder, over all tests of a certificate or of a run
-MARGIN = 0.05  # of D
+FALSE_ALARM = 0.01  # chance of LOSSY for a lossless decoder, over all tests of the cells that are judged together
+MARGIN = 0.05  # of D; at T = 0 of the share of wrong tokens
+CELL_MARGIN = 0.1  # of D, for each of several cells that are judged together
 TEMPERATURE_MARGIN = 0.2  # relative; without it a greedy decoder would pass as T = 0.1, where D is nearly blind
 ALLOWANCE = {"float32": 0.005, "bfloat16": 0.02}  # for noise, of D and of the relative error of the temperature
 LOSSY_RULES = frozenset({"typical"})  # lossy by design, and declared so
 MIN_SLOT_TOKENS = 20  # a smaller slot would only lower the level of the other tests
-OFF_SUPPORT_RATE = 0.001  # near_tie is a 99.9th percentile: noise takes up to one token in a thousand beyond it
-POOLED_BY = ("backend", "rule", "pair", "dtype", "device")  # what cells that are certified together have in common
+NOISE_RATE = 0.001  # near_tie is a 99.9th percentile: noise takes up to one token in a thousand beyond it
+FAR, FAR_RATE = 4, 1e-5  # noise takes at most one token in 100,000 beyond FAR times near_tie
+# Cells that are certified together may differ in the temperature, the prompt set, and what follows from these.
+MAY_DIFFER = frozenset({"temperature", "draft_temperature", "schedule", "prompt_set", "prompts_hash", "num_prompts"})
+POOLED_BY = tuple(field.name for field in fields(Cell) if field.name not in MAY_DIFFER)
 ALL = None
 Slot = int | None
 Test = tuple[str, Slot]  # what is tested, and in which slot
@@ -92,14 +100,17 @@ class Certificate:
 
     verdict: CertificateVerdict
     words: tuple[str, ...]
-    num_tokens: int
+    num_tokens: int  # of all cells that were judged together
     tokens_needed: int | None  # with which a lossless decoder gets LOSSLESS 99 times in 100; None: no number is enough
+    num_cells: int = 1  # that were judged together
     slots: tuple[SlotResult, ...] = ()  # T > 0; all tokens first
+    passes_alone: bool = True  # T > 0: the bounds that a cell has to pass alone if it is judged with others
     off_support: int = 0  # tokens that truncation forbids, beyond its boundary
     at_boundary: int = 0  # tokens that truncation forbids, within the numerical noise of its boundary
     near_ties: int = 0  # T = 0: tokens below the best, within tau of it
     beyond_tau: int = 0  # T = 0: tokens further below the best
-    differing_texts: int = 0  # T = 0, float32
+    far_beyond_tau: int = 0  # T = 0: tokens further than FAR times tau below the best
+    differing_texts: int = 0  # T = 0, float32; reported, not judged
     largest_gap: float = 0.0  # T = 0
 
 
@@ -127,7 +138,7 @@ def certify(samples: Sequence[Sample], *, margin: float = MARGIN, false_alarm: f
     if not num_tokens:
         raise ValueError("expected evidence of at least one token, got none")
     if all(sample.temperature == 0 for sample in samples):
-        return _certify_greedy(samples, num_tokens, margin)
+        return _certify_greedy(samples, num_tokens, margin, false_alarm)
     if any(sample.temperature == 0 for sample in samples):
         raise ValueError("expected samples at T = 0 or at T > 0, got both: they are judged by different tests")
     return _certify_sampled(samples, margin, false_alarm)
@@ -143,24 +154,53 @@ def tokens_for_lossless(margin: float = MARGIN, *, distance: float = 0.0) -> int
 def certificates_of(cells: Sequence[CellRecord]) -> tuple[Certificate | None, ...]:
     """Return the certificate of each cell of a run; None where a cell has no evidence.
 
-    A cell at T > 0 is judged alone, where only LOSSY counts. Then all cells of the same backend, rule and pair that are not
-    LOSSY alone are judged together. All these tests share one false-alarm rate.
+    A cell at T > 0 is judged alone, where only LOSSY counts. Then all cells that have POOLED_BY in common and are not LOSSY
+    alone are judged together. All these tests share one false-alarm rate. A cell is LOSSLESS if all of them together are, and
+    it passes the bounds of a single cell.
     """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for place, record in enumerate(cells):
         if record.evidence is not None and record.evidence.texts:
-            alike = tuple(getattr(record.cell, name) for name in POOLED_BY)
-            groups[alike if record.cell.temperature > 0 else (place,)].append(place)
+            pool = _pool(record.cell) if record.cell.temperature > 0 else (place,)
+            seeds = {pair.sd.seed for pair in record.pairs}
+            # In older records, cells on other prompts had the same random numbers: they are no independent draws.
+            while any(seeds & {pair.sd.seed for pair in cells[other].pairs} for other in groups[pool]):
+                pool = ("another pool", *pool)
+            groups[pool].append(place)
     found: list[Certificate | None] = [None] * len(cells)
     for places in groups.values():
         samples = [_sample(cells[place]) for place in places]
-        level = FALSE_ALARM / (len(samples) + 1)
+        level = FALSE_ALARM / (len(samples) + (len(samples) > 1))
         alone = [certify([sample], false_alarm=level) for sample in samples]
         kept = [sample for sample, judged in zip(samples, alone, strict=True) if judged.verdict != "LOSSY"]
         together = certify(kept, false_alarm=level) if len(kept) > 1 else None
         for place, judged in zip(places, alone, strict=True):
-            found[place] = judged if together is None or judged.verdict == "LOSSY" else together
+            found[place] = judged
+            if together is not None and judged.verdict != "LOSSY":
+                found[place] = _of_one(judged, together, len(kept))
     return tuple(found)
+
+
+def _pool(cell: Cell) -> tuple[object, ...]:
+    """Return what cells that are certified together have in common."""
+    follows = cell.draft_temperature == cell.temperature
+    draft_temperature = None if follows else (cell.temperature, cell.draft_temperature)
+    return (draft_temperature, *(getattr(cell, name) for name in POOLED_BY))
+
+
+def _of_one(alone: Certificate, together: Certificate, num_cells: int) -> Certificate:
+    """Return the certificate of one of several cells that were judged together."""
+    whole, verdict, needed = alone.slots[0], together.verdict, together.tokens_needed
+    bounds = f"D is at most {whole.distance_high:.3f}, and {_temperature_interval(whole)}"
+    words = [f"{num_cells} cells are judged together: {together.words[0]}", *together.words[1:]]
+    words.append(f"the {whole.num_tokens} tokens of this cell alone: {bounds}")
+    if verdict == "LOSSLESS" and not alone.passes_alone:
+        verdict, needed = "INCONCLUSIVE", None
+        if whole.distance_high >= CELL_MARGIN:
+            needed = tokens_for_lossless(CELL_MARGIN, distance=whole.distance_low)
+        enough = "too far from what is requested" if needed is None else f"about {needed} tokens of it are needed"
+        words.append(f"{enough} (D of each cell has to be below {CELL_MARGIN:g})")
+    return replace(together, verdict=verdict, words=tuple(words), tokens_needed=needed, num_cells=num_cells)
 
 
 def _sample(record: CellRecord) -> Sample:
@@ -172,29 +212,40 @@ def _sample(record: CellRecord) -> Sample:
 
 
 # Temperature 0
-def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float) -> Certificate:
+def _certify_greedy(samples: Sequence[Sample], num_tokens: int, margin: float, false_alarm: float) -> Certificate:
+    from scipy.stats import beta, binom, nbinom
+
     gaps = [(np.array(text.logit_gap), sample.evidence.near_tie) for sample, text in _texts(samples)]
-    beyond = sum(int((gap > near_tie).sum()) for gap, near_tie in gaps)
+    beyond, far = (sum(int((gap > times * near_tie).sum()) for gap, near_tie in gaps) for times in (1, FAR))
     near_ties = sum(int(((gap > 0) & (gap <= near_tie)).sum()) for gap, near_tie in gaps)
     largest = max(float(gap.max()) for gap, _ in gaps)
     differing = sum(sample.differing_texts for sample in samples)
-    # With this many tokens and no fault, the share of faulty tokens is below the margin at 99 %: (1 - margin)^n <= 0.01.
-    needed = math.ceil(math.log(0.01) / math.log(1 - margin))
-    words = []
+    p_values = holm([float(binom.sf(count - 1, num_tokens, rate)) for count, rate in ((beyond, NOISE_RATE), (far, FAR_RATE))])
+    highest = float(beta.ppf(0.99, beyond + 1, num_tokens - beyond)) if beyond < num_tokens else 1.0  # Clopper and Pearson
+    # So many tokens that a share of `margin` gives more wrong ones than were seen, 99 times in 100; noise may give one.
+    allowed = max(beyond, 1)
+    needed = allowed + 1 + int(nbinom.ppf(0.99, allowed + 1, margin))
+    words = [f"{num_tokens} tokens: surely less than {highest:.1%} lie below the target's best by more than numerical noise"]
     if beyond:
-        words.append(f"{beyond} of {num_tokens} tokens are not the target's best, by logit gaps of up to {largest:.3g}")
-    if differing:
-        words.append(f"{differing} texts differ from the autoregressive ones")
-    verdict: CertificateVerdict = "LOSSY"
-    if not words:
-        verdict = "LOSSLESS" if num_tokens >= needed else "INCONCLUSIVE"
-        words.append(f"every one of {num_tokens} tokens is the target's best or ties with it within numerical noise")
-        if verdict == "INCONCLUSIVE":
-            words.append(f"{needed} tokens are needed")
+        words = [f"{beyond} of {num_tokens} tokens are not the target's best, by logit gaps of up to {largest:.3g}"]
+        words.append(f"noise explains 1 in {1 / NOISE_RATE:,.0f} beyond tau, and 1 in {1 / FAR_RATE:,.0f} beyond {FAR} tau")
+    verdict: CertificateVerdict = "LOSSLESS" if highest < margin else "INCONCLUSIVE"
+    if min(p_values) <= false_alarm:
+        verdict = "LOSSY"
+    elif verdict == "INCONCLUSIVE":
+        words.append(f"{needed} tokens are needed")
     if near_ties:
         words.append(f"{near_ties} near-ties")
-    judged = (verdict, tuple(words), num_tokens, needed)
-    return Certificate(*judged, near_ties=near_ties, beyond_tau=beyond, differing_texts=differing, largest_gap=largest)
+    if differing:
+        words.append(f"{differing} texts differ from the autoregressive ones")
+    return Certificate(
+        *(verdict, tuple(words), num_tokens, needed),
+        near_ties=near_ties,
+        beyond_tau=beyond,
+        far_beyond_tau=far,
+        differing_texts=differing,
+        largest_gap=largest,
+    )
 
 
 # Temperature > 0
@@ -215,7 +266,7 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
         results += [_test(tokens.of(slot), slot, allowance) for slot in sorted(tested, key=lambda s: (s == BONUS, s))]
     num_tokens = len(tokens.pit)
     off_support = sum(len(text.off_support) for _, text in _texts(samples))
-    p_values: dict[Test, float] = {("off support", ALL): float(binom.sf(off_support - 1, num_tokens, OFF_SUPPORT_RATE))}
+    p_values: dict[Test, float] = {("off support", ALL): float(binom.sf(off_support - 1, num_tokens, NOISE_RATE))}
     for result in results:
         p_values["distance", result.slot] = result.distance_p
         p_values["surprisal", result.slot] = result.surprisal_p
@@ -223,8 +274,10 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
     significant = [test for test, p_value in zip(p_values, corrected, strict=True) if p_value <= false_alarm]
     # Noise on logits makes tokens look hotter, so LOSSLESS allows for it on that side.
     whole, total = results[0], float(tokens.variance.sum())
-    hottest = TEMPERATURE_MARGIN + (float((tokens.noise * tokens.variance).sum()) / total if total > 0 else 0.0)
+    noise = float((tokens.noise * tokens.variance).sum()) / total if total > 0 else 0.0
+    hottest = TEMPERATURE_MARGIN + noise
     within = -TEMPERATURE_MARGIN < whole.temperature_low <= whole.temperature_high < hottest
+    contained = whole.temperature_low <= noise + allowance and whole.temperature_high >= -allowance
     needed = _tokens_needed(whole, hottest, margin)
     verdict: CertificateVerdict = "INCONCLUSIVE"
     words: tuple[str, ...] = _inconclusive_words(whole, needed, margin)
@@ -235,7 +288,13 @@ def _certify_sampled(samples: Sequence[Sample], margin: float, false_alarm: floa
         verdict, words = "LOSSLESS", (f"no test of {num_tokens} tokens finds a fault; {bounds}",)
     # A token that truncation forbids has a transform of 1.
     at_boundary = int((tokens.pit == 1).sum()) - off_support
-    return Certificate(verdict, words, num_tokens, needed, tuple(results), off_support, at_boundary)
+    return Certificate(
+        *(verdict, words, num_tokens, needed),
+        slots=tuple(results),
+        passes_alone=contained and whole.distance_high < CELL_MARGIN,
+        off_support=off_support,
+        at_boundary=at_boundary,
+    )
 
 
 def _texts(samples: Sequence[Sample]) -> Iterator[tuple[Sample, TextEvidence]]:

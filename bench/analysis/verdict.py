@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.analysis.certificate import LOSSY_RULES, Certificate, certificates_of
@@ -27,6 +27,8 @@ class Verdict:
     label: Label
     reasons: tuple[str, ...]
     certificate: str  # LOSSLESS, LOSSY, INCONCLUSIVE, LOSSY-DECLARED or uncertified
+    certified_cells: int = 0  # on which the certificate rests; 0: uncertified
+    certified_tokens: int = 0  # of these cells
 
 
 def verdict_of(record: CellRecord, run: RunRecord) -> Verdict:
@@ -43,7 +45,12 @@ def verdicts_of(run: RunRecord, cells: Sequence[CellRecord]) -> Iterator[Verdict
     """
     floor, native = aa_floor(run), native_ratio(run)
     for record, certificate in zip(cells, certificates_of(cells), strict=True):
-        yield _verdict(record, run, certificate, floor=floor, native=native)
+        verdict = _verdict(record, run, certificate, floor=floor, native=native)
+        if record.scoring_error:
+            verdict = replace(verdict, reasons=(*verdict.reasons, f"not certified: {record.scoring_error}"))
+        if certificate is not None:
+            verdict = replace(verdict, certified_cells=certificate.num_cells, certified_tokens=certificate.num_tokens)
+        yield verdict
 
 
 def _verdict(

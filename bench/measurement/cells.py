@@ -52,7 +52,7 @@ def request_of(cell: Cell, prompt_ids: tuple[int, ...], end_token_ids: tuple[int
         top_k=cell.top_k,
         top_p=cell.top_p,
         rule=cell.rule,
-        # Cells draw independently of each other, so that their tokens can be pooled.
+        # No two cells share random numbers, so that their tokens can be pooled.
         seed=derive_seed(cell.seed, *cell.draws),
         eos_token_ids=end_token_ids if cell.end_token == "natural" else (),
         schedule=cell.schedule,

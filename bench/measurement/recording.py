@@ -40,6 +40,10 @@ class NotMeasured(Exception):
     """The cell is not measured: the engine cannot decode it, or the resumed run had finished it."""
 
 
+class NotCertified(Exception):
+    """The cell is measured and stored, but its certificate could not be made: the message says why."""
+
+
 @dataclass(slots=True)
 class Recording:
     """The record of one suite on one backend. Runs on several drafts or prompt sets write it one after the other."""

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from bench.analysis.verdict import verdict_of
+from bench.errors import BackendUnavailable, first_line
 from bench.measurement import timing, turns
 from bench.measurement.baseline import Baseline, Baselines
 from bench.measurement.cells import check_cell_schedule, first_cell, request_of, unsupported
-from bench.measurement.recording import NotMeasured, Recording, Workload, utc_now
+from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload, utc_now
 from bench.measurement.stopping import reason_to_stop
 from bench.measurement.timing import ArmRounds
 from bench.protocols import Backend
@@ -26,6 +27,7 @@ from bench.records.journal import CellEnd, Journal, Pair, Warmup
 from bench.records.runs import STEPS, Cell, CellRecord, Evidence, RunRecord, TimedPair
 
 Score = Callable[[Cell, Sequence[TimedPair]], Evidence]
+SCORING_ERRORS = (RuntimeError, ValueError, AssertionError, MemoryError, ImportError, OSError, BackendUnavailable)
 
 
 class _Enough(BaseException):
@@ -66,7 +68,8 @@ class SuiteRun:
     ) -> CellRecord:
         """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
 
-        An error of the backend is recorded, without numbers, and raised. Raise NotMeasured if nothing is to be done.
+        An error of the backend is recorded, without numbers, and raised. Raise NotMeasured if nothing is to be done, and
+        NotCertified if the cell is measured and stored but could not be scored.
         """
         _check_enabled(benchmark)
         cell = replace(
@@ -88,6 +91,8 @@ class SuiteRun:
             raise
         self.journal.append(CellEnd(record))
         benchmark.extra_info["specheat"] = msgspec.to_builtins(alone(record, self.recording.so_far(self.backend)))
+        if record.scoring_error:
+            raise NotCertified(f"{cell.label} is measured, not certified: {record.scoring_error}")
         return record
 
     def measure_baseline(self, benchmark: Any) -> None:
@@ -136,17 +141,27 @@ class SuiteRun:
         throttle = set(machine.throttle_reasons(cell.device))
         stopped = self._measure_pairs(benchmark, cell, requests, pairs, throttle)
         laps.append(time.perf_counter())
-        evidence = self.score(cell, pairs) if self.score else None
-        laps.append(time.perf_counter())
-        wall_s = dict(zip(STEPS, (end - start for start, end in pairwise(laps)), strict=True))
-        return CellRecord(
-            *(cell, started, warmup_s, settled, tuple(pairs), evidence),
-            scoring_s=wall_s["certificate"] if self.score else None,
+        record = CellRecord(
+            *(cell, started, warmup_s, settled, tuple(pairs)),
             peak_memory_bytes=self.peak_memory_bytes or None,
             throttle=tuple(sorted(throttle)),
-            wall_s=wall_s if whole else {},
             stopped=stopped,
         )
+        record = self._scored(record)
+        laps.append(time.perf_counter())
+        wall_s = dict(zip(STEPS, (end - start for start, end in pairwise(laps)), strict=True))
+        return replace(record, scoring_s=wall_s["certificate"] if self.score else None, wall_s=wall_s if whole else {})
+
+    def _scored(self, record: CellRecord) -> CellRecord:
+        """Return the record with its evidence, or with the reason why there is none."""
+        if self.score is None:
+            return record
+        # Stored before: whatever ends the scoring, also a signal that kills this process, the timed pairs are kept.
+        self.journal.append(CellEnd(replace(record, scoring_error="the run ended while its tokens were scored")))
+        try:
+            return replace(record, evidence=self.score(record.cell, record.pairs))
+        except SCORING_ERRORS as error:
+            return replace(record, scoring_error=f"{type(error).__name__}: {first_line(error)}")
 
     def _measure_pairs(
         self, benchmark: Any, cell: Cell, requests: Sequence[DecodeRequest], pairs: list[TimedPair], throttle: set[str]

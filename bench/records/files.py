@@ -25,6 +25,7 @@ from bench.records.storage import LineFile, storage_errors, write_atomically
 Runs = Mapping[str, RunRecord]  # path of a record below the results folder -> its content
 RECORDS = "records"  # folder of the records of one suite on one machine
 UNFINISHED = ".partial.jsonl"  # ending of a record that is still being measured
+CERTIFIED = "_certified"  # ends the name of a copy of a record whose cells were certified later
 
 
 def record_path(
@@ -66,9 +67,18 @@ def unfinished_like(record: Path) -> list[Path]:
 
 
 def record_files(folder: Path, pattern: str = "**/*.json") -> list[Path]:
-    """Return the finished records below a folder, sorted by name. Hidden folders hold none."""
-    found = (path for path in folder.glob(pattern) if not path.name.endswith(UNFINISHED))
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    """Return the finished records below a folder, sorted by name. Hidden folders hold none.
+
+    A record is left out if a copy with later certificates lies beside it: the copy has all that the record has.
+    """
+    found = {path for path in folder.glob(pattern) if not path.name.endswith(UNFINISHED)}
+    kept = (path for path in found if certified_path(path) not in found)
+    return sorted(path for path in kept if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def certified_path(record: Path) -> Path:
+    """Return where the copy of a record lies whose cells were certified later."""
+    return record.with_stem(f"{record.stem}{CERTIFIED}")
 
 
 def records_by_suite(results: Path, ending: str = ".json") -> dict[tuple[str, str], list[Path]]:

@@ -6,7 +6,7 @@ Records hold raw counts and seconds only. Every ratio (alpha, gamma, block effic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from bench.records import decoding
@@ -94,10 +94,9 @@ class Cell:
         return f"{self.backend} {self.pair} {self.rule} T={temperature} k{at_most}={self.num_draft_tokens}"
 
     @property
-    def draws(self) -> tuple[Scalar | tuple[int, float], ...]:
-        """Return what its random numbers depend on beside the seed: cells that are pooled must not share any."""
-        varied = (self.temperature, self.draft_temperature, self.rule, self.num_draft_tokens, self.draft)
-        return (*varied, self.concurrency, self.draft_length, *self.schedule)
+    def draws(self) -> tuple[object, ...]:
+        """Return what its random numbers depend on beside the seed: every other field, so that no two cells share any."""
+        return tuple(getattr(self, each.name) for each in fields(self) if each.name != "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,7 @@ class Evidence:
     dtype: str
     near_tie: float  # tau: 99.9th percentile of |1-token minus (k+1)-token forward| over logits; T = 0 tolerance
     texts: tuple[TextEvidence, ...]
+    target: str = ""  # where the target that scored them came from; empty: not recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,7 @@ class CellRecord:
     warmup_settled: bool
     pairs: tuple[TimedPair, ...]
     evidence: Evidence | None = None  # what the losslessness certificate is derived from
+    scoring_error: str | None = None  # why there is none although it was wanted
     scoring_s: float | None = None  # seconds the evidence took; the first cell's include loading what it needs
     # Largest resident memory of this process and its children (some engines run in one), sampled after every pair.
     peak_memory_bytes: int | None = None
@@ -167,3 +168,5 @@ class RunRecord:
     cells: tuple[CellRecord, ...]
     # Draft, by its name in cells -> how it was made, from its card; drafts without a card are left out.
     drafts: dict[str, dict[str, Scalar]] = field(default_factory=dict)
+    # Of a copy whose cells were certified later: the name of the record, when, and the machine and commit that scored.
+    certified: dict[str, Scalar] = field(default_factory=dict)

@@ -51,6 +51,21 @@ def crossings(rows: Sequence[Row]) -> Facts:
     return {"gamma falls through 1": "; ".join(found)} if found else {}
 
 
+def certificate_facts(rows: Sequence[Row]) -> Facts:
+    """Return on how many cells and tokens the certificates of these rows rest, and which target judged them."""
+    pools = Counter((row.verdict.certified_cells, row.verdict.certified_tokens) for row in rows if row.verdict.certified_cells)
+    judged = [f"{num_tokens:,} tokens of {_cells(num_cells)}" for num_cells, num_tokens in sorted(pools)]
+    if not judged:
+        return {}
+    targets = {row.record.evidence.target for row in rows if row.record.evidence is not None} - {""}
+    pooled = "; each pooled cell also passes a bound alone" if any(num_cells > 1 for num_cells, _ in pools) else ""
+    return {"certificate rests on": f"{', '.join(judged)}{pooled}" + "".join(f"; target {text}" for text in sorted(targets))}
+
+
+def _cells(number: int) -> str:
+    return "1 cell" if number == 1 else f"{number} cells"
+
+
 def title(run: RunRecord) -> str:
     return f"{run.suite} on {machine_slug(run.environment)}"
 

@@ -46,7 +46,7 @@ def _models(row: Row, rows: Sequence[Row], given: argparse.Namespace) -> Iterato
     yield "inflate", cell.inflation or ("none" if cell.suite == "virtual_scale" else None)
     if given.draft or len({record.cell.draft for record in row.run.cells}) > 1:
         for name in _values("draft", row, rows):
-            yield "draft", _place(name, given.draft)
+            yield "draft", found_at(name, given.draft)
     yield "dtype", None if given.dtype is None else cell.dtype
     yield "device", None if cell.device == "cpu" else cell.device
 
@@ -66,7 +66,7 @@ def _decoding(row: Row, given: argparse.Namespace) -> dict[str, Scalar]:
         "top-k": cell.top_k or None,
         "top-p": cell.top_p if cell.top_p < 1 else None,
         "concurrency": cell.concurrency if cell.suite in LOAD_SUITES else None,
-        "prompts": _place(cell.prompt_set, given.prompts),
+        "prompts": found_at(cell.prompt_set, given.prompts),
         "num-prompts": cell.num_prompts,
         "repeats": cell.repeats,
         "max-new-tokens": cell.max_new_tokens,
@@ -92,7 +92,7 @@ def _backend(name: str, given: Sequence[str]) -> str:
     return name if name in given else next((place for place in given if ":" in place), name)
 
 
-def _place(recorded: str, given: Sequence[str] | None) -> str:
+def found_at(recorded: str, given: Sequence[str] | None) -> str:
     """Return where the command found what a record calls by a name. Records hold no folders of the machine."""
     base, _, split = recorded.rpartition(":")
     names = {recorded, base} if split in SPLITS else {recorded}

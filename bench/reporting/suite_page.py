@@ -11,7 +11,7 @@ from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.marks import NO_MARKS, Marks
 from bench.records.runs import RunRecord
-from bench.reporting.captions import FORMULA, caption_facts, crossings, shared, short_prompts, title
+from bench.reporting.captions import FORMULA, caption_facts, certificate_facts, crossings, shared, short_prompts, title
 from bench.reporting.columns import MAIN, MECHANISM, certificate_text, identity_columns
 from bench.reporting.figures import canvas, overview
 from bench.reporting.figures.mechanism import render_phases
@@ -112,6 +112,7 @@ def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
         "pair": f"{run.model_pair.name}: target {run.model_pair.target}, draft {run.model_pair.draft}",
         "every cell": shared(rows, shown),
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
+        **certificate_facts(rows),
         **{name: own[name] for name in ("A/A floor", "AR arm", "ended early", "wall time") if name in own},
         **crossings(rows),
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from bench.analysis import metrics
 from bench.analysis.rows import Row, may_be_claimed, split_identity
 from bench.records.runs import CellRecord
-from bench.reporting.captions import FORMULA, crossings, listing, run_facts, title
+from bench.reporting.captions import FORMULA, certificate_facts, crossings, listing, run_facts, title
 from bench.reporting.columns import AFTER_END, GAMMA, MAIN, VERDICT, Column, identity_columns
 from bench.reporting.table import MISSING, Entry, Facts, Notes, Table, table_of
 from bench.statistics.intervals import Interval
@@ -88,7 +88,13 @@ def cell_table(rows: Sequence[Row]) -> Table:
     columns += MAIN
     if any(row.record.cell.end_token == "ignored" for row in rows):
         columns.append(AFTER_END)
-    caption = {**GAMMA_FACTS, **crossings(rows), "every cell": listing(split_identity(rows)[1]), **facts}
+    caption = {
+        **GAMMA_FACTS,
+        **certificate_facts(rows),
+        **crossings(rows),
+        "every cell": listing(split_identity(rows)[1]),
+        **facts,
+    }
     return rows_table(title(rows[0].run), rows, columns, caption, records)
 
 

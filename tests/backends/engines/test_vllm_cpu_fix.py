@@ -69,7 +69,7 @@ def test_without_it_tokens_do_not_follow_the_target_and_with_it_they_do(
     assert backend.settings()["vllm_cpu_fix"] == state
     asked = [
         DecodeRequest(prompt_ids=(1, 17, 30 + seed % 8), max_new_tokens=80, num_draft_tokens=3, temperature=0.7, seed=seed)
-        for seed in range(50)  # 4,000 tokens; LOSSLESS takes 3,120
+        for seed in range(50)  # 4,000 tokens; `tokens_for_lossless` is fewer
     ]
     texts = [(request, backend.generate(request)) for request in asked]
     backend.close()

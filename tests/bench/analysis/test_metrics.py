@@ -395,13 +395,13 @@ def test_agreement_is_judged_at_a_level_shared_by_all_cells_of_the_run() -> None
 @pytest.mark.parametrize(("num_tokens", "certificate"), [(4000, "LOSSLESS"), (400, "INCONCLUSIVE")])
 def test_any_other_certificate_is_carried_and_the_label_stays(num_tokens: int, certificate: str) -> None:
     record = with_evidence(cell_record(), num_tokens=num_tokens)
-    assert verdict_of(record, run_record(record)) == Verdict(True, "FASTER", (), certificate)
+    assert verdict_of(record, run_record(record)) == Verdict(True, "FASTER", (), certificate, 1, num_tokens)
 
 
 def test_a_rule_that_is_lossy_by_design_stays_valid_and_is_declared_lossy() -> None:
     record = with_evidence(cell_record(), num_tokens=400, power=2)
     record = replace(record, cell=replace(record.cell, rule="typical"))
-    assert verdict_of(record, run_record(record)) == Verdict(True, "FASTER", (), "LOSSY-DECLARED")
+    assert verdict_of(record, run_record(record)) == Verdict(True, "FASTER", (), "LOSSY-DECLARED", 1, 400)
 
 
 def test_wall_seconds_are_shared_out_by_what_they_were_spent_on() -> None:

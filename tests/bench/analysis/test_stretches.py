@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from bench.measurement.cells import check_cell_schedule, unsupported
 from bench.protocols import Capabilities
 from bench.records import files
 from bench.records.decoding import DecodeRequest, Replay, Round, Schedule, derive_seed, parse_schedule, schedule_text
-from bench.records.runs import CellRecord, Evidence, TimedArm, TimedPair
+from bench.records.runs import Cell, CellRecord, Evidence, TimedArm, TimedPair
 from bench.reporting.suites.dynamic_temperature import halves_table
 from bench.statistics.intervals import martingale_z, two_sided_p
 from suites import test_dynamic_temperature as suite
@@ -358,23 +358,30 @@ def test_cells_of_several_schedules_are_certified_together_each_token_at_its_tem
 
 
 # The measuring side
+def pit_of(cell: Cell) -> tuple[float, ...]:
+    """Return the randomised transforms of a fixed output."""
+    arm = TimedArm(0, 1.0, 0.1, (3, 4, 5), "length", None)
+    (text,) = evidence_for_cell([TimedPair(0, 0, "ar_first", arm, arm)], [PROMPT], cell, TargetScorer(TARGET), 1e-5).texts
+    return text.pit
+
+
 def request_of(cell: Any) -> DecodeRequest:
     return measured_cells.request_of(cell, PROMPT, (2,))
 
 
-def test_no_two_cells_that_are_pooled_draw_the_same_random_numbers() -> None:
+def test_cells_that_differ_in_any_field_draw_other_random_numbers() -> None:
     cell = make_cell(temperature=1.5)
     without = request_of(cell)
-    assert without.seed == derive_seed(cell.seed, *cell.draws)
-    siblings = [
-        replace(cell, draft="another"),
-        replace(cell, concurrency=4),
-        replace(cell, draft_length="adaptive"),
-        replace(cell, rule="one_hot"),
-        replace(cell, num_draft_tokens=7),
-    ]
-    assert len({without.seed, *(request_of(each).seed for each in siblings)}) == 6
-    assert request_of(replace(cell, options=(("forward", "fused"),))).seed == without.seed  # the same work for an engine
+    assert without.seed == request_of(make_cell(temperature=1.5)).seed
+    seeds = {without.seed}
+    for field in fields(cell):
+        value = getattr(cell, field.name)
+        other = {str: "another", int: 97, float: 0.37, tuple: (("forward", 1.0),)}[type(value)]
+        if field.name == "schedule":
+            other = ((0, 1.5),)
+        seeds.add(request_of(replace(cell, **{field.name: other})).seed)
+    assert len(seeds) == 1 + len(fields(cell))
+    assert len({pit_of(each) for each in (cell, replace(cell, prompt_set="another"), replace(cell, options=(("a", 1),)))}) == 3
     assert (without.schedule, without.draft_temperature) == ((), 1.5)
     asked = [request_of(scheduled_cell(each)) for each in (HOT_THEN_COLD, COLD_THEN_HOT, ((0, 1.5),))]
     assert len({without.seed, *(each.seed for each in asked)}) == 4

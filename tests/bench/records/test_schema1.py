@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from bench.options.settings import INFLATED
-from bench.records.decoding import derive_seed, parse_schedule
 from bench.records.files import load_run
 from bench.records.runs import Cell, RunRecord
 from tests.support.record_builder import PAIR, make_cell, make_record, make_run
@@ -73,17 +72,3 @@ def test_the_inflation_comes_from_the_name_of_the_pair(tmp_path: Path) -> None:
 )
 def test_the_command_becomes_a_list_of_arguments(command: str, words: tuple[str, ...], tmp_path: Path) -> None:
     assert read_as_schema_1(tmp_path, make_cell(), [], command).command == words
-
-
-@pytest.mark.parametrize(
-    ("changes", "seed"),
-    [
-        ({"concurrency": 4}, 4215206327565438441),
-        ({"schedule": parse_schedule("1@0,0.25@24")}, 384876158974885955),
-        ({"num_draft_tokens": 3, "draft_length": "adaptive"}, 4985143705360085442),
-    ],
-)
-def test_cells_draw_the_random_numbers_that_they_drew_under_schema_1(changes: dict[str, Any], seed: int) -> None:
-    """The numbers are those of committed records, so that a cell can be measured again with the same tokens."""
-    cell = make_cell(**{"num_draft_tokens": 2, "draft": "embedded:smollm2/draft", **changes})
-    assert derive_seed(cell.seed, *cell.draws) == seed
