@@ -29,6 +29,6 @@ class Claims:
                 print(f"# claims on {machine}\n\n{ledger_page.page(ledgers, results=args.results.as_posix())}")
                 continue
             for pair, rows in ledgers.items():
-                print(f"\nclaims on {machine}, pair {pair}\n")
-                print(terminal(ledger_page.table(pair, rows, narrow=True)))
+                for table in ledger_page.tables(pair, rows, narrow=True):
+                    print(f"\nclaims on {machine}, {table.title}\n\n{terminal(table)}")
         return 0

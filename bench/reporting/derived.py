@@ -9,12 +9,11 @@ README.md                                                    the index: suites b
 from __future__ import annotations
 
 import glob
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.analysis.rows import newest_rows
+from bench.analysis.rows import all_rows, newest_of
 from bench.claims.ledger import ledgers
 from bench.progress import with_bar
 from bench.records.command_line import shell_text
@@ -68,7 +67,8 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
     """
     experiments, others = load_experiments(results), find_others(results)
     keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
-    rows = {key: newest_rows(experiments[key]) for key in keys if key in experiments}
+    every = {key: all_rows(experiments[key]) for key in keys if key in experiments}
+    rows = {key: newest_of(of_key) for key, of_key in every.items()}
     for key in with_bar(keys, "tables and figures"):
         page = suite_page.page(experiments[key], rows[key]) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
@@ -83,11 +83,11 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
         if suite is not None or machine not in (None, name):
             linked += filter(Path.is_file, (claims, predicted))
             continue
-        of_suites = {key[1]: rows[key] for key in keys if key[0] == name and key in rows}
-        if drawn := mechanism.render_predicted([*itertools.chain(*of_suites.values())]):
+        of_machine = [key for key in keys if key[0] == name and key in rows]
+        if drawn := mechanism.render_predicted([row for key in of_machine for row in rows[key]]):
             linked.append(predicted)
             yield predicted, drawn
-        if text := ledger.page(ledgers(results, name, rows=of_suites), results="../.."):
+        if text := ledger.page(ledgers(results, name, rows={key[1]: every[key] for key in of_machine}), results="../.."):
             linked.append(claims)
             yield claims, f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
     yield results / PAGE, _index(results, experiments, others, linked).encode()
