@@ -100,16 +100,19 @@ def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str
 
 
 def trend(quantity: Quantity, rows: Sequence[Row]) -> Finding | None:
-    """Return the least-squares slope of the quantity of cells over T, for each 1.0 of T; None for a single temperature.
-
-    Cell i has the weight (T_i - mean T) / sum_j (T_j - mean T)^2. At T = 0, 0.5, 1 the weights are -1, 0, 1.
-    """
-    temperatures = np.array([row.record.cell.temperature for row in rows])
-    distances = temperatures - temperatures.mean() if rows else temperatures
-    if not distances.any():
+    """Return the least-squares slope of the quantity of cells over T, for each 1.0 of T; None for a single T."""
+    temperatures = [row.record.cell.temperature for row in rows]
+    if len(set(temperatures)) < 2:
         return None
-    weights = (distances / (distances**2).sum()).tolist()
-    return weighted(quantity, list(zip(weights, rows, strict=True)), f"T = {', '.join(f'{each:g}' for each in temperatures)}")
+    cells = list(zip(trend_weights(temperatures), rows, strict=True))
+    return weighted(quantity, cells, f"T = {', '.join(f'{each:g}' for each in temperatures)}")
+
+
+def trend_weights(temperatures: Sequence[float]) -> list[float]:
+    """Return the weights of cells in a least-squares slope: (T_i - mean) / sum_j (T_j - mean)^2; of 0, 0.5, 1: -1, 0, 1."""
+    distances = np.array(temperatures) - np.mean(temperatures)
+    weights: list[float] = (distances / (distances**2).sum()).tolist()
+    return weights
 
 
 def _summed(labels: Sequence[int], values: Sequence[Sequence[float]]) -> Array:
