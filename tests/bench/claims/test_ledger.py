@@ -25,6 +25,8 @@ from bench.commands import main
 from bench.commands.main import COMMANDS
 from bench.records.decoding import PhaseSeconds, Round, parse_schedule
 from bench.records.runs import CellRecord
+from bench.reporting import derived
+from bench.reporting.html import page as report
 from bench.reporting.ledger import page as ledger_page
 from bench.reporting.ledger import tables as ledger_tables
 from bench.statistics import effects
@@ -325,6 +327,16 @@ def test_a_contrast_takes_all_its_cells_from_one_run(tmp_path: Path) -> None:
     assert row.finding.files == (f"{MACHINE}/temperature_grid/records/1-a.json",)  # more cells go before the newest
     assert row.finding.detail.startswith("T = 0.25, 0.5, 1;")
     assert row.verdict == "SUPPORTED"
+
+
+def test_pages_judge_all_runs_and_not_the_newest_of_each_cell(tmp_path: Path) -> None:
+    write(tmp_path, "temperature_grid", *grid_of({0.25: 0.8, 0.5: 0.7, 1.0: 0.5}), name="1-a.json")
+    later = "2026-11-21T10:00:00+00:00"
+    write(tmp_path, "temperature_grid", *grid_of({0.5: 0.2, 1.0: 0.9}), name="2-b.json", created=later)
+    derived.regenerate(tmp_path)
+    page = (tmp_path / MACHINE / "claims" / "README.md").read_text()
+    for text in (page, report.page(tmp_path)):
+        assert "T = 0.25, 0.5, 1; 12 prompts" in text
 
 
 def test_a_contrast_that_needs_two_runs_is_not_measured(tmp_path: Path) -> None:
