@@ -1,13 +1,15 @@
 """Effects of cells, paired by prompt, from raw counts and seconds.
 
-Alpha is the counted one and gamma the ratio of totals, as in the tables. An effect is a weighted sum of such numbers over a few
-cells. Its error is a jackknife that leaves a prompt out of all cells at once.
+Gamma is the ratio of totals, as in the tables. An effect is a weighted sum of such numbers over a few cells. Its error is a
+jackknife that leaves a prompt out of all cells at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 
@@ -97,6 +99,22 @@ def weighted(quantity: Quantity, cells: Sequence[tuple[float, Row]], detail: str
     return compared(statistic, [(row, quantity) for _, row in cells], detail)
 
 
+def trend(quantity: Quantity, rows: Sequence[Row]) -> Finding | None:
+    """Return the least-squares slope of the quantity of cells over T, for each 1.0 of T; None for a single T."""
+    temperatures = [row.record.cell.temperature for row in rows]
+    if len(set(temperatures)) < 2:
+        return None
+    cells = list(zip(trend_weights(temperatures), rows, strict=True))
+    return weighted(quantity, cells, f"T = {', '.join(f'{each:g}' for each in temperatures)}")
+
+
+def trend_weights(temperatures: Sequence[float]) -> list[float]:
+    """Return the weights of cells in a least-squares slope: (T_i - mean) / sum_j (T_j - mean)^2; of 0, 0.5, 1: -1, 0, 1."""
+    distances = np.array(temperatures) - np.mean(temperatures)
+    weights: list[float] = (distances / (distances**2).sum()).tolist()
+    return weights
+
+
 def _summed(labels: Sequence[int], values: Sequence[Sequence[float]]) -> Array:
     """Return the sums over the rows of each label, in the order of labels."""
     _, places = np.unique(labels, return_inverse=True)
@@ -106,6 +124,24 @@ def _summed(labels: Sequence[int], values: Sequence[Sequence[float]]) -> Array:
 
 
 # Quantities
+def expected(probs_of: metrics.ProbsOf, counted: Summands) -> Summands:
+    """Return the summands of expected alpha: acceptance probabilities of a replay, and its number of tested tokens.
+
+    A pair without a replay keeps its counted summands, where an outcome (0 or 1) stands for its probability. Given what came
+    before a token, both have the same mean, so that they may be added up: only the noise of the draws is in the latter.
+    """
+
+    def summands(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
+        for pair, outcomes in counted(record):
+            if pair.replay is None:
+                yield pair, outcomes
+            else:
+                probs = [min(prob, 1.0) for prob in chain.from_iterable(probs_of(pair.replay))]  # as in `expected_alpha`
+                yield pair, (sum(probs), len(probs))
+
+    return summands
+
+
 def _accepted_of_tested(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
     for pair in record.pairs:
         if pair.sd.rounds is not None:
@@ -119,24 +155,27 @@ def _arm_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float
         yield from zip(record.pairs, zip(*columns, strict=True), strict=True)
 
 
-def _arm_seconds_of_rounds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
-    """Yield seconds and tokens of the autoregressive arm, seconds and rounds of the speculative one."""
+def _round_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
+    """Yield the seconds of the rounds of a pair, and those of the bare forwards of these rounds, which were timed after it."""
     of_decoding = metrics.times_measured(record) == "decode"
-    for pair, (ar_s, ar_tokens, sd_s, _) in _arm_seconds(record):
-        if pair.sd.rounds is not None:
+    for pair in record.pairs:
+        if pair.sd.rounds is not None and pair.forwards:
             # Decode seconds omit the first round if it has the prefill.
-            untimed = of_decoding and metrics.first_round_has_prefill(pair.sd)
-            yield pair, (ar_s, ar_tokens, sd_s, len(pair.sd.rounds) - untimed)
+            rounds = pair.sd.rounds[of_decoding and metrics.first_round_has_prefill(pair.sd) :]
+            drafted = sum(round_.drafted for round_ in rounds)
+            # The median, because one stalled forward of three would make all rounds of the pair look cheap.
+            bare_s = np.median([drafted * each.draft_s + len(rounds) * each.verify_s for each in pair.forwards])
+            yield pair, (metrics.spent(pair.sd, metrics.times_measured(record))[0], float(bare_s))
 
 
 def _phase_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
-    for pair in record.pairs:
-        if pair.replay is not None:
-            yield pair, (pair.replay.phase_s.accept, pair.replay.phase_s.verify)
+    """Yield the seconds of acceptance in a replay, and those of all phases of its rounds."""
+    for pair, replay in metrics.replays_of(record):
+        yield pair, (replay.phase_s.accept, sum(getattr(replay.phase_s, name) for name in metrics.ROUND_PHASES))
 
 
-def alpha_of(sums: Array) -> Array:
-    """Return alpha from accepted and tested tokens."""
+def share_of(sums: Array) -> Array:
+    """Return a part of a whole, such as alpha from accepted and tested tokens."""
     return sums[..., 0] / sums[..., 1]
 
 
@@ -149,9 +188,10 @@ def log_ratio_of(sums: Array) -> Array:
     return np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
 
 
-ALPHA = Quantity(_accepted_of_tested, alpha_of)
+ALPHA = Quantity(_accepted_of_tested, share_of)  # counted
+EXPECTED_ALPHA = Quantity(expected(attrgetter("acceptance_probs"), _accepted_of_tested), share_of)
 LOG_GAMMA = Quantity(_arm_seconds, log_ratio_of, timed=True)
 
 # Cells run minutes apart. A drift of the machine cancels against seconds of the same minute.
-LOG_ROUND_COST = Quantity(_arm_seconds_of_rounds, lambda sums: -log_ratio_of(sums), timed=True)  # in autoregressive tokens
-LOG_ACCEPT_COST = Quantity(_phase_seconds, log_quotient, timed=True)  # in verifications
+LOG_ROUND_COST = Quantity(_round_seconds, log_quotient, timed=True)  # in its bare forwards
+ACCEPT_SHARE = Quantity(_phase_seconds, share_of, timed=True)

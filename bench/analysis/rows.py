@@ -1,4 +1,4 @@
-"""The rows of tables and figures: the newest record of each cell, and what distinguishes rows."""
+"""The rows of tables, figures and claims: cells with their verdicts, and what distinguishes them."""
 
 from __future__ import annotations
 
@@ -54,9 +54,19 @@ def rows_of(file: str, run: RunRecord) -> Iterator[Row]:
         yield Row(record, run, file, verdict)
 
 
+def all_rows(runs: Runs) -> tuple[Row, ...]:
+    """Return every cell of every run, the oldest run first."""
+    return tuple(row for one in oldest_first(runs) for row in rows_of(*one))
+
+
 def newest_rows(runs: Runs) -> tuple[Row, ...]:
-    """Return the newest record of each cell, sorted; the temperature changes fastest."""
-    rows = tuple({row.record.cell: row for one in oldest_first(runs) for row in rows_of(*one)}.values())
+    """Return the newest record of each cell, sorted as `newest_of` does."""
+    return newest_of(all_rows(runs))
+
+
+def newest_of(every: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the last of these rows of each cell, sorted; the temperature changes fastest."""
+    rows = tuple({row.record.cell: row for row in every}.values())
     names = sorted(split_identity(rows)[0], key=lambda name: name == "temperature")  # stable: others keep their order
     return tuple(sorted(rows, key=lambda row: [sort_key(identity(row).get(name)) for name in names]))
 

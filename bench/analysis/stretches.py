@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,13 +45,14 @@ def counted_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
 
 def expected_alpha(record: CellRecord, stretch: Stretch) -> Interval | None:
     """Return the mean acceptance probability of the positions of a stretch that replays tested; None as above."""
+    return metrics.expected_alpha(record, probs_of=functools.partial(probs_in, stretch=stretch))
 
-    def probs_of(replay: Replay) -> Iterator[tuple[float, ...]]:
-        rounds = placed_rounds(replay.rounds, len(replay.token_ids))
-        for (first, _), probs in zip(rounds, replay.acceptance_probs, strict=True):
-            yield probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
 
-    return metrics.expected_alpha(record, probs_of=probs_of)
+def probs_in(replay: Replay, stretch: Stretch) -> Iterator[tuple[float, ...]]:
+    """Yield for each round the acceptance probabilities of the positions of a stretch."""
+    rounds = placed_rounds(replay.rounds, len(replay.token_ids))
+    for (first, _), probs in zip(rounds, replay.acceptance_probs, strict=True):
+        yield probs[max(0, stretch.start - first) : max(0, stretch.end - first)]
 
 
 def alpha_against(record: CellRecord, constant: CellRecord, stretch: Stretch) -> Interval | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Literal
 from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row
 
-Ruling = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED"]
+Source = Literal["paper", "contested"]  # paper: Ouyang et al. 2024, arXiv 2410.10141
+Ruling = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "WITHDRAWN"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class LineRecord:
 class Records:
     """What was measured of one pair on one machine, by suite."""
 
-    rows: Mapping[str, tuple[Row, ...]]  # the newest of each cell that is VALID
+    rows: Mapping[str, tuple[Row, ...]]  # every VALID cell of every run
     lines: Mapping[str, tuple[LineRecord, ...]]  # oldest first
 
 
@@ -35,14 +37,20 @@ Find = Callable[[Records], Finding | None]  # None: no record has what the claim
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """On which side of a threshold an effect must lie."""
+    """On which side of a threshold an effect must lie, or within which margin."""
 
     # Points are hundredths of alpha; of a ratio, effect and threshold are logarithms.
     unit: Literal["points", "ratio", "log odds"]
-    side: Literal["<", ">"]
-    threshold: float
+    side: Literal["<", ">", "within"]
+    threshold: float  # within: the margin on both sides of no effect
+
+    def border(self, estimate: float) -> float:
+        """Return the threshold at which an effect is tested: of the two margins, the one that is nearer to the estimate."""
+        return math.copysign(self.threshold, estimate) if self.side == "within" else self.threshold
 
     def holds(self, estimate: float) -> bool:
+        if self.side == "within":
+            return abs(estimate) < self.threshold
         return (estimate > self.threshold) == (self.side == ">")
 
 
@@ -52,11 +60,12 @@ class Claim:
 
     name: str
     statement: str
-    source: Literal["paper", "contested"]  # paper: Ouyang et al. 2024, arXiv 2410.10141
+    source: Source
     measured: str
     rule: Rule
     command: str  # that measures it
     find: Find
+    withdrawn: str = ""  # why it has no verdict; empty: it is judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +73,5 @@ class LedgerRow:
     claim: Claim
     finding: Finding | None
     p: float | None  # None: not tested
-    p_holm: float | None
+    p_holm: float | None  # over the claims of the same source
     verdict: Ruling

@@ -1,17 +1,17 @@
-"""Functions of the claims that cells of suites decide. Each compares cells that differ only in what the claim names."""
+"""Functions of the claims that cells of suites decide. Each compares cells of one run."""
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench.analysis import quantities
 from bench.analysis.certificate import LOSSY_RULES
 from bench.analysis.metrics import JOINT_RULES
-from bench.analysis.quantities import Finding, Quantity, compared, largest, weighted
+from bench.analysis.quantities import EXPECTED_ALPHA, LOG_GAMMA, Finding, Quantity, compared, largest, trend, weighted
 from bench.analysis.rows import Row, identity
-from bench.analysis.stretches import counts_in, stretches
+from bench.analysis.stretches import Stretch, counts_in, probs_in, stretches
 from bench.analysis.token_length import length_effects
 from bench.claims.claim import Find, Records
 from bench.records.decoding import schedule_text
@@ -19,30 +19,44 @@ from bench.statistics.effects import Statistic, contrast
 
 LEAST_SAMPLED = 0.01  # lowest T that counts as sampled; T = 0 draws nothing
 INSTRUCTIONS, PROBLEMS = (("instructions", "alpaca"), ("word_problems", "gsm8k"))  # in names of prompt sets; our own set first
+Design = Callable[[Sequence[Row]], Finding | None]  # of the cells of one run, the coldest first; None: they lack something
 
 
-def series(records: Records, suite: str, *varied: str) -> tuple[Row, ...]:
-    """Return cells of a suite that differ only in the varied names, under a lossless rule with an alpha; coldest first.
+def in_one_run(suite: str, design: Design, *varied: str) -> Find:
+    """Return the function that finds the effect of a design in the first series of a suite that has all its cells."""
 
-    Of several such series, these are preferred, in this order: the pair's own draft, the reference backend, the rejection
-    rule, more cells, the newest.
+    def find(records: Records) -> Finding | None:
+        findings = (design(rows) for rows in series(records.rows.get(suite, ()), *varied))
+        return next((finding for finding in findings if finding is not None), None)
+
+    return find
+
+
+def series(rows: Sequence[Row], *varied: str) -> list[tuple[Row, ...]]:
+    """Return the series among rows: cells of one run that differ only in the varied names, under a lossless rule with an alpha.
+
+    They are sorted by this rule, which does not depend on what was measured: the pair's own draft first, then the reference
+    backend, the rejection rule, more cells, more prompts, and the newest run. In one run, the prompt set whose name comes
+    first, and the smallest k.
     """
     found: dict[object, list[Row]] = defaultdict(list)
-    for row in records.rows.get(suite, ()):
+    for row in rows:
         facts = identity(row)
         if facts["draft_temperature"] == facts["temperature"] and "draft_temperature" not in varied:
             facts["draft_temperature"] = "= temperature"
-        kept = frozenset(item for item in facts.items() if item[0] not in varied)
         if facts["rule"] not in JOINT_RULES | LOSSY_RULES:
-            found[kept, frozenset(row.run.model_hashes.items())].append(row)
-    return tuple(sorted(max(found.values(), key=_preference, default=()), key=lambda row: row.record.cell.temperature))
+            found[row.file, frozenset(item for item in facts.items() if item[0] not in varied)].append(row)
+    every = [tuple(sorted(each, key=lambda row: row.record.cell.temperature)) for each in found.values()]
+    every.sort(key=lambda each: min((row.record.cell.prompt_set, row.record.cell.num_draft_tokens) for row in each))
+    return sorted(every, key=_preference, reverse=True)  # equal ones keep their order, in reverse too
 
 
 def _preference(rows: Sequence[Row]) -> tuple[object, ...]:
     cell, run = rows[0].record.cell, rows[0].run
     own_draft = cell.draft == run.model_pair.draft
     rejection = any(row.record.cell.rule == "rejection" for row in rows)
-    return own_draft, cell.backend == "reference", rejection, len(rows), max(row.run.created for row in rows)
+    num_prompts = min(row.record.cell.num_prompts for row in rows)
+    return own_draft, cell.backend == "reference", rejection, len(rows), num_prompts, run.created, rows[0].file
 
 
 def _up_to_one(rows: Sequence[Row]) -> list[Row]:
@@ -54,31 +68,31 @@ def _temperatures(*rows: Row) -> str:
 
 
 # Findings
-def hot_against_cold(records: Records, suite: str, quantity: Quantity, *, coldest: float = 0.0) -> Finding | None:
-    """Return a quantity at the hottest T up to 1 less the same at the coldest T from `coldest` on."""
-    rows = [row for row in _up_to_one(series(records, suite, "temperature")) if row.record.cell.temperature >= coldest]
-    if len(rows) < 2:
-        return None
-    return weighted(quantity, [(1, rows[-1]), (-1, rows[0])], _temperatures(rows[-1], rows[0]))
+def over_temperature(suite: str, quantity: Quantity, *, coldest: float = 0.0) -> Find:
+    """Return the function that finds the trend of a quantity over T from `coldest` to 1."""
+
+    def slope(rows: Sequence[Row]) -> Finding | None:
+        return trend(quantity, [row for row in _up_to_one(rows) if row.record.cell.temperature >= coldest])
+
+    return in_one_run(suite, slope, "temperature")
 
 
-def beyond_one(records: Records, quantity: Quantity) -> Finding | None:
+def beyond_one(rows: Sequence[Row], *, quantity: Quantity) -> Finding | None:
     """Return a quantity at the hottest T less the same at the T nearest to the middle between it and 1."""
-    rows = [row for row in series(records, "out_of_range", "temperature") if row.record.cell.temperature >= 1]
-    if len(rows) < 2:
+    hot = [row for row in rows if row.record.cell.temperature >= 1]
+    if len(hot) < 2:
         return None
-    middle = (1 + rows[-1].record.cell.temperature) / 2
-    nearest = min(rows[:-1], key=lambda row: abs(row.record.cell.temperature - middle))
-    return weighted(quantity, [(1, rows[-1]), (-1, nearest)], _temperatures(rows[-1], nearest))
+    middle = (1 + hot[-1].record.cell.temperature) / 2
+    nearest = min(hot[:-1], key=lambda row: abs(row.record.cell.temperature - middle))
+    return weighted(quantity, [(1, hot[-1]), (-1, nearest)], _temperatures(hot[-1], nearest))
 
 
-def between_domains(records: Records) -> Finding | None:
+def between_domains(rows: Sequence[Row]) -> Finding | None:
     """Return alpha on word problems less alpha on instructions, mean over T > 0."""
-    rows = series(records, "out_of_domain", "temperature", "prompt_set", "prompts_hash", "num_prompts")
     problems, instructions = (_of_first_set(rows, names) for names in (PROBLEMS, INSTRUCTIONS))
     both = sorted(temperature for temperature in problems.keys() & instructions.keys() if temperature > 0)
     cells = [(sign / len(both), found[at]) for sign, found in ((1, problems), (-1, instructions)) for at in both]
-    return weighted(quantities.ALPHA, cells, f"T = {', '.join(f'{at:g}' for at in both)}") if both else None
+    return weighted(EXPECTED_ALPHA, cells, f"T = {', '.join(f'{at:g}' for at in both)}") if both else None
 
 
 def _of_first_set(rows: Sequence[Row], names: Sequence[str]) -> dict[float, Row]:
@@ -87,24 +101,17 @@ def _of_first_set(rows: Sequence[Row], names: Sequence[str]) -> dict[float, Row]
     return {row.record.cell.temperature: row for row in next(filter(None, of_sets), [])}
 
 
-def draft_temperatures(records: Records) -> tuple[Row, ...]:
-    """Return the cells at the hottest T up to 1: first that whose draft T is the decode T; empty if either kind is missing."""
-    rows = _up_to_one(series(records, "draft_temperature", "temperature", "draft_temperature"))
-    hottest = [row for row in rows if row.record.cell.temperature == rows[-1].record.cell.temperature]
+def tuned_draft_temperature(rows: Sequence[Row]) -> Finding | None:
+    """Return the largest gain of alpha by another draft T over alpha at draft T = decode T, at the hottest T up to 1."""
+    cold = _up_to_one(rows)
+    hottest = [row for row in cold if row.record.cell.temperature == cold[-1].record.cell.temperature]
     matched = [row for row in hottest if row.record.cell.draft_temperature == row.record.cell.temperature]
     others = [row for row in hottest if row.record.cell.draft_temperature != row.record.cell.temperature]
-    return (*matched, *others) if len(matched) == 1 and others else ()
-
-
-def tuned_draft_temperature(records: Records) -> Finding | None:
-    """Return the largest gain of alpha by another draft T over alpha at draft T = decode T."""
-    rows = draft_temperatures(records)
-    if not rows:
+    if len(matched) != 1 or not others:
         return None
-    tried = ", ".join(f"{row.record.cell.draft_temperature:g}" for row in rows[1:])
-    detail = f"{_temperatures(rows[0])}, draft T of {tried}"
-    gains = gains_over_first(quantities.ALPHA, len(rows))
-    return largest(gains, [(row, quantities.ALPHA) for row in rows], detail)
+    tried = ", ".join(f"{row.record.cell.draft_temperature:g}" for row in others)
+    cells = [(row, EXPECTED_ALPHA) for row in (*matched, *others)]
+    return largest(gains_over_first(EXPECTED_ALPHA, len(cells)), cells, f"{_temperatures(*matched)}, draft T of {tried}")
 
 
 def gains_over_first(quantity: Quantity, num_cells: int) -> list[Statistic]:
@@ -112,41 +119,36 @@ def gains_over_first(quantity: Quantity, num_cells: int) -> list[Statistic]:
     return [contrast(quantity.of, [-1, *(place == other for other in range(1, num_cells))]) for place in range(1, num_cells)]
 
 
-def tuned_draft_length(records: Records) -> Finding | None:
-    """Return the largest gain of log gamma at the hottest T by another k than the one that is best at the coldest T."""
-    rows = _up_to_one(series(records, "draft_length", "temperature", "num_draft_tokens"))
+def tuned_draft_length(rows: Sequence[Row]) -> Finding | None:
+    """Return the largest gain of log gamma at the hottest T up to 1 by another k than the one that is best at the coldest T."""
     at: dict[float, dict[int, Row]] = defaultdict(dict)
-    for row in rows:
+    for row in _up_to_one(rows):
         at[row.record.cell.temperature][row.record.cell.num_draft_tokens] = row
     hot, cold = (at[max(at)], at[min(at)]) if len(at) > 1 else ({}, {})
     lengths = sorted(hot.keys() & cold.keys())
-    of_cold = {length: weighted(quantities.LOG_GAMMA, [(1, cold[length])], "") for length in lengths}
+    of_cold = {length: weighted(LOG_GAMMA, [(1, cold[length])], "") for length in lengths}
     estimates = {length: found.effect.estimate for length, found in of_cold.items() if found is not None}
     if len(estimates) < len(lengths) or len(lengths) < 2:
         return None
     best = max(estimates, key=estimates.__getitem__)
     others = [length for length in lengths if length != best]
-    detail = f"{_temperatures(rows[-1], rows[0])}, k of {', '.join(map(str, others))} against {best}"
-    cells = [(hot[length], quantities.LOG_GAMMA) for length in (best, *others)]
+    detail = f"{_temperatures(hot[best], cold[best])}, k of {', '.join(map(str, others))} against {best}"
+    cells = [(hot[length], LOG_GAMMA) for length in (best, *others)]
     # The data of the coldest T chose the k to beat, so all of them count as tried.
-    return largest(gains_over_first(quantities.LOG_GAMMA, len(lengths)), cells, detail, num_choices=len(lengths))
+    return largest(gains_over_first(LOG_GAMMA, len(lengths)), cells, detail, num_choices=len(lengths))
 
 
-def rule_against_temperature(records: Records) -> Finding | None:
-    """Return alpha of rejection less alpha of exact match at the hottest T, less the drop of rejection's alpha over T."""
-    rules = _up_to_one(series(records, "acceptance_rules", "temperature", "rule"))
-    rejection, exact = ([row for row in rules if row.record.cell.rule == rule] for rule in ("rejection", "exact_match"))
-    # Without several T in this suite, the drop is that of the temperature grid.
-    drop = rejection if len(rejection) > 1 else _up_to_one(series(records, "temperature_grid", "temperature"))
-    if not rejection or not exact or len(drop) < 2 or _temperatures(rejection[-1]) != _temperatures(exact[-1]):
+def rule_against_temperature(rows: Sequence[Row]) -> Finding | None:
+    """Return what exact match loses against rejection at T = 1, less what rejection loses from T = 0 to 1, in alpha."""
+    found = {(row.record.cell.rule, row.record.cell.temperature): row for row in rows}
+    weights = {("rejection", 1.0): 2, ("exact_match", 1.0): -1, ("rejection", 0.0): -1}
+    if not weights.keys() <= found.keys():
         return None
-    cells = [(1, rejection[-1]), (-1, exact[-1]), (-1, drop[0]), (1, drop[-1])]
-    return weighted(quantities.ALPHA, cells, f"rules at {_temperatures(exact[-1])}; {_temperatures(drop[-1], drop[0])}")
+    return weighted(EXPECTED_ALPHA, [(weight, found[at]) for at, weight in weights.items()], "rules at T = 1; T = 1 against 0")
 
 
-def within_a_text(records: Records) -> Finding | None:
+def within_a_text(rows: Sequence[Row]) -> Finding | None:
     """Return alpha of the hot half of outputs less alpha of the cold half, mean of hot-first and cold-first outputs."""
-    rows = series(records, "dynamic_temperature", "schedule")
     halves = [(row, of) for row in rows if len(of := stretches(row.record.cell)) == 2]
     starts_hot = [(row, of) for row, of in halves if of[0].temperature > of[1].temperature]
     starts_cold = [(row, of[::-1]) for row, of in halves if of[0].temperature < of[1].temperature]
@@ -154,9 +156,13 @@ def within_a_text(records: Records) -> Finding | None:
         return None
     both = (starts_hot[0], starts_cold[0])  # hot half first in each; over both, the effect of the place in an output cancels
     detail = " and ".join(schedule_text(row.record.cell.schedule) for row, _ in both)
-    halves_of = [(row, functools.partial(counts_in, stretch=half)) for row, of in both for half in of]
-    cells = [(row, Quantity(counts, quantities.alpha_of)) for row, counts in halves_of]
-    return compared(contrast(quantities.alpha_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
+    cells = [(row, _alpha_in(half)) for row, of in both for half in of]
+    return compared(contrast(quantities.share_of, (0.5, -0.5, 0.5, -0.5)), cells, detail)
+
+
+def _alpha_in(stretch: Stretch) -> Quantity:
+    counted = functools.partial(counts_in, stretch=stretch)
+    return Quantity(quantities.expected(functools.partial(probs_in, stretch=stretch), counted), quantities.share_of)
 
 
 def length_of_tokens(records: Records, place: int) -> Finding | None:
@@ -169,20 +175,20 @@ def length_of_tokens(records: Records, place: int) -> Finding | None:
 
 
 FIND: dict[str, Find] = {
-    "hotter-slower": lambda records: hot_against_cold(records, "temperature_grid", quantities.LOG_GAMMA),
-    "hotter-rejects": lambda records: hot_against_cold(records, "temperature_grid", quantities.ALPHA),
-    "u-curve-alpha": lambda records: beyond_one(records, quantities.ALPHA),
-    "u-curve-gamma": lambda records: beyond_one(records, quantities.LOG_GAMMA),
-    "word-problems-easier": between_domains,
-    "longer-tokens": lambda records: length_of_tokens(records, 0),
-    "criterion-costs": lambda records: hot_against_cold(records, "cost_of_temperature", quantities.LOG_ACCEPT_COST),
-    "criterion-costs-the-same": lambda records: hot_against_cold(
-        records, "cost_of_temperature", quantities.LOG_ACCEPT_COST, coldest=LEAST_SAMPLED
+    "hotter-slower": over_temperature("temperature_grid", LOG_GAMMA),
+    "hotter-rejects": over_temperature("temperature_grid", EXPECTED_ALPHA),
+    "u-curve-alpha": in_one_run("out_of_range", functools.partial(beyond_one, quantity=EXPECTED_ALPHA), "temperature"),
+    "u-curve-gamma": in_one_run("out_of_range", functools.partial(beyond_one, quantity=LOG_GAMMA), "temperature"),
+    "word-problems-easier": in_one_run(
+        "out_of_domain", between_domains, "temperature", "prompt_set", "prompts_hash", "num_prompts"
     ),
-    "rounds-cost-the-same": lambda records: hot_against_cold(records, "cost_of_temperature", quantities.LOG_ROUND_COST),
-    "draft-temperature": tuned_draft_temperature,
-    "draft-length": tuned_draft_length,
-    "rule-over-temperature": rule_against_temperature,
+    "longer-tokens": lambda records: length_of_tokens(records, 0),
+    "criterion-costs": over_temperature("cost_of_temperature", quantities.ACCEPT_SHARE),
+    "criterion-costs-the-same": over_temperature("cost_of_temperature", quantities.ACCEPT_SHARE, coldest=LEAST_SAMPLED),
+    "rounds-cost-the-same": over_temperature("cost_of_temperature", quantities.LOG_ROUND_COST),
+    "draft-temperature": in_one_run("draft_temperature", tuned_draft_temperature, "temperature", "draft_temperature"),
+    "draft-length": in_one_run("draft_length", tuned_draft_length, "temperature", "num_draft_tokens"),
+    "rule-over-temperature": in_one_run("acceptance_rules", rule_against_temperature, "temperature", "rule"),
     "length-alone": lambda records: length_of_tokens(records, 1),
-    "temperature-of-the-moment": within_a_text,
+    "temperature-of-the-moment": in_one_run("dynamic_temperature", within_a_text, "schedule"),
 }

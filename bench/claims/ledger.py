@@ -6,10 +6,11 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from bench.analysis.quantities import Finding
-from bench.analysis.rows import Row, newest_rows
-from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Rule, Ruling
+from bench.analysis.rows import Row, all_rows
+from bench.claims.claim import Claim, LedgerRow, LineRecord, Records, Rule, Ruling, Source
 from bench.records.command_line import shell_text
 from bench.records.files import line_header, load_run, pair_name, records_by_suite
 from bench.statistics.effects import LEVEL, holm
@@ -18,30 +19,45 @@ from bench.statistics.effects import LEVEL, holm
 # Verdicts
 def claims() -> tuple[Claim, ...]:
     """Return all claims of claims.toml, in the order of the ledger."""
-    from bench.claims import decoding, distillation
+    from bench.claims.decoding import FIND
 
-    find, found = decoding.FIND | distillation.FIND, []
+    found = []
     in_unit = {"points": lambda points: points / 100, "ratio": math.log, "log odds": float}
     for name, entry in tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8")).items():
-        unit, side, number = entry.pop("supported_if").rsplit(maxsplit=2)  # "ratio > 1.12"
-        found.append(Claim(name, rule=Rule(unit, side, in_unit[unit](float(number))), find=find[name], **entry))
+        unit, side, number = entry.pop("supported_if").rsplit(maxsplit=2)  # "ratio > 1.12", "points within 1"
+        find = _find_nothing if "withdrawn" in entry else FIND[name]
+        found.append(Claim(name, rule=Rule(unit, side, in_unit[unit](float(number))), find=find, **entry))
     return tuple(found)
 
 
+def _find_nothing(records: Records) -> None:
+    return None
+
+
 def judge(claims: Sequence[Claim], findings: Sequence[Finding | None]) -> tuple[LedgerRow, ...]:
-    """Return the ledger of these findings, one for each claim."""
+    """Return the ledger of these findings, one for each claim.
+
+    The claims of one source are a family, whose p values are corrected together: those of the paper are confirmatory,
+    contested ones are exploratory. Withdrawn claims are in no family.
+    """
     pairs = list(zip(claims, findings, strict=True))
-    p_values = {
-        claim.name: finding.effect.p_value(claim.rule.threshold)
-        for claim, finding in pairs
-        if finding is not None and finding.effect.testable
-    }
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    p_values: dict[str, float] = {}
+    corrected: dict[str, float] = {}
+    for source in get_args(Source):
+        family = {
+            claim.name: finding.effect.p_value(claim.rule.border(finding.effect.estimate))
+            for claim, finding in pairs
+            if claim.source == source and not claim.withdrawn and finding is not None and finding.effect.testable
+        }
+        p_values |= family
+        corrected |= zip(family, holm(list(family.values())), strict=True)
     ledger = []
     for claim, finding in pairs:
         p_holm = corrected.get(claim.name)  # None: not tested
         ruling: Ruling = "INCONCLUSIVE"
-        if finding is None:
+        if claim.withdrawn:
+            ruling = "WITHDRAWN"
+        elif finding is None:
             ruling = "NOT MEASURED"
         elif p_holm is not None and p_holm <= LEVEL:
             ruling = "SUPPORTED" if claim.rule.holds(finding.effect.estimate) else "REFUTED"
@@ -55,7 +71,7 @@ def ledgers(
 ) -> dict[str, tuple[LedgerRow, ...]]:
     """Return the ledger of each pair measured on a machine, or of one pair, if it was measured there.
 
-    Args:    rows: the newest rows of each suite on the machine; read from the records if None
+    Args:    rows: every row of each suite on the machine; read from the records if None
     Raises:  ValueError: no such folder or machine, or a broken record
     """
     found = claims()
@@ -80,7 +96,7 @@ def load(results: Path, machine: str, *, rows: Mapping[str, Sequence[Row]] | Non
         raise ValueError(f"expected a machine of {', '.join(machines(results))}, got {machine!r}")
     if rows is None:
         rows = {
-            suite: newest_rows({path.relative_to(results).as_posix(): load_run(path) for path in paths})
+            suite: all_rows({path.relative_to(results).as_posix(): load_run(path) for path in paths})
             for (name, suite), paths in records_by_suite(results).items()
             if name == machine
         }

@@ -32,6 +32,6 @@ class Claims:
                 print(f"# claims on {machine}\n\n{page}")
                 continue
             for pair, rows in ledgers.items():
-                print(f"\nclaims on {machine}, pair {pair}\n")
-                print(terminal(ledger_page.table(pair, rows, narrow=True, marks=marks)))
+                for table in ledger_page.tables(pair, rows, narrow=True, marks=marks):
+                    print(f"\nclaims on {machine}, {table.title}\n\n{terminal(table)}")
         return 0

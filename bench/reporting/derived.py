@@ -9,13 +9,12 @@ README.md                                                    the index: suites b
 from __future__ import annotations
 
 import glob
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.rows import Row, newest_rows
+from bench.analysis.rows import Row, all_rows, newest_of
 from bench.claims.ledger import ledgers
 from bench.progress import with_bar
 from bench.records.command_line import shell_text, stored_words
@@ -71,7 +70,8 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
     """
     experiments, others, marks = load_experiments(results), find_others(results), load_marks(results)
     keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
-    rows = {key: newest_rows(experiments[key]) for key in keys if key in experiments}
+    every = {key: all_rows(experiments[key]) for key in keys if key in experiments}
+    rows = {key: newest_of(of_key) for key, of_key in every.items()}
     for key in with_bar(keys, "tables and figures"):
         page = suite_page.page(experiments[key], rows[key], marks) if key in rows else lines_page(key, others[key], results)
         folder = results.joinpath(*key)
@@ -86,11 +86,12 @@ def derived_files(results: Path, *, machine: str | None = None, suite: str | Non
         if suite is not None or machine not in (None, name):
             linked += filter(Path.is_file, (claims, predicted))
             continue
-        of_suites = {key[1]: rows[key] for key in keys if key[0] == name and key in rows}
-        if drawn := predicted_figure([*itertools.chain(*of_suites.values())], marks):
+        of_machine = [key for key in keys if key[0] == name and key in rows]
+        if drawn := predicted_figure([row for key in of_machine for row in rows[key]], marks):
             linked.append(predicted)
             yield predicted, drawn
-        if text := ledger.page(ledgers(results, name, rows=of_suites), results="../..", marks=marks):
+        judged = ledgers(results, name, rows={key[1]: every[key] for key in of_machine})
+        if text := ledger.page(judged, results="../..", marks=marks):
             linked.append(claims)
             yield claims, f"# Claims on {name}\n\n_{DERIVED}_\n\n{text}\n".encode()
     yield results / PAGE, _index(results, experiments, others, linked).encode()

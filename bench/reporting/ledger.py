@@ -1,8 +1,8 @@
 """The ledger as tables: for each claim about temperature an effect, its interval and a verdict, on one pair and one machine.
 
-Claims and thresholds are fixed in code (`bench.claims`), before any record is looked at. The test is two-sided at the
-threshold. Holm's method corrects the p values over all claims of the ledger that could be tested. Only then the side on which
-the effect lies decides between SUPPORTED and REFUTED.
+Claims and thresholds are fixed in code (`bench.claims`). The test is two-sided at the threshold. Holm's method corrects the p
+values over all claims of a part that could be tested. Only then the side on which the effect lies decides between SUPPORTED
+and REFUTED.
 """
 
 from __future__ import annotations
@@ -10,64 +10,70 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bench.claims.claim import LedgerRow, Rule
 from bench.records.marks import NO_MARKS, Marks
-from bench.reporting.formats import markdown, markdown_text
+from bench.reporting.formats import markdown_sections, markdown_text
 from bench.reporting.numbers import exp, interval_text
 from bench.reporting.table import MISSING, Entry, Notes, Table, table_of, with_mark
 from bench.statistics.effects import LEVEL
 
 _STATEMENT_COLUMNS = 46  # width of the first column in the terminal
-_HEADERS = ("claim", "source", "holds if", "effect [95 %]", "p", "p, Holm", "verdict", "records")
+_HEADERS = ("claim", "holds if", "effect [95 %]", "p", "p, Holm", "verdict", "records")
+_PARTS = {"paper": "confirmatory claims, of the paper", "contested": "exploratory claims, contested"}
 _FACTS = {
-    "holds if": "the effect lies on this side of the threshold, which is fixed in code; points are hundredths of alpha",
-    "effect": "from counts and seconds of the newest record of each cell (of KD matrices the newest that can be tested), "
-    "without INVALID cells, paired by prompt",
-    "p": f"two-sided at the threshold; Holm: corrected over all claims of the ledger that could be tested, against {LEVEL:g}",
-    "verdict": "SUPPORTED or REFUTED by the side on which the effect lies; INCONCLUSIVE if the corrected p is higher, or if "
-    "there are too few prompts or seeds to test",
     "paper": "Ouyang et al. 2024, arXiv 2410.10141",
+    "holds if": "the effect lies on this side of the threshold, or within this margin, fixed in code; points are hundredths",
+    "effect": "from counts and seconds of one run, chosen by a fixed rule, without INVALID cells, paired by prompt",
+    "p": f"two-sided at the threshold or the nearer margin; Holm: corrected over the tested claims of a part, to {LEVEL:g}",
+    "verdict": "SUPPORTED or REFUTED by the side on which the effect lies; INCONCLUSIVE if the corrected p is higher, or if "
+    "there are too few prompts to test",
 }
 
 
-def table(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False, marks: Marks = NO_MARKS) -> Table:
-    """Return the ledger of a pair; narrow: for the terminal, without sources and records."""
+def tables(pair: str, rows: Sequence[LedgerRow], *, narrow: bool = False, marks: Marks = NO_MARKS) -> tuple[Table, ...]:
+    """Return the parts of the ledger of a pair, with the facts at the last; narrow: for the terminal, without records."""
+    parts = {source: [row for row in rows if row.claim.source == source] for source in _PARTS}
+    made = [_table(f"pair {pair}: {_PARTS[source]}", of_part, narrow, marks) for source, of_part in parts.items() if of_part]
+    return *made[:-1], replace(made[-1], facts=made[-1].facts | _FACTS)
+
+
+def _table(title: str, rows: Sequence[LedgerRow], narrow: bool, marks: Marks) -> Table:
     files = list(dict.fromkeys(file for row in rows if row.finding is not None for file in row.finding.files))
     notes = Notes()
-    shown = [place for place, header in enumerate(_HEADERS) if not (narrow and header in ("source", "records"))]
+    shown = [place for place, header in enumerate(_HEADERS) if not (narrow and header == "records")]
     lines = []
     for row in rows:
         claim, finding = row.claim, row.finding
         statement = f"{claim.name}: {claim.statement}"
+        note = claim.withdrawn or ("" if finding else f"run {claim.command}")
         entries = (
             textwrap.fill(statement, _STATEMENT_COLUMNS) if narrow else statement,
-            claim.source,
             f"{claim.rule.unit} {claim.rule.side} {_scaled(claim.rule, claim.rule.threshold):.3g}",
             _effect_text(row),
             _p_text(row.p),
             _p_text(row.p_holm),
-            Entry(row.verdict, note=None if finding else notes.number(f"run {claim.command}")),
+            Entry(row.verdict, note=notes.number(note)),
             ", ".join(f"R{files.index(file) + 1}" for file in finding.files) if finding else MISSING,
         )
         lines.append([entries[place] for place in shown])
     headers = [_HEADERS[place] for place in shown]
-    ledger = table_of(f"pair {pair}", headers, lines, _FACTS, notes, dict.fromkeys(files, ""))
+    ledger = table_of(title, headers, lines, {}, notes, dict.fromkeys(files, ""))
     marked = [f"R{number}: {marks.of([file])}" for number, file in enumerate(files, start=1) if marks.of([file])]
     return with_mark(ledger, " ".join(marked))
 
 
 def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str, marks: Marks = NO_MARKS) -> str:
-    """Return the ledgers as markdown, a section for each pair.
+    """Return the ledgers as markdown, two sections for each pair.
 
     Args:    results: path to the folder of results from where the text will lie
     """
     blocks = []
     for name, rows in ledgers.items():
-        ledger = table(name, rows, marks=marks)
-        details = "\n".join(map(_detail, rows))
+        details = "\n".join(_detail(row) for row in rows if not row.claim.withdrawn)
         measured = f"What was measured, and the commands for it:\n\n{details}"
-        blocks += [f"## {ledger.title}", markdown(ledger, results), measured]
+        blocks += [markdown_sections(tables(name, rows, marks=marks), results), measured]
     return "\n\n".join(blocks)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from bench.statistics.intervals import MIN_CLUSTERS, UNKNOWN, Array, Interval, Part, jackknife, t_half_width
 
-LEVEL = 0.05  # largest chance of any false verdict in a ledger
+LEVEL = 0.05  # largest chance of any false verdict in a family of claims
 SMALLEST_P = 1e-12
 
 
@@ -53,10 +53,6 @@ class Effect:
         if distance <= self.half_width(1.0):  # 0, up to rounding
             return 1.0
         return math.exp(brentq(lambda log_p: self.half_width(math.exp(log_p)) - distance, math.log(SMALLEST_P), 0.0))
-
-    def minus(self, other: Effect) -> Effect:
-        """Return the difference to an effect of independent data."""
-        return Effect(self.estimate - other.estimate, (*self.parts, *other.parts))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -110,10 +106,6 @@ class LargestEffect:
         if p_values:
             return min(1.0, min(p_values) * len(self.effects) * self.num_choices)
         return min(1.0, max(effect.p_value(threshold) for effect in self.effects) * self.num_choices)
-
-    def minus(self, other: Effect) -> LargestEffect:
-        """Return the difference to an effect of independent data."""
-        return replace(self, effects=tuple(effect.minus(other) for effect in self.effects))
 
 
 # Effects over seeds and prompts

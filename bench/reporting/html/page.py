@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.analysis.rows import Row, newest_rows, oldest_first, row_groups, scalar_text
+from bench.analysis.rows import Row, all_rows, newest_of, oldest_first, row_groups, scalar_text
 from bench.claims import ledger
 from bench.claims.claim import LedgerRow
 from bench.progress import with_bar
@@ -31,7 +31,7 @@ from bench.reporting.captions import commit_words, machine_text
 from bench.reporting.columns import identity_columns
 from bench.reporting.derived import chosen_keys, find_others, lines_page, load_experiments, predicted_figure
 from bench.reporting.formats import alignments, slug
-from bench.reporting.ledger import table as ledger_table
+from bench.reporting.ledger import tables as ledger_tables
 from bench.reporting.repeat import cell_command
 from bench.reporting.suite_page import page as cells_page
 from bench.reporting.table import MISSING, Page, Table, table_of
@@ -49,6 +49,7 @@ LOOKS: Mapping[str, tuple[str, str]] = {
     "SUPPORTED": ("good", "✓"),
     "REFUTED": ("bad", "✕"),
     "NOT MEASURED": ("none", "○"),
+    "WITHDRAWN": ("none", "–"),
     "LOSSLESS": ("good", "✓"),
     "LOSSY": ("bad", "✕"),
     "LOSSY-DECLARED": ("warn", "!"),
@@ -71,7 +72,7 @@ class Suite:
     name: str
     page: Page
     sources: tuple[Source, ...]  # newest first
-    rows: tuple[Row, ...]  # empty for records of JSON lines
+    rows: tuple[Row, ...]  # the newest of each cell; empty for records of JSON lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +100,28 @@ def page(results: Path, *, machine: str | None = None, suite: str | None = None)
     keys = chosen_keys({*experiments, *others}, results, machine=machine, suite=suite)
     machines = []
     for name, of_machine in itertools.groupby(with_bar(keys, "tables and figures"), key=lambda key: key[0]):
-        suites = [
-            _of_cells(key, experiments[key], marks) if key in experiments else _of_lines(key, others[key], results)
-            for key in of_machine
-        ]
-        rows = {each.name: each.rows for each in suites}
-        judged = ledger.ledgers(results, name, rows=rows) if suite is None else {}
-        every = [*itertools.chain(*rows.values())]
-        predicted = predicted_figure(every, marks) if suite is None else None
+        suites, every = [], {}
+        for key in of_machine:
+            if key in experiments:
+                every[key[1]] = all_rows(experiments[key])
+                suites.append(_of_cells(key, experiments[key], newest_of(every[key[1]]), marks))
+            else:
+                suites.append(_of_lines(key, others[key], results))
+        judged = ledger.ledgers(results, name, rows=every) if suite is None else {}
+        predicted = predicted_figure([row for each in suites for row in each.rows], marks) if suite is None else None
         machines.append(Machine(name, tuple(suites), judged, predicted))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     filters = (alignments, cell_commands, counts, image, machine_text, merged, record_table, slug)
     environment.filters |= {each.__name__: each for each in filters} | {
-        "ledger_table": partial(ledger_table, marks=marks),
+        "ledger_tables": partial(ledger_tables, marks=marks),
         "look": LOOKS.get,
     }
     return environment.get_template("page.html").render(machines=machines, meanings=_meanings())
 
 
-def _of_cells(key: Key, runs: Runs, marks: Marks) -> Suite:
-    rows = newest_rows(runs)
+def _of_cells(key: Key, runs: Runs, rows: tuple[Row, ...], marks: Marks) -> Suite:
     sources = []
     for file, run in reversed(oldest_first(runs)):
         measured = str(len(run.cells)) if run.cells else f"{len(run.baseline)} baseline triples"

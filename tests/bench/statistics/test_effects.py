@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import ttest_rel
 from statsmodels.stats.multitest import multipletests
 
-from bench.analysis.quantities import alpha_of
+from bench.analysis.quantities import share_of
 from bench.statistics.effects import (
     Effect,
     LargestEffect,
@@ -59,7 +59,7 @@ def test_p_says_whether_the_threshold_lies_in_the_interval() -> None:
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(2).normal(size=9)
-    found = paired_effect(contrast(alpha_of, (1,)), [PromptSums("", np.stack((values, np.ones(9)), axis=1))])
+    found = paired_effect(contrast(share_of, (1,)), [PromptSums("", np.stack((values, np.ones(9)), axis=1))])
     assert (found.estimate, found.standard_error) == EQUAL((values.mean(), values.std(ddof=1) / 3))
     assert found.parts[0][1] == EQUAL(8)
 
@@ -69,7 +69,7 @@ def test_prompts_of_one_set_are_paired_and_sets_are_independent() -> None:
     shared = rng.normal(size=8)
     first, second = (shared + 0.1 * rng.normal(size=8) for _ in range(2))
     cells = [np.stack((values, np.ones(8)), axis=1) for values in (first, second)]
-    difference = contrast(alpha_of, (1, -1))
+    difference = contrast(share_of, (1, -1))
     paired = paired_effect(difference, [PromptSums("one", totals) for totals in cells])
     assert paired.p_value(0.0) == pytest.approx(ttest_rel(first, second).pvalue, rel=1e-6)
     apart = paired_effect(difference, [PromptSums(str(place), totals) for place, totals in enumerate(cells)])
@@ -78,7 +78,7 @@ def test_prompts_of_one_set_are_paired_and_sets_are_independent() -> None:
 
 def test_too_few_prompts_are_not_tested() -> None:
     totals = np.ones((5, 2)) * [[1.0], [0.5], [0.2], [0.9], [0.4]]
-    assert not paired_effect(contrast(alpha_of, (1,)), [PromptSums("", totals)]).testable
+    assert not paired_effect(contrast(share_of, (1,)), [PromptSums("", totals)]).testable
 
 
 def test_the_largest_of_several_effects_is_tested_as_if_all_had_been_chosen() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bench.analysis.quantities import ALPHA, alpha_of
+from bench.analysis.quantities import ALPHA, share_of
 from bench.claims.decoding import gains_over_first
 from bench.statistics.effects import LargestEffect, PromptSums, paired_effect
 from bench.statistics.intervals import Array
@@ -40,5 +40,5 @@ def rows(num: int) -> Iterator[Rate]:
 
 def _old(cells: Sequence[Array]) -> float:
     first, *others = cells
-    best = np.argmax([alpha_of(totals.sum(0) - totals) for totals in others], axis=0)
-    return float(alpha_of(np.stack(others)[best, np.arange(len(best))].sum(0)) - alpha_of(first.sum(0)))
+    best = np.argmax([share_of(totals.sum(0) - totals) for totals in others], axis=0)
+    return float(share_of(np.stack(others)[best, np.arange(len(best))].sum(0)) - share_of(first.sum(0)))
