@@ -59,6 +59,8 @@ def test_neither_a_weak_baseline_nor_a_biased_floor_is_taken_for_a_result() -> N
     # A bound of 1 % of 300 runs; the rates with 4,000 runs are in docs/validation.md.
     rates = list(baseline_and_floor.rows(300))
     assert all(rate.after <= 0.01 for rate in rates if rate.nominal == "rare")
+    biased = [rate for rate in rates if "second arms" in rate.what]
+    assert max(rate.after for rate in biased) <= 0.13  # 7 % are expected: 4 standard errors
     assert max(rate.before or 0.0 for rate in rates) > 0.5
 
 

@@ -31,7 +31,7 @@ def rows(num: int) -> Iterator[Rate]:
             yield Rate(f"a gamma of {gamma:g} is called equal to 1", case, nominal, before, after)
         rng = np.random.default_rng(num_prompts)
         before, after = 1 - np.mean([_gamma_labels(rng, num_prompts, spread, 1.0) for _ in range(num)], axis=0)
-        yield Rate("a gamma of 1 is not called equal to 1", case, "cost", before, after)
+        yield Rate("a gamma of 1 is not called equal to 1", case, "", before, after)
     for num_prompts in (12, 64):
         for ratio, nominal in ((0.9, "5 %"), (1 / 1.05, "5 %")):
             rng = np.random.default_rng(num_prompts)
