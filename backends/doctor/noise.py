@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from backends.doctor.checks import FAILURES, Check, Message, grade
 from bench.analysis.metrics import spent
+from bench.analysis.verdict import TOLERANCE
 from bench.measurement.cells import first_cell, request_of
 from bench.measurement.timing import baseline_rounds, plan_baseline, warm_up
 from bench.options.settings import Settings
@@ -27,8 +28,7 @@ from bench.statistics import intervals
 
 WARMUP_LIMIT_S = 60.0
 GOOD_FLOOR = 0.02  # the margin of SAME: a higher floor cannot show that two things are equally fast
-POOR_FLOOR = 0.05
-DRIFT = 0.02
+DRIFT, POOR_DRIFT = 0.02, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _floor(pair: str, spent_4N: NDArray, prompts: Sequence[int]) -> Message:
     text += f" ({pair}, {ms:.3g} ms/token)"
     wanted = math.ceil(num_prompts * (floor / GOOD_FLOOR) ** 2)  # a floor falls with the square root of the prompts
     remedy = f"End other programs, or measure about {wanted} prompts, which would bring it to {GOOD_FLOOR:.0%}."
-    return grade(problem=floor > POOR_FLOOR, note=floor > GOOD_FLOOR), text, remedy
+    return grade(problem=floor > TOLERANCE, note=floor > GOOD_FLOOR), text, remedy
 
 
 def _drift(seconds_N: NDArray, tokens_N: NDArray) -> Message:
@@ -177,4 +177,4 @@ def _drift(seconds_N: NDArray, tokens_N: NDArray) -> Message:
     text = f"{trend}: the second half of the run was {abs(drift):.1%} {change} than the first"
     text += f" (95 % interval of the change in seconds per token {low:+.1%} to {high:+.1%})"
     remedy = "Find out what changed meanwhile (heat, another program), and measure when it has settled."
-    return grade(problem=drifting and abs(drift) > POOR_FLOOR, note=drifting), text, remedy
+    return grade(problem=drifting and abs(drift) > POOR_DRIFT, note=drifting), text, remedy

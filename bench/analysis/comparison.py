@@ -28,6 +28,7 @@ from bench.records.files import Runs
 from bench.records.runs import Cell, CellRecord
 from bench.statistics.effects import (
     LEVEL,
+    MARGIN,
     Effect,
     contrast,
     holm,
@@ -124,7 +125,9 @@ class Comparison:
         return sum(outcome.p_holm is not None for cell in self.cells for outcome in cell.outcomes)
 
 
-def compare(base: Side, head: Side, *, margin: float = 0.02, interleaved: bool = False, suite: str | None = None) -> Comparison:
+def compare(
+    base: Side, head: Side, *, margin: float = MARGIN, interleaved: bool = False, suite: str | None = None
+) -> Comparison:
     """Compare HEAD with BASE, cell by cell.
 
     If sides were launched several times, intervals cover other launches: the same code on the same machine is a few percent
@@ -347,7 +350,7 @@ def judge(measured: Sequence[Testable], *, margin: float) -> Iterator[Outcome]:
         if isinstance(effect, Effect)
     }
     differ = dict(zip(tested, holm([effect.p_value(0.0) for effect, _ in tested.values()]), strict=True))
-    same = dict(zip(tested, holm([_equivalence_p(*one) for one in tested.values()]), strict=True))
+    same = dict(zip(tested, holm([effect.equivalence_p(margin) for effect, margin in tested.values()]), strict=True))
     for place, (number, effect) in enumerate(measured):
         if isinstance(effect, Outcome):
             yield effect
@@ -358,10 +361,3 @@ def judge(measured: Sequence[Testable], *, margin: float) -> Iterator[Outcome]:
         # The difference that is seen with POWER if it is the first of its family to be tested.
         minimum = effect.half_width(LEVEL / len(tested)) + effect.half_width(2 * (1 - POWER))
         yield Outcome(number, effect, verdict, minimum, differ[place])
-
-
-def _equivalence_p(effect: Effect, margin: float) -> float:
-    """Return the larger p of two one-sided tests (Schuirmann 1987); 1 if the estimate is not within the margin."""
-    if abs(effect.estimate) >= margin:
-        return 1.0
-    return effect.p_value(math.copysign(margin, effect.estimate)) / 2  # two-sided p values, halved

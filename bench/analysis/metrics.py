@@ -8,7 +8,7 @@ token, in both arms alike. Every interval is over prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
 from typing import Literal
@@ -62,6 +62,11 @@ def count_rounds(rounds: Iterable[Round]) -> RoundCounts:
 def counted_alpha(record: CellRecord) -> Interval | None:
     """Return alpha as accepted / (accepted + rejections); None for rules that judge jointly."""
     return None if record.cell.rule in JOINT_RULES else share_of(tested_of(record))
+
+
+def replayed_alpha(record: CellRecord) -> Interval | None:
+    """Return counted alpha over the pairs of expected alpha, beside which it stands; None where no pair has a replay."""
+    return counted_alpha(replayed(record)) if any(replays_of(record)) else None
 
 
 def expected_alpha(record: CellRecord, *, probs_of: ProbsOf = attrgetter("acceptance_probs")) -> Interval | None:
@@ -167,7 +172,7 @@ def share_after_end_token(record: CellRecord, arm: ArmName, *, end_token_ids: Co
 
 
 def aa_floor(run: RunRecord) -> float | None:
-    """Return the half-width of the 95 % interval of log(AR / AR'): a |log gamma| below it is noise."""
+    """Return how far from 0 the 95 % interval of log(AR / AR') reaches: a |log gamma| up to it is noise."""
     times = _times(arm for triple in run.baseline for arm in (triple.ar, triple.ar_again))
     columns = _columns(*([spent(getattr(triple, arm), times) for triple in run.baseline] for arm in ("ar", "ar_again")))
     return columns and intervals.log_ratio_floor(*columns, [triple.prompt_index for triple in run.baseline])
@@ -283,6 +288,11 @@ def _arms_seconds(record: CellRecord) -> float:
 # Parts of records
 def replays_of(record: CellRecord) -> Iterator[tuple[TimedPair, Replay]]:
     return ((pair, pair.replay) for pair in record.pairs if pair.replay is not None)
+
+
+def replayed(record: CellRecord) -> CellRecord:
+    """Return the record with only those pairs that have a replay; with all if none has one."""
+    return replace(record, pairs=tuple(pair for pair, _ in replays_of(record)) or record.pairs)
 
 
 def counts_of(record: CellRecord) -> Iterator[tuple[int, RoundCounts]]:

@@ -39,7 +39,7 @@ class Row:
 
 
 def may_be_claimed(row: Row) -> bool:
-    """Return whether the gamma of a row is valid, conclusive and not known to be lossy."""
+    """Return whether the gamma of a row is valid, conclusive (FASTER, SLOWER or SAME) and not known to be lossy."""
     conclusive = row.verdict.valid and row.verdict.label != "INCONCLUSIVE"
     return conclusive and row.verdict.certificate in ("LOSSLESS", UNCERTIFIED)
 

@@ -11,10 +11,11 @@ from bench.analysis.certificate import LOSSY_RULES, Certificate, certificates_of
 from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, gamma, native_ratio, replays_of
 from bench.records.decoding import Replay, num_tested
 from bench.records.runs import SHARED_BY, CellRecord, RunRecord
-from bench.statistics import intervals
-from bench.statistics.intervals import Interval
+from bench.statistics.effects import is_same
+from bench.statistics.intervals import MIN_CLUSTERS, Interval
 
-Label = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE", "INVALID"]
+Label = Literal["SAME", "FASTER", "SLOWER", "INCONCLUSIVE", "INVALID"]
+TOLERANCE = 0.03  # largest A/A floor, and largest lag of the baseline, with which a gamma is judged
 AGREEMENT_P = 0.001  # over all cells of a run; below it, counted and expected acceptance disagree
 UNCERTIFIED = "uncertified"
 
@@ -59,7 +60,7 @@ def _verdict(
     certificate: str = UNCERTIFIED if judged is None else judged.verdict
     if record.cell.rule in LOSSY_RULES:
         certificate = "LOSSY-DECLARED"  # so that it is no fault
-    faults = list(_faults(record, run, floor=floor, native=native))
+    faults = list(_faults(record, run, native))
     if judged is not None and certificate == "LOSSY":
         faults.append(f"certificate: LOSSY, {'; '.join(judged.words)}")
     ratio = gamma(record)
@@ -67,15 +68,43 @@ def _verdict(
         faults.append("no tokens were decoded in one of the arms")
     if faults or ratio is None:
         return Verdict(False, "INVALID", tuple(faults), certificate)
+    return Verdict(True, *judged_gamma(ratio, floor=floor, native=native), certificate)
+
+
+def judged_gamma(ratio: Interval, *, floor: float | None, native: Interval | None) -> tuple[Label, tuple[str, ...]]:
+    """Return what the gamma of a valid cell shows and, if that is INCONCLUSIVE, the reasons.
+
+    Args:    floor: |log gamma| up to which differences are noise; native: seconds of AR / of the engine's own plain decode
+    """
+    doubts = tuple(_doubts(ratio, floor, native))
+    if doubts:
+        return "INCONCLUSIVE", doubts
+    if is_same(ratio):  # a difference within the margin does not matter, however sure it is
+        return "SAME", ()
+    if ratio.low <= 1 <= ratio.high:
+        return "INCONCLUSIVE", ("1 is inside the interval",)
+    if floor is not None and abs(math.log(ratio.estimate)) <= floor:
+        return "INCONCLUSIVE", (f"inside the A/A floor of {floor:.1%}",)
+    return ("FASTER" if ratio.estimate > 1 else "SLOWER"), ()
+
+
+def _doubts(ratio: Interval, floor: float | None, native: Interval | None) -> Iterator[str]:
+    """Yield why a gamma cannot be judged, whatever it is."""
     if not ratio.adequate:
-        reason = f"{ratio.num_clusters} prompts, at least {intervals.MIN_CLUSTERS} are needed"
-        return Verdict(True, "INCONCLUSIVE", (reason,), certificate)
-    if floor is None:
-        return Verdict(True, "INCONCLUSIVE", ("no A/A floor was measured",), certificate)
-    return Verdict(True, intervals.gamma_verdict(ratio, floor), (), certificate)
+        yield f"{ratio.num_clusters} prompts, at least {MIN_CLUSTERS} are needed"
+    elif floor is None:
+        yield "no A/A floor was measured"
+    else:
+        if floor > TOLERANCE:
+            yield f"A/A floor {floor:.1%}, above {TOLERANCE:.0%}: run specheat doctor to see what disturbs this machine"
+        if native is not None and native.high > 1 + TOLERANCE:
+            yield (
+                f"the baseline may be up to {native.high - 1:.1%} slower than the engine's own decode; "
+                "more prompts or a quieter machine decide"
+            )
 
 
-def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: Interval | None) -> Iterator[str]:
+def _faults(record: CellRecord, run: RunRecord, native: Interval | None) -> Iterator[str]:
     """Yield the reasons for which a record is INVALID."""
     if record.error is not None:
         yield f"error: {record.error}"
@@ -86,8 +115,8 @@ def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: 
         yield "warm-up never settled"
     if record.throttle:
         yield f"throttled: {', '.join(record.throttle)}"
-    if native is not None and floor is not None and math.log(native.estimate) > floor:
-        yield f"baseline {native.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
+    if native is not None and is_weak(native):
+        yield f"baseline at least {native.low - 1:.1%} slower than the engine's own decode"
     replay_faults = tuple(_replay_faults(record, run))
     yield from replay_faults
     agreement = None if replay_faults else acceptance_agreement(record)  # it needs balanced replays
@@ -95,12 +124,19 @@ def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: 
         yield f"counted and expected acceptance disagree: z = {agreement.z:.1f}, p = {agreement.p:.1g}"
 
 
+def is_weak(native: Interval) -> bool:
+    """Return whether the baseline is surely slower than the engine's own plain decode, by more than TOLERANCE."""
+    return native.low > 1 + TOLERANCE
+
+
 def _replay_faults(record: CellRecord, run: RunRecord) -> Iterator[str]:
     """Yield the faults of replays. Unseeded engines, whose settings have `seeded: false`, may replay another text."""
     replays = tuple(replays_of(record))
-    differing = sum(replay.token_ids != pair.sd.token_ids for pair, replay in replays)
-    if differing and run.backend_settings.get("seeded", True):
-        yield f"{differing} of {len(replays)} replays gave other token ids than the timed run"
+    if run.backend_settings.get("seeded", True):
+        for name in ("token_ids", "rounds"):
+            timed = ((getattr(pair.sd, name), getattr(replay, name)) for pair, replay in replays)
+            if differing := sum(ours is not None and ours != again for ours, again in timed):
+                yield f"{differing} of {len(replays)} replays gave other {name.replace('_', ' ')} than the timed run"
     if unbalanced := sum(not _balanced(replay, record.cell.rule) for _, replay in replays):
         yield f"{unbalanced} of {len(replays)} replays do not have one acceptance probability per tested position"
 

@@ -41,8 +41,8 @@ class Baseline:
         journal, recording = self.recording.journal(self.backend), self.recording
         measured = {triple.prompt_index for triple in journal.measured.baseline}
         wanted = self._is_first and not recording.settings.pairs_only
-        native = isinstance(self.backend, NativeBaseline)
-        orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
+        native = (self.backend.generate_natively,) if isinstance(self.backend, NativeBaseline) else ()
+        orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=bool(native))
         left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
 
         def on_triple(triple: BaselineTriple) -> None:
@@ -52,11 +52,11 @@ class Baseline:
             recording.meter.step(pairs_each, label=label)
             recording.end_round(self.backend, label)
 
-        if left:
-            timing.warm_up(self.backend, requests[0])
         # The seeds stay those of the cell, although its temperature is replaced.
         hot = self._temperature
         requests = [replace(each, temperature=hot, draft_temperature=hot, schedule=()) for each in requests]
+        if left:
+            timing.warm_up(self.backend, requests[0], further=native)
         return timing.baseline_rounds(self.backend, left, requests, on_triple=on_triple)
 
     @property

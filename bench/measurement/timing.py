@@ -113,10 +113,16 @@ def autoregressive(request: DecodeRequest) -> DecodeRequest:
 
 
 def warm_up(
-    backend: Backend, request: DecodeRequest, *, concurrency: int = 1, clock: Clock = time.perf_counter
+    backend: Backend,
+    request: DecodeRequest,
+    *,
+    concurrency: int = 1,
+    further: Sequence[Generate] = (),
+    clock: Clock = time.perf_counter,
 ) -> tuple[tuple[float, ...], bool]:
     """Decode a few tokens in both arms, again and again, until they stop getting faster.
 
+    Args:    further: calls that decode without speculation and are warmed up too, such as the engine's own plain decode
     Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS
     """
     short = replace(request, max_new_tokens=min(WARMUP_TOKENS, request.max_new_tokens), eos_token_ids=())
@@ -127,6 +133,7 @@ def warm_up(
             for arm in (autoregressive(short), short)
             for text in time_together(backend, [replace(arm, seed=seed) for seed in range(concurrency)], clock)
         ]
+        arms += [time_call(backend, call, autoregressive(short), clock) for call in further]
         series.append(sum(arm.seconds for arm in arms) / sum(len(arm.token_ids) for arm in arms))
         if len(series) >= 2 * WARMUP_WINDOW:
             before = statistics.median(series[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])

@@ -86,7 +86,8 @@ AR_MS = Column("ar_ms", "AR\nms/token", shown(milliseconds_text, metrics.seconds
 SD_MS = Column("sd_ms", "SD\nms/token", shown(milliseconds_text, metrics.seconds_per_token, "sd"), True, "SD ms\n/token")
 MAIN = (
     ALPHA,
-    Column("alpha_expected", "alpha\nexpected", shown(point_text, metrics.expected_alpha), narrow="alpha\nexpect."),
+    Column("alpha_replayed", "replays:\ncounted", shown(point_text, metrics.replayed_alpha), narrow="replays:\ncounted"),
+    Column("alpha_expected", "replays:\nexpected", shown(point_text, metrics.expected_alpha), narrow="replays:\nexpect."),
     Column("draft_utilisation", "draft\nutilisation", shown(point_text, metrics.draft_utilisation), narrow="draft\nutil."),
     Column("block_efficiency", "block\nefficiency", shown(point_text, metrics.block_efficiency), narrow="block\neff."),
     AR_MS,

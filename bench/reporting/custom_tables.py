@@ -16,7 +16,7 @@ from bench.reporting.captions import FORMULA, label, listing, run_facts, title
 from bench.reporting.columns import AFTER_END, ALPHA, GAMMA, MAIN, MECHANISM, SHORT_NAMES, Column, identity_column
 from bench.reporting.suites.backends import REFERENCE_FACTS, beside_reference
 from bench.reporting.table import Notes, Table, table_of
-from bench.reporting.tables import GAMMA_FACTS, MECHANISM_FACTS, best_row, entry, record_column, rows_table
+from bench.reporting.tables import ALPHA_FACTS, GAMMA_FACTS, MECHANISM_FACTS, best_row, entry, record_column, rows_table
 
 VALUES = (GAMMA.name, ALPHA.name)
 
@@ -58,6 +58,7 @@ def chosen_table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     caption = {
         **GAMMA_FACTS,
         **(MECHANISM_FACTS if shown & {column.name for column in MECHANISM} else {}),
+        **(ALPHA_FACTS if shown & {"alpha_replayed", "alpha_expected"} else {}),
         **(REFERENCE_FACTS if shown & beside else {}),
         "differ between rows, not shown": ", ".join(name for name in differing if name not in shown),
         "every cell": listing(constant),

@@ -22,6 +22,10 @@ GAMMA_FACTS = {
     "first token",
     "intervals": "95 % over prompts",
 }
+ALPHA_FACTS = {
+    "alpha counted": "accepted / (accepted + rejections), over all pairs",
+    "replays": "alpha counted, and alpha expected from both distributions, over the pairs that were replayed",
+}
 MECHANISM_FACTS = {
     "c": "seconds of one draft forward / seconds of one target forward, 1 token each",
     "z of acceptance": "sum of accepted - expected in standard errors, over the tested positions",
@@ -90,6 +94,7 @@ def cell_table(rows: Sequence[Row]) -> Table:
         columns.append(AFTER_END)
     caption = {
         **GAMMA_FACTS,
+        **ALPHA_FACTS,
         **certificate_facts(rows),
         **crossings(rows),
         "every cell": listing(split_identity(rows)[1]),

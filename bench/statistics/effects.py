@@ -12,6 +12,7 @@ from bench.statistics.intervals import MIN_CLUSTERS, UNKNOWN, Array, Interval, P
 
 LEVEL = 0.05  # largest chance of any false verdict in a family of claims
 SMALLEST_P = 1e-12
+MARGIN = 0.02  # ratios of 1 / (1 + MARGIN) .. 1 + MARGIN are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,22 @@ class Effect:
         if distance <= self.half_width(1.0):  # 0, up to rounding
             return 1.0
         return math.exp(brentq(lambda log_p: self.half_width(math.exp(log_p)) - distance, math.log(SMALLEST_P), 0.0))
+
+    def equivalence_p(self, margin: float) -> float:
+        """Return the larger p of two one-sided tests that the effect lies within plus or minus the margin.
+
+        It is at or below 0.05 exactly if the 90 % interval lies within the margin.
+
+        Source:  Schuirmann 1987, A comparison of the two one-sided tests procedure
+        """
+        if abs(self.estimate) >= margin or math.isinf(self.standard_error):
+            return 1.0
+        return self.p_value(math.copysign(margin, self.estimate)) / 2  # two-sided p values, halved
+
+
+def is_same(ratio: Interval, margin: float = MARGIN) -> bool:
+    """Return whether a ratio of totals lies within 1 / (1 + margin) .. 1 + margin, tested at 5 %."""
+    return Effect(math.log(ratio.estimate), ratio.parts).equivalence_p(math.log1p(margin)) <= LEVEL
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Intervals of ratios over prompts, and the verdicts drawn from them.
+"""Intervals of ratios over prompts, and tests of acceptances against their probabilities.
 
 The prompt is the unit that was sampled: everything measured on one prompt is summed first. Every interval is the
 leave-one-prompt-out jackknife of a ratio of totals, with a quantile of t. The degrees of freedom of t are Kish's effective
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike as Column
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-GammaVerdict = Literal["FASTER", "SLOWER", "INDISTINGUISHABLE", "INCONCLUSIVE"]
 Part = tuple[float, float]  # of an error: a standard error, and the degrees of freedom of its t
 
 CONFIDENCE = 0.95
@@ -39,6 +37,8 @@ class Interval:
     high: float
     num_clusters: int = 0  # prompts that contributed; 0: not counted
     confidence: float = CONFIDENCE
+    # Of the error of the logarithm, if this is a ratio of totals. Equivalence tests need them.
+    parts: tuple[Part, ...] = field(default=(UNKNOWN,), repr=False)
 
     @property
     def half_width(self) -> float:
@@ -56,7 +56,7 @@ class Interval:
     def transformed(self, increasing: Callable[[float], float]) -> Interval:
         """Return the interval of an increasing function of the number."""
         estimate, low, high = map(increasing, (self.estimate, self.low, self.high))
-        return replace(self, estimate=estimate, low=low, high=high)
+        return replace(self, estimate=estimate, low=low, high=high, parts=(UNKNOWN,))
 
 
 # Errors
@@ -135,9 +135,13 @@ def geometric_mean_ratio(
 
 
 def log_ratio_floor(first_s: Column, first_tokens: Column, second_s: Column, second_tokens: Column, clusters: Column) -> float:
-    """Return the A/A floor: the half-width of the 95 % interval of log(AR / AR'), where both arms are the same."""
+    """Return the A/A floor: the end of the 95 % interval of log(AR / AR') that is farther from 0.
+
+    Both arms are the same. So a difference between them is the machine's, and counts as much as the noise. The interval is
+    symmetric, and the end is |estimate| + half-width: with 1 % +- 2 % the floor is 3 %.
+    """
     interval = ratio_of_totals(first_s, first_tokens, second_s, second_tokens, clusters)
-    return math.log(interval.high / interval.estimate)
+    return abs(math.log(interval.estimate)) + math.log(interval.high / interval.estimate)
 
 
 def proportion(successes: Column, trials: Column, clusters: Column) -> Interval:
@@ -202,10 +206,10 @@ def _log_ratio_interval(
 def _exponentiated(log_ratio: float, parts: Sequence[Part], num_prompts: int, confidence: float) -> Interval:
     half_width = t_half_width(parts, 1 - confidence)
     low, estimate, high = np.exp([log_ratio - half_width, log_ratio, log_ratio + half_width]).tolist()
-    return Interval(estimate, low, high, num_prompts, confidence)
+    return Interval(estimate, low, high, num_prompts, confidence, tuple(parts))
 
 
-# Tests and verdicts
+# Tests
 def martingale_z(accepted: Column, expected: Column) -> float:
     """Return the standardised surplus of acceptances: sum(A - beta) / sqrt(sum beta (1 - beta)).
 
@@ -255,12 +259,3 @@ def self_normalised_z(observed: Column, expected: Column) -> float:
 def two_sided_p(z: float) -> float:
     """Return the probability that a standard normal is at least as far from 0 as z."""
     return math.erfc(abs(z) / math.sqrt(2))
-
-
-def gamma_verdict(interval: Interval, floor: float) -> GammaVerdict:
-    """Return what one gamma shows, given the A/A floor of `log_ratio_floor`; INDISTINGUISHABLE means from 1."""
-    if not interval.adequate:
-        return "INCONCLUSIVE"
-    if abs(math.log(interval.estimate)) <= floor or interval.low <= 1 <= interval.high:
-        return "INDISTINGUISHABLE"
-    return "FASTER" if interval.estimate > 1 else "SLOWER"

@@ -61,8 +61,8 @@ def frame(results: str | Path, *, suite: str | None = None) -> pd.DataFrame:
     Draft tokens of the SD arm: `drafted`, `tested` (accepted + rejected; missing for rules that judge rounds jointly),
     `accepted`, and `emitted` tokens in so many `rounds`. All are missing where the engine does not report rounds.
 
-    Judgement of the cell: `verdict` (FASTER, SLOWER, INDISTINGUISHABLE, INCONCLUSIVE, or INVALID: then no number of its rows
-    may be claimed), its `reasons`, `certificate`. Cells that failed have no pairs, and no rows. Columns of the run: `machine`,
+    Judgement of the cell: `verdict` (SAME, FASTER, SLOWER, INCONCLUSIVE, or INVALID: then no number of its rows may be
+    claimed), its `reasons`, `certificate`. Cells that failed have no pairs, and no rows. Columns of the run: `machine`,
     `commit`, `dirty` (uncommitted changes), `created` (ISO 8601, UTC), `preset`, `target`, `target_hash`, `draft_hash`, `file`.
 
     A cell that was measured again has rows of every record: use one `file`, or the newest `created`.

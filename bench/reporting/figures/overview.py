@@ -60,8 +60,9 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     legend_rows = len(lines) if len(lines) > 1 else 0
     caption = (
         f"{rows[0].record.cell.suite} on {device(rows[0])}. {captions.FORMULA}. "
-        "Solid: gamma measured, alpha counted, with 95 % intervals over prompts. "
-        "Dashed, hollow: gamma predicted from bare forwards, alpha expected. Grey: the A/A floor around 1. "
+        "Solid: gamma measured, alpha counted over all pairs, with 95 % intervals over prompts. "
+        "Dashed, hollow: gamma predicted from bare forwards, alpha expected in replays; crosses: alpha counted in the same "
+        "replays. Grey: the A/A floor around 1. "
         + settings_sentence(rows)
         + (f" Left out as INVALID: {num_invalid} of the cells." if num_invalid else "")
     )
@@ -69,7 +70,7 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
     gamma_axes, alpha_axes = figure.subplots(1, 2)
 
     floor = max((metrics.aa_floor(row.run) or 0.0 for row in rows), default=0.0)
-    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)  # the floor is a half-width of log gamma
+    gamma_axes.axhspan(math.exp(-floor), math.exp(floor), color="0.85", lw=0)  # the floor is of log gamma
     gamma_axes.axhline(1, color="0.3", lw=0.8)
     for number, line in enumerate(lines):
         style = canvas.look(number)
@@ -78,8 +79,10 @@ def _draw(rows: Sequence[Row], *, num_invalid: int) -> Any:
         # What was not timed or counted is dashed, with hollow markers.
         hollow = style | {"linestyle": "--", "mfc": "white"}
         gamma_axes.plot(*line.points(metrics.predicted_gamma), lw=1, ms=4, mew=0.8, **hollow)
-        x, expected = line.points(metrics.expected_alpha)
-        alpha_axes.plot(x, [interval.estimate for interval in expected], lw=1, ms=4, mew=0.8, **hollow)
+        crosses = style | {"linestyle": "none", "marker": "x"}
+        for metric, marks in ((metrics.expected_alpha, hollow), (metrics.replayed_alpha, crosses)):
+            x, found = line.points(metric)
+            alpha_axes.plot(x, [interval.estimate for interval in found], lw=1, ms=4, mew=0.8, **marks)
     ticks = sorted({x for line in lines for x in line.x})
     for axes, title in ((gamma_axes, "gamma"), (alpha_axes, "alpha")):
         axes.set_title(title, loc="left", fontsize=9)

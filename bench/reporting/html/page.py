@@ -43,7 +43,7 @@ Key = tuple[str, str]  # machine, suite
 LOOKS: Mapping[str, tuple[str, str]] = {
     "FASTER": ("good", "▲"),
     "SLOWER": ("bad", "▼"),
-    "INDISTINGUISHABLE": ("even", "="),
+    "SAME": ("even", "="),
     "INCONCLUSIVE": ("open", "?"),
     "INVALID": ("void", "✕"),
     "SUPPORTED": ("good", "✓"),

@@ -13,7 +13,17 @@ from bench.reporting.columns import ALPHA, CERTIFICATE, GAMMA, VERDICT, Column, 
 from bench.reporting.numbers import interval_text, milliseconds_text, number_text
 from bench.reporting.table import MISSING, Table
 from bench.reporting.tables import rows_table
+from bench.statistics.effects import is_same
 from bench.statistics.intervals import Interval
+
+ALPHA_MARGIN = 0.05  # alphas whose ratio lies within 1 / 1.05 .. 1.05 are the same: 2 points at an alpha of 0.4
+
+
+def alpha_verdict(ratio: Interval) -> str:
+    """Return what the ratio of two alphas shows. As with gamma, a sure difference within the margin is the same."""
+    if ratio.adequate and is_same(ratio, ALPHA_MARGIN):
+        return "same"
+    return "differs" if ratio.adequate and not ratio.low <= 1 <= ratio.high else "undecided"
 
 
 def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
@@ -37,10 +47,8 @@ def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
         ratio = metrics.alpha_against(row.record, other) if other else None
         if ratio is None or other is row.record:
             return MISSING
-        if ratio.low <= 1 <= ratio.high:
-            return "same"
-        reason = row.run.backend_settings.get("gap_acceptance")
-        return f"differs: {reason}" if reason else "differs"
+        found, reason = alpha_verdict(ratio), row.run.backend_settings.get("gap_acceptance")
+        return f"{found}: {reason}" if reason and found == "differs" else found
 
     ar_first, sd_first = (shown(milliseconds_text, metrics.first_token_seconds, arm) for arm in ("ar", "sd"))
     return (
@@ -72,6 +80,8 @@ def _without_backend(cell: Cell) -> Cell:
 
 
 REFERENCE_FACTS = {
+    "same": f"alpha is surely within {100 * ALPHA_MARGIN:g} % of the reference's (two one-sided tests at 5 %); differs: the "
+    "interval of the ratio excludes 1; undecided: neither",
     "/ reference's": "of the same temperature, rule, draft length and prompts; 95 % over prompts. Backends ran one after "
     "the other, so a drift of the machine in between is in no interval",
     "peak": "resident memory of the process and its children; the harness and the target that scores outputs are included",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bench.analysis import metrics
 from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.analysis.stretches import alpha_against, counted_alpha, expected_alpha, stretches
 from bench.records.decoding import schedule_text
@@ -22,7 +23,7 @@ FACTS = {
     "while hot, while cold": "tested positions of the tokens that have the hottest and the coldest temperature of these rows",
     "constant": "alpha counted of the schedule of that temperature throughout, over the same tokens",
     "/ constant": "ratio of these two: 1 where only the temperature of the moment decides acceptance",
-    "intervals": "95 % over prompts",
+    "intervals": "95 % over prompts; all numbers are over the pairs that were replayed, if any were",
 }
 
 
@@ -31,7 +32,7 @@ def halves_table(rows: Sequence[Row]) -> Table:
 
     Args:    rows: of one suite, at least one of which has a schedule
     """
-    scheduled = [row for row in rows if row.record.cell.schedule]
+    scheduled = [replace(row, record=metrics.replayed(row.record)) for row in rows if row.record.cell.schedule]
     constants = {_constant(row.record.cell): row.record for row in scheduled if len(row.record.cell.schedule) == 1}
     temperatures = [temperature for row in scheduled for _, temperature in row.record.cell.schedule]
     extremes = {"hot": max(temperatures), "cold": min(temperatures)}

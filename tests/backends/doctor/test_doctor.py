@@ -277,7 +277,7 @@ def noise_run(num_prompts: int, *, spread: float, speed: Callable[[int], float] 
     return NoiseRun(True, triples)
 
 
-@pytest.mark.parametrize(("spread", "state"), [(0.005, "ok"), (0.05, "note"), (0.2, "problem")])
+@pytest.mark.parametrize(("spread", "state"), [(0.005, "ok"), (0.04, "note"), (0.2, "problem")])
 def test_the_floor_says_which_differences_cannot_be_seen(spread: float, state: str) -> None:
     floor, drift = checked(judge(noise_run(30, spread=spread)))
     assert floor.state == state

@@ -82,6 +82,20 @@ def test_warm_up_goes_on_until_the_series_stops_falling() -> None:
     assert len(series) > 2 * timing.WARMUP_WINDOW
 
 
+def test_further_calls_are_warmed_up_with_both_arms_and_without_speculation() -> None:
+    clock, requests = FakeClock(), []
+    backend = AsynchronousFake(clock)
+
+    def natively(request: DecodeRequest) -> Generation:
+        requests.append(request)
+        return backend.generate(request)
+
+    series, settled = timing.warm_up(backend, REQUESTS[0], further=(natively,), clock=clock)
+    assert settled
+    assert len(requests) == len(series)
+    assert all(request.num_draft_tokens == 0 for request in requests)
+
+
 def test_a_series_that_never_settles_is_reported_as_unsettled() -> None:
     clock = FakeClock()
     backend = AsynchronousFake(clock, slowness=lambda call: 0.8 ** (call // 2))

@@ -11,7 +11,10 @@ import sys
 
 from tabulate import tabulate
 
-MODULES = ("concurrency", "launches", "best_of_several", "shared_numbers", "pooled_certificate", "greedy_certificate")
+MODULES = (
+    *("concurrency", "launches", "best_of_several", "baseline_and_floor", "equality"),
+    *("shared_numbers", "pooled_certificate", "greedy_certificate"),
+)
 
 
 def main(num: int, modules: tuple[str, ...]) -> None:
