@@ -39,7 +39,7 @@ ALLOWED = {"bench": (), "backends": ("bench",), "distill": ("bench", "backends.m
 # Only these look up packages by name: the registry finds backends, a child process finds the engines of a revision,
 # the others read versions, requirements and the place of a package.
 IMPORTLIB = {
-    "backends/doctor/installation.py",
+    "backends/doctor/checks.py",
     "bench/registry.py",
     "bench/orchestration/child.py",
     "bench/records/environment.py",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 
+from backends.certification.scoring import Text, slots_of
+from backends.models import checkpoints
+from bench.prompts import formatting
 from bench.records.decoding import ModelPair, Round
 
-if TYPE_CHECKING:
-    from backends.certification.scoring import Text
-
-Ids = list[Annotated[int, msgspec.Meta(ge=0)]]
+Ids = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+Rounds = tuple[Round, ...] | None
 
 
 class SampleRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,44 +26,23 @@ class SampleRow(msgspec.Struct, forbid_unknown_fields=True):
     rounds: list[tuple[int, int, int]] | None = None  # drafted, accepted, emitted
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedSample:
-    """One output as its engine gave it."""
+def with_end_token(token_ids: Ids, rounds: Rounds, end_token_ids: Ids) -> tuple[Ids, Rounds]:
+    """Return the tokens and rounds of an output that stopped, with the end token if its engine left that out.
 
-    prompt_index: int
-    repeat: int
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    stopped: bool
-    rounds: tuple[Round, ...] | None
-
-    def as_text(self, end_token_ids: Sequence[int]) -> Text:
-        """Return the output with its end token and its slots.
-
-        Raises: ValueError: the end token is missing and could be any of several, or the rounds do not add up
-        """
-        from backends.certification.scoring import Text, slots_of
-
-        token_ids, rounds = self.token_ids, self.rounds
-        if self.stopped and (not token_ids or token_ids[-1] not in end_token_ids):
-            if len(end_token_ids) != 1:
-                raise ValueError(
-                    f"the output stopped and its end token is missing, and the target has {len(end_token_ids)}: "
-                    "give it in token_ids"
-                )
-            if rounds and sum(round_.emitted for round_ in rounds) == len(token_ids) - 1:
-                rounds = _with_one_more(rounds)
-            token_ids = (*token_ids, *end_token_ids)
-        slots = slots_of(rounds, len(token_ids))
-        return Text(self.prompt_ids, token_ids, slots, self.prompt_index, self.repeat)
-
-
-def _with_one_more(rounds: tuple[Round, ...]) -> tuple[Round, ...]:
-    """Count an end token that the rounds left out: it belongs to the last round if that has room, else to another one."""
-    last = rounds[-1]
-    if last.emitted <= last.accepted:
-        return (*rounds[:-1], replace(last, emitted=last.emitted + 1))
-    return (*rounds, Round(drafted=max(1, last.drafted), accepted=0, emitted=1))
+    Raises: ValueError: the end token is missing and could be any of several
+    """
+    if token_ids and token_ids[-1] in end_token_ids:
+        return token_ids, rounds
+    if len(end_token_ids) != 1:
+        found = f"its end token is missing, and the target has {len(end_token_ids)}"
+        raise ValueError(f"the output stopped and {found}: give it in token_ids")
+    if rounds and sum(round_.emitted for round_ in rounds) == len(token_ids) - 1:  # the rounds left it out too
+        last = rounds[-1]
+        if last.emitted <= last.accepted:  # the last round has room for it
+            rounds = (*rounds[:-1], replace(last, emitted=last.emitted + 1))
+        else:
+            rounds = (*rounds, Round(drafted=max(1, last.drafted), accepted=0, emitted=1))
+    return (*token_ids, *end_token_ids), rounds
 
 
 def read_samples(path: Path, pair: ModelPair) -> list[Text]:
@@ -71,16 +50,13 @@ def read_samples(path: Path, pair: ModelPair) -> list[Text]:
 
     Raises:  ValueError: there is none, or what is wrong with which line
     """
-    from backends.models import checkpoints
-    from bench.prompts import formatting
-
     context_length = checkpoints.context_length(pair)
     vocab_size = checkpoints.model_config(pair.target).get_text_config().vocab_size
     end_token_ids = formatting.end_token_ids(pair)
     texts = []
     for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         try:
-            text = _parsed(index, line, vocab_size).as_text(end_token_ids)
+            text = _parsed(index, line, vocab_size, end_token_ids)
             length = len(text.prompt_ids) + len(text.token_ids)
             if length > context_length:
                 raise ValueError(f"expected at most {context_length} tokens with the prompt, got {length}")
@@ -92,7 +68,7 @@ def read_samples(path: Path, pair: ModelPair) -> list[Text]:
     return texts
 
 
-def _parsed(index: int, line: str, vocab_size: int) -> DecodedSample:
+def _parsed(index: int, line: str, vocab_size: int, end_token_ids: Ids) -> Text:
     row = msgspec.json.decode(line, type=SampleRow)
     for name in ("prompt_ids", "token_ids"):
         if (largest := max(getattr(row, name), default=0)) >= vocab_size:
@@ -107,4 +83,5 @@ def _parsed(index: int, line: str, vocab_size: int) -> DecodedSample:
         drafted, accepted, emitted = counts = round_.drafted, round_.accepted, round_.emitted
         if not (0 <= accepted <= drafted and accepted <= emitted <= accepted + 1 and emitted >= 1):
             raise ValueError(f"expected accepted <= drafted and emitted of accepted or one more, got {list(counts)}")
-    return DecodedSample(index, 0, tuple(row.prompt_ids), tuple(row.token_ids), stopped, rounds)
+    token_ids, rounds = with_end_token(row.token_ids, rounds, end_token_ids) if stopped else (row.token_ids, rounds)
+    return Text(row.prompt_ids, token_ids, slots_of(rounds, len(token_ids)), prompt_index=index)

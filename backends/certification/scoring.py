@@ -244,7 +244,7 @@ def _stretches(num_tokens: int, schedule: Schedule) -> Iterator[tuple[slice, flo
 
 def _place(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float, top_k: int, top_p: float, near_tie: float) -> Places:
     scores_NV = logits_NV.float()
-    own_N1 = scores_NV.gather(1, tokens_N[:, None])
+    own_N1 = scores_NV.gather(1, tokens_N[:, None])  # the logit of each token itself
     ids_V = torch.arange(scores_NV.shape[-1], device=scores_NV.device)
     above_NV = (scores_NV > own_N1) | ((scores_NV == own_N1) & (ids_V < tokens_N[:, None]))
     best_N1 = scores_NV.amax(-1, keepdim=True)
@@ -259,7 +259,7 @@ def _place(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float, top_k: in
         log_probs_NV = kept_NV.log()
     log_probs_NV = log_probs_NV.clamp_min(NEVER)
     probs_NV = log_probs_NV.exp()
-    entropy_N = -(probs_NV * log_probs_NV).sum(-1)
+    entropy_N = -(probs_NV * log_probs_NV).sum(-1)  # nats, of the warped distribution
     return Places(
         mass_above_N=(probs_NV * above_NV).sum(-1),
         prob_N=_of_token(probs_NV, tokens_N),
@@ -295,6 +295,7 @@ def _sampled(text: Text, chunks: Sequence[Places], seed: int) -> TextEvidence:
     """Return the evidence of an output decoded at T > 0."""
     places = {field.name: torch.cat([getattr(chunk, field.name) for chunk in chunks]).cpu() for field in fields(Places)}
     off_N = places["off_N"]
+    # One seed for each output, so that its evidence does not depend on the batch in which it was scored.
     generator = torch.Generator().manual_seed(derive_seed(seed, text.prompt_index, text.repeat))
     uniform_N = torch.rand(len(off_N), generator=generator, dtype=torch.float64)
     pit_N = places["mass_above_N"].double() + uniform_N * places["prob_N"].double()

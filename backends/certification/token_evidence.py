@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.distributions import Categorical
 from transformers import PreTrainedModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from backends.certification.scoring import ROWS_AT_A_TIME, TargetScorer, Text
 
@@ -26,13 +27,9 @@ def entropies(model: PreTrainedModel, prompt_ids: Sequence[int], token_ids: Sequ
     It is a property of the context: it does not depend on the temperature at which the output was decoded.
     """
     (logits_NV,) = TargetScorer(model).logits([Text(tuple(prompt_ids), tuple(token_ids), ())])
-    return tuple(torch.cat([_entropy(rows_NV) for rows_NV in logits_NV.split(ROWS_AT_A_TIME)]).tolist())
-
-
-def _entropy(logits_NV: Tensor) -> Tensor:
-    log_probs_NV = logits_NV.float().log_softmax(-1)
-    # 0 times minus infinity would be NaN. An impossible token adds nothing.
-    return -(log_probs_NV.exp() * log_probs_NV.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
+    # An impossible token adds nothing. Only some rows at a time are in float32.
+    parts = (Categorical(logits=rows.float(), validate_args=False).entropy() for rows in logits_NV.split(ROWS_AT_A_TIME))
+    return tuple(torch.cat(list(parts)).tolist())
 
 
 class Speller:
@@ -48,7 +45,7 @@ class Speller:
         self.special = {i for i, token in self.added.items() if token.special} | set(tokenizer.all_special_ids)
         decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
         byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
-        self.byte_of = byte_alphabet() if byte_level else {}
+        self.byte_of = {character: byte for byte, character in bytes_to_unicode().items()} if byte_level else {}
 
     def spell(self, token_id: int) -> bytes | None:
         """Return the bytes of a token; None for a special token and for an id that the tokenizer does not have."""
@@ -62,13 +59,3 @@ class Speller:
         if byte := BYTE_FALLBACK.fullmatch(text):
             return bytes((int(byte[1], 16),))
         return text.replace(SENTENCEPIECE_SPACE, " ").encode()
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Return character -> byte: printable bytes of Latin-1 stand for themselves, the others are numbered from 256 on.
-
-    Source:  GPT-2, `bytes_to_unicode`
-    """
-    printable = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -15,11 +15,11 @@ import json
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.certification.samples import DecodedSample, read_samples
 from bench.errors import BackendUnavailable, first_line
 from bench.options import arguments
 from bench.options.settings import Settings
@@ -77,15 +77,11 @@ class Certify:
         if args.samples is not None and (args.backend or num_tokens is not None):
             raise ValueError("expected --samples, or --backend and --tokens, got both")
 
+        from backends.certification.samples import read_samples
         from backends.models import pairs
 
-        pair = pairs.resolve(
-            settings.pair,
-            target=settings.target,
-            draft=settings.drafts[0],
-            dtype=settings.dtype,
-            pairs_file=settings.pairs_file,
-        )
+        (draft,), dtype, more_pairs = settings.drafts, settings.dtype, settings.pairs_file
+        pair = pairs.resolve(settings.pair, target=settings.target, draft=draft, dtype=dtype, pairs_file=more_pairs)
         if settings.inflations[0] is not None:
             pair = pairs.inflated(pair, settings.inflations[0])
         if args.samples is None:
@@ -125,6 +121,8 @@ def _single(settings: Settings) -> Settings:
 
 
 def _decode(settings: Settings, pair: ModelPair, num_tokens: int | None) -> _Made:
+    from backends.certification.samples import with_end_token
+    from backends.certification.scoring import Text, slots_of
     from backends.models import checkpoints, workloads
     from bench.analysis.certificate import tokens_for_lossless
     from bench.prompts import sets
@@ -137,32 +135,31 @@ def _decode(settings: Settings, pair: ModelPair, num_tokens: int | None) -> _Mad
         num_tokens = tokens_for_lossless() if settings.temperatures[0] else GREEDY_TOKENS
     assert num_tokens is not None
     requests = _requests(settings, workload)
-    compare = settings.temperatures[0] == 0 and pair.dtype == "float32"
+    compare = settings.temperatures[0] == 0 and pair.dtype == "float32"  # in bfloat16 near-ties give other ids
     backend = factory(pair, device=settings.device, options=dict(settings.options_of(settings.backends[0])))
-    if settings.rules[0] not in backend.capabilities.rules:
-        known = ", ".join(sorted(backend.capabilities.rules))
-        raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {settings.rules[0]!r}")
     texts: list[Text] = []
     differing, decode_s = 0, 0.0
-    with Meter("decoding", num_tokens) as meter:
+    with closing(backend), Meter("decoding", num_tokens) as meter:
+        if settings.rules[0] not in backend.capabilities.rules:
+            known = ", ".join(sorted(backend.capabilities.rules))
+            raise ValueError(f"expected an acceptance rule that {backend.name} has ({known}), got {settings.rules[0]!r}")
         for index, repeat, request in requests:
             started = time.perf_counter()
             try:
                 made = backend.generate(request)
-                backend.synchronize()
+                backend.synchronize()  # `generate` may return before the device has finished
             except RuntimeError as error:
-                backend.close()
                 raise BackendUnavailable(f"{backend.name}: {first_line(error)}") from error
             decode_s += time.perf_counter() - started
-            stopped = made.finish_reason == "stop"
-            decoded = DecodedSample(index, repeat, request.prompt_ids, made.token_ids, stopped, made.rounds)
-            texts.append(decoded.as_text(workload.end_token_ids))
+            token_ids, rounds = made.token_ids, made.rounds
+            if made.finish_reason == "stop":
+                token_ids, rounds = with_end_token(token_ids, rounds, workload.end_token_ids)
+            texts.append(Text(request.prompt_ids, token_ids, slots_of(rounds, len(token_ids)), index, repeat))
             if compare:
                 differing += backend.generate(replace(request, num_draft_tokens=0)).token_ids != made.token_ids
             meter.step(len(made.token_ids))
             if sum(len(text.token_ids) for text in texts) >= num_tokens:
                 break
-    backend.close()
     return _Made(texts, differing, decode_s)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from pathlib import Path
+
+COLUMNS = ("name", "target", "draft", "family", "dtype", "licence", "ready")
 
 
 class Pairs:
@@ -16,37 +19,22 @@ class Pairs:
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(self, args: Namespace) -> int:
-        if args.prepare is None:
-            _list(args.pairs_file, as_json=args.json)
+        from tabulate import tabulate
+
+        from backends.models.pairs import load_table, readiness, ready
+
+        if args.prepare is not None:
+            pair = ready(args.prepare, pairs_file=args.pairs_file)
+            found = {"name": pair.name, "target": pair.target, "draft": pair.draft}
+            print(json.dumps(found) if args.json else f"target: {pair.target}\ndraft: {pair.draft}")
+            return 0
+        rows = []
+        for pair in load_table(args.pairs_file).values():
+            is_ready, why = readiness(pair)
+            rows.append({**asdict(pair), "ready": is_ready, "why": why})
+        if args.json:
+            print(json.dumps(rows, indent=1))
         else:
-            _prepare(args.prepare, args.pairs_file, as_json=args.json)
+            shown = [{**row, "ready": row["why"]} for row in rows]
+            print(tabulate([[row[column] for column in COLUMNS] for row in shown], headers=COLUMNS))
         return 0
-
-
-def _list(pairs_file: Path | None, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from tabulate import tabulate
-
-    from backends.models.pairs import load_table, readiness
-
-    rows = []
-    for pair in load_table(pairs_file).values():
-        ready, why = readiness(pair)
-        rows.append({**asdict(pair), "ready": ready, "why": why})
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    columns = ("name", "target", "draft", "family", "dtype", "licence", "why")
-    headers = (*columns[:-1], "ready")
-    print(tabulate([[row[column] for column in columns] for row in rows], headers=headers))
-
-
-def _prepare(name: str, pairs_file: Path | None, *, as_json: bool) -> None:
-    from backends.models.pairs import ready
-
-    pair = ready(name, pairs_file=pairs_file)
-    if as_json:
-        print(json.dumps({"name": pair.name, "target": pair.target, "draft": pair.draft}))
-    else:
-        print(f"target: {pair.target}\ndraft: {pair.draft}")

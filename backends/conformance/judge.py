@@ -90,7 +90,7 @@ class FreshForwards:
         certificate orders tokens by probability, so it does not see what prefers low ids, such as noise shared by two draws.
         """
         target_probs_TV, draft_probs_TV = self.probs(request, generation.token_ids)
-        laws = {
+        laws = {  # not all normalised: `_transforms` divides by their mass
             "accepted": torch.minimum(target_probs_TV, draft_probs_TV),
             "recovered": residual_distribution(target_probs_TV, draft_probs_TV),
             "bonus": target_probs_TV,
@@ -180,6 +180,7 @@ def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
         yield f"{num_tokens} tokens, expected 1 to {request.max_new_tokens}"
     if set(generation.token_ids[:-1]) & set(request.eos_token_ids):
         yield "output continues after an end token"
+    # An end token at the limit stops too.
     if generation.finish_reason != ("stop" if stopped else "length"):
         yield f"finish reason {generation.finish_reason}, last token {ends}"
     if not stopped and num_tokens < request.max_new_tokens:
@@ -196,6 +197,7 @@ def unbalanced(request: DecodeRequest, generation: Generation) -> Iterator[str]:
     for i, round_ in enumerate(generation.rounds):
         if not 0 <= round_.accepted <= round_.drafted <= request.num_draft_tokens:
             yield f"round {i}: not 0 <= accepted <= drafted <= {request.num_draft_tokens}: {round_}"
+        # An end token or the limit may cut the last round after an accepted token.
         cut = i == len(generation.rounds) - 1 and round_.emitted == round_.accepted > 0
         if not cut and round_.emitted != round_.accepted + 1:
             yield f"round {i}: not one token more emitted than accepted: {round_}"

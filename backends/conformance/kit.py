@@ -187,7 +187,7 @@ class BackendConformance:
         if able.truncation:
             variants += [{"top_p": 0.9, "eos_token_ids": END_TOKENS}, {"temperature": 1.0, "top_k": 12}]
         if able.draft_temperature:
-            variants += [{"temperature": 0.9, "draft_temperature": 0.5, "eos_token_ids": END_TOKENS}]
+            variants.append({"temperature": 0.9, "draft_temperature": 0.5, "eos_token_ids": END_TOKENS})
         return cache(lambda rule: _decoded(near, cls.num_tokens, *(_arm(rule) | variant for variant in variants)))
 
     @property
@@ -314,7 +314,7 @@ class BackendConformance:
             passed += outcomes
             closed_form += CLOSED_FORMS[rule](same_fresh.probs(request, generation.token_ids)[0][places]).tolist()
             uncut += (generation.rounds or ())[:-1]
-        if set(closed_form) == {1.0}:
+        if set(closed_form) == {1.0}:  # certain events have no variance to test with
             assert np.mean(passed) == pytest.approx(1, abs=self._tolerance)
             assert judge.block_efficiency(uncut) == pytest.approx(NUM_DRAFT_TOKENS + 1, rel=self._tolerance)
             return
@@ -362,7 +362,7 @@ class BackendConformance:
             text = whole.token_ids
             before = len(text) - sum(r.emitted for r in whole.rounds or ())  # tokens that belong to no round
             # The last round may be cut short by the limit; before it all rounds are alike.
-            for place in range(1, len(text) - k - 1):
+            for place in range(1, len(text) - k - 1):  # token 0 may belong to no round
                 is_bonus = (place - before) % (k + 1) == k
                 if text[place] in text[:place] or (end != "recovered" and is_bonus != (end == "bonus")):
                     continue
@@ -375,7 +375,7 @@ class BackendConformance:
                     last = generation.rounds[-1]
                     assert last.emitted == last.accepted + (end != "accepted")
                 found += 1
-                if found % 3 == 0:
+                if found % 3 == 0:  # three of each output are enough
                     break
         assert found, f"no output has a new token in a place where it would be {end}"
 
@@ -493,10 +493,9 @@ def _requests(backend: Backend, num_tokens: float, **changes: Any) -> tuple[Deco
 def _decoded(backend: Backend, num_tokens: int, *variants: dict[str, Any]) -> list[Output]:
     """Decode until there are so many tokens: every prompt with every variant in turn, each time with another seed."""
     outputs: list[Output] = []
-    left = num_tokens
-    for seed in itertools.count():
-        if left <= 0:
-            break
+    left, seeds = num_tokens, itertools.count()
+    while left > 0:
+        seed = next(seeds)
         prompt = PROMPTS[seed // len(variants) % len(PROMPTS)]
         (request,) = _requests(backend, 1, prompt_ids=prompt, seed=seed, **variants[seed % len(variants)])
         outputs.append((request, backend.generate(request)))

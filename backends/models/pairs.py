@@ -95,7 +95,7 @@ def readiness(pair: ModelPair) -> tuple[bool, str]:
         if any(model.startswith(EMBEDDED_PREFIX) for model in models.values()):
             embedded.gguf_file()  # raises if the package is missing
         absent = [role for role, model in models.items() if model not in EMBEDDED and _found(model) is None]
-    except (ValueError, BackendUnavailable) as error:
+    except (ValueError, BackendUnavailable, ImportError) as error:  # ImportError: a package of the hub is missing
         return False, str(error)
     return (False, f"not downloaded: {', '.join(absent)}") if absent else (True, "ready")
 

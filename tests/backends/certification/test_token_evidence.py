@@ -7,14 +7,15 @@ import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from backends.certification.token_evidence import Speller, byte_alphabet, entropies
+from backends.certification.token_evidence import Speller, entropies
 from backends.conformance.tiny_pairs import tiny_models
 from tests.support.tiny_models import tiny_llama
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    characters = {byte: character for character, byte in byte_alphabet().items()}
+    characters = bytes_to_unicode()
     euro = [characters[byte] for byte in "€".encode()]  # three bytes
     tokens = ["<end>", "a", *euro, characters[ord(" ")], "".join(euro[:2]), characters[ord(" ")] + "a"]
     model = BPE({token: i for i, token in enumerate(tokens)}, [(euro[0], euro[1]), (tokens[5], "a")])
@@ -39,11 +40,12 @@ def test_a_token_of_a_byte_level_tokenizer_has_the_bytes_it_stands_for_also_part
 def test_the_byte_alphabet_is_that_of_the_tokenizers_library() -> None:
     from tokenizers.pre_tokenizers import ByteLevel
 
-    assert set(byte_alphabet()) == set(ByteLevel.alphabet())
-    assert sorted(byte_alphabet().values()) == list(range(256))
+    characters = Speller(byte_level_tokenizer()).byte_of
+    assert set(characters) == set(ByteLevel.alphabet())
+    assert sorted(characters.values()) == list(range(256))
     decode = decoders.ByteLevel().decode
     for text in ("é\n", "\t€", "\x00\x7f\xad"):
-        characters = {byte: character for character, byte in byte_alphabet().items()}
+        characters = bytes_to_unicode()
         assert decode(["".join(characters[byte] for byte in text.encode())]) == text
 
 

