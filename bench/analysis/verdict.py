@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.analysis.certificate import LOSSY_RULES, Certificate, certificates_of
+from bench.analysis.conditions import throttling_faults
 from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, gamma, native_ratio, replays_of
 from bench.records.decoding import Replay, num_tested
 from bench.records.runs import SHARED_BY, CellRecord, RunRecord
@@ -77,8 +78,7 @@ def _faults(record: CellRecord, run: RunRecord, *, floor: float | None, native: 
         yield f"timed on a machine that {sharing} runs shared"
     if not record.warmup_settled:
         yield "warm-up never settled"
-    if record.throttle:
-        yield f"throttled: {', '.join(record.throttle)}"
+    yield from throttling_faults(record)
     if native is not None and floor is not None and math.log(native.estimate) > floor:
         yield f"baseline {native.estimate - 1:.1%} slower than the engine's own decode, A/A floor {floor:.1%}"
     replay_faults = tuple(_replay_faults(record, run))
