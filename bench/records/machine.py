@@ -110,10 +110,10 @@ def conditions_since(before: CpuUse | None, device: str) -> Conditions:
     after = None if before is None else cpu_use()
     if before is None or after is None or after.whole_s <= before.whole_s:
         return Conditions(clock_mhz=clock_mhz, throttle=throttle)
-    others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
-    steal_s = None if before.steal_s is None or after.steal_s is None else after.steal_s - before.steal_s
-    # The kernel counts whole ticks of 10 ms, so that the difference may be a little below 0.
-    return Conditions(after.whole_s - before.whole_s, steal_s, max(0.0, others_s), clock_mhz, throttle)
+    # The kernel counts whole ticks of 10 ms, so that a difference of differences may be a little below 0.
+    others_s = max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s))
+    steal_s = None if before.steal_s is None or after.steal_s is None else round(after.steal_s - before.steal_s, 3)
+    return Conditions(round(after.whole_s - before.whole_s, 3), steal_s, round(others_s, 3), clock_mhz, throttle)
 
 
 def available_memory_bytes() -> int:

@@ -106,7 +106,7 @@ def caption_facts(run: RunRecord) -> Facts:
         "AR arm": _strength_text(run),
         **_stopped_text(run),
         **({"wall time": wall} if wall else {}),
-        **({"CPU time of others during timed calls": load} if load else {}),
+        **({"other load": f"{load} of the CPU time of timed calls"} if load else {}),
     }
 
 
