@@ -84,7 +84,8 @@ class Rotation:
                 for run in block:
                     self._warm_up(run)
                 for index in range(len(block[0].plans)):  # all cells of a suite have the same prompts and repeats
-                    for run in sorted(block, key=partial(_lot, index)):
+                    lots = {run: visit_lot(run.cell, index) for run in block}
+                    for run in sorted(block, key=lots.__getitem__):
                         self._visit(run, run.plans[index])
         if self.passed_over:
             self.recording.meter.step(self.passed_over)
@@ -159,12 +160,12 @@ class Rotation:
             run.wall_s[step] += time.perf_counter() - started
 
 
-def _lot(index: int, run: CellRun) -> int:
-    """Return a random number by which the cells of a visit are ordered. It depends on no other cell and no earlier visit.
+def visit_lot(cell: Cell, index: int) -> int:
+    """Return a random number by which the cells of a visit are sorted. It depends on no other cell and no earlier visit.
 
     So a resumed run, which lacks some of the cells, continues the same order.
     """
-    return derive_seed(run.cell.seed, "visit", index, *run.cell.draws)
+    return derive_seed(cell.seed, "visit", index, *cell.draws)
 
 
 def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:

@@ -30,7 +30,7 @@ Generate = Callable[[DecodeRequest], Generation]
 WARMUP_TOKENS = 4  # at least so many per warm-up step, and enough for a whole round
 WARMUP_WINDOW = 3  # the medians of the last two windows must not differ ...
 WARMUP_TREND = 0.05  # ... by more than this share
-WARMUP_MAX_STEPS = 24
+WARMUP_MAX_STEPS = 48
 FORWARD_SAMPLES = 3  # bare forwards of each kind, timed after an instrumented pair
 
 

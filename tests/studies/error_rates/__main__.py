@@ -11,7 +11,7 @@ import sys
 
 from tabulate import tabulate
 
-MODULES = ("concurrency", "launches", "best_of_several")
+MODULES = ("concurrency", "launches", "best_of_several", "drift")
 
 
 def main(num: int, modules: tuple[str, ...]) -> None:
