@@ -3,10 +3,14 @@
 A suite is a test that requests `measure`, `suite_run` or `workload`. It may also request the fixtures of PARAMETERS. Their
 values come from the options, or else from `DEFAULTS` of its module: a preset's values by field of `Settings`. Several drafts or
 prompt sets run one after the other and share a record. A conftest.py beside the suites provides `Engines`.
+
+The first test of a suite on an engine measures the cells of all tests, in turn. To learn these cells, it calls the other tests,
+which end where they call `measure`. So what a test does before must have no side effects.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from bench.errors import BAD_INPUT, BackendUnavailable
+from bench.measurement import recorded_timer
 from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload
 from bench.measurement.session import Session, SessionLog, Variant
 from bench.options.arguments import add_options, from_options
@@ -24,7 +29,7 @@ from bench.options.settings import Settings
 from bench.progress import Meter
 from bench.protocols import Backend
 from bench.records import environment, files, machine_lock, storage
-from bench.records.runs import CellRecord, RunRecord
+from bench.records.runs import Cell, CellRecord, RunRecord
 from bench.registry import backend_factory
 
 # pytest loads this module in every project, so what needs numpy or scipy is imported where a suite uses it.
@@ -151,10 +156,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif own not in workloads:
             item.add_marker(pytest.mark.skip(reason=str(answers[own])))
         elif "suite_run" in item.fixturenames:
+            _repeat_seconds(item)
             total += len(workloads[own][_variant(item)].prompt_ids) * own.repeats
     capture = config.pluginmanager.getplugin("capturemanager")  # None with -p no:capture
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
     config.stash[SESSION] = Session(workloads, Meter("", total, unit="pairs", uncaptured=uncaptured), log)
+
+
+def _repeat_seconds(item: pytest.Function) -> None:
+    """Let pytest-benchmark's fixture of this test repeat what was measured, whatever timer was requested."""
+    marker = item.get_closest_marker("benchmark")
+    options = {**(marker.kwargs if marker else {}), "timer": recorded_timer.timer}
+    item.add_marker(pytest.mark.benchmark(**options), append=False)
 
 
 def _variant(item: pytest.Function) -> Variant:
@@ -270,8 +283,32 @@ def suite_run(recording: Recording, backend: Backend, workload: Workload, reques
 
     settings, session = recording.settings, request.config.stash[SESSION]
     score = None if settings.pairs_only else request.config.stash[ENGINES].scorer(backend, workload, settings)
-    yield SuiteRun(recording, backend, workload=workload, score=score, baselines=session.baselines)
+    others = partial(_declared_cells, request)
+    yield SuiteRun(recording, backend, workload=workload, score=score, baselines=session.baselines, others=others)
     recording.leave(backend)
+
+
+def _declared_cells(request: pytest.FixtureRequest, run: SuiteRun) -> Iterator[Cell]:
+    """Yield the cells that the tests of this suite will measure on the same engine, models and prompts."""
+    from bench.measurement.suite_run import Declared
+
+    kept = [fixture for fixture, (_, scope) in PARAMETERS.items() if scope == "module"]
+    same = {fixture: request.getfixturevalue(fixture) for fixture in kept}
+    for item in _suites(request.session.items):
+        marks = {mark.name for mark in item.iter_markers()}
+        if item.module is not request.module or "suite_run" not in item.fixturenames or marks & {"skip", "skipif"}:
+            continue
+        params: Mapping[str, Any] = item.callspec.params
+        if {fixture: params[fixture] for fixture in kept} != same:
+            continue
+        own = {"suite_run": run, "benchmark": None, "measure": partial(_measure, run, None, params), **params}
+        try:
+            names = inspect.signature(item.obj).parameters
+            item.obj(**{name: own[name] if name in own else request.getfixturevalue(name) for name in names})
+        except Declared as declared:
+            yield declared.cell
+        except (pytest.skip.Exception, pytest.fail.Exception, Exception):
+            pass  # it will happen again when it is the turn of that test
 
 
 @pytest.fixture
@@ -279,7 +316,13 @@ def measure(
     suite_run: SuiteRun, benchmark: Any, temperature: float, rule: str, num_draft_tokens: int
 ) -> Callable[..., CellRecord]:
     """Measures this test's cell; what a suite varies besides temperature, rule and draft length is passed by name."""
-    return partial(suite_run.measure, benchmark, temperature=temperature, rule=rule, num_draft_tokens=num_draft_tokens)
+    values = {"temperature": temperature, "rule": rule, "num_draft_tokens": num_draft_tokens}
+    return partial(_measure, suite_run, benchmark, values)
+
+
+def _measure(run: SuiteRun, benchmark: Any, values: Mapping[str, Any], **further: Any) -> CellRecord:
+    names = ("temperature", "rule", "num_draft_tokens")
+    return run.measure(benchmark, **{name: values[name] for name in names}, **further)
 
 
 @pytest.hookimpl(trylast=True)

@@ -29,6 +29,7 @@ class Capabilities:
     adaptive_draft_length: bool = False  # k may change from round to round
     seeded: bool = True  # same request, same ids
     reports_rounds: bool = True
+    num_resident: int | None = None  # pairs of rule and draft length that stay loaded at the same time; None: all
     gaps: Mapping[str, str] | None = None  # conformance check -> why this engine cannot pass it
 
 

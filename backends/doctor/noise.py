@@ -16,7 +16,7 @@ from backends.doctor.checks import FAILURES, Check, Message, grade
 from bench.analysis.metrics import spent
 from bench.analysis.verdict import TOLERANCE
 from bench.measurement.cells import first_cell, request_of
-from bench.measurement.timing import baseline_rounds, plan_baseline, warm_up
+from bench.measurement.timing import plan_baseline, time_triple, warm_up
 from bench.options.settings import Settings
 from bench.progress import Meter
 from bench.protocols import Backend, Clock
@@ -107,21 +107,17 @@ def aa_run(
             raise TimeoutError  # a machine that is this busy never settles
         return now
 
-    def on_triple(triple: BaselineTriple) -> None:
-        triples.append(triple)
-        elapsed_s = clock() - started
-        meter.show(min(int(elapsed_s), meter.total), f"{len(triples)} prompts")
-        if elapsed_s >= seconds:
-            raise TimeoutError
-
     try:
         _, settled = warm_up(backend, requests[0], clock=warmup_clock)
         started = clock()
         for repeat in itertools.count():  # all prompts again, each time with other seeds
             seed = derive_seed(0, "doctor", repeat)
-            orders = dict(enumerate(plan_baseline(len(requests), seed=seed, native=False)))
-            seeded = [replace(request, seed=seed) for request in requests]
-            baseline_rounds(backend, orders, seeded, on_triple=on_triple, clock=clock).run_all()
+            for index, order in enumerate(plan_baseline(len(requests), seed=seed, native=False)):
+                triples.append(time_triple(backend, index, order, replace(requests[index], seed=seed), clock=clock))
+                elapsed_s = clock() - started
+                meter.show(min(int(elapsed_s), meter.total), f"{len(triples)} prompts")
+                if elapsed_s >= seconds:
+                    raise TimeoutError
     except (TimeoutError, KeyboardInterrupt) as end:
         interrupted = isinstance(end, KeyboardInterrupt)
     return NoiseRun(settled, tuple(triples), interrupted)

@@ -160,7 +160,8 @@ class VllmBackend:
             raise
         self.device = device
         self.max_concurrency = options.texts
-        self.capabilities = capabilities(self.autoregressive.facts, method=options.method)
+        able = capabilities(self.autoregressive.facts, method=options.method)
+        self.capabilities = replace(able, num_resident=options.engines)
 
     def _arguments(self, device: str) -> dict[str, Any]:
         """Return the arguments that both arms have in common."""

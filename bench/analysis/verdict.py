@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.analysis.certificate import LOSSY_RULES, Certificate, certificates_of
+from bench.analysis.conditions import throttling_faults
 from bench.analysis.metrics import JOINT_RULES, aa_floor, acceptance_agreement, gamma, native_ratio, replays_of
 from bench.records.decoding import Replay, num_tested
 from bench.records.runs import SHARED_BY, CellRecord, RunRecord
@@ -113,8 +114,7 @@ def _faults(record: CellRecord, run: RunRecord, native: Interval | None) -> Iter
         yield f"timed on a machine that {sharing} runs shared"
     if not record.warmup_settled:
         yield "warm-up never settled"
-    if record.throttle:
-        yield f"throttled: {', '.join(record.throttle)}"
+    yield from throttling_faults(record)
     if native is not None and is_weak(native):
         yield f"baseline at least {native.low - 1:.1%} slower than the engine's own decode"
     replay_faults = tuple(_replay_faults(record, run))

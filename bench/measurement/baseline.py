@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 from bench.measurement import timing
 from bench.measurement.recording import Recording, Workload
-from bench.measurement.timing import ArmRounds
 from bench.protocols import Backend, NativeBaseline
 from bench.records.decoding import DecodeRequest
 from bench.records.journal import Triple
-from bench.records.runs import BaselineTriple, Cell, TimedArm
+from bench.records.runs import BaselineTriple, Cell
 
 Baselines = dict[tuple[object, ...], dict[tuple[int, ...], BaselineTriple]]  # conditions -> prompt -> what was measured
 
@@ -33,10 +32,10 @@ class Baseline:
             if prompt_ids in known and index not in measured and self._is_first:
                 journal.append(Triple(replace(known[prompt_ids], prompt_index=index)))
 
-    def rounds(self, cell: Cell, requests: Sequence[DecodeRequest], *, pairs_each: int) -> ArmRounds[TimedArm]:
-        """Return the rounds that the record still lacks, after a warm-up if there are any.
+    def measure(self, cell: Cell, requests: Sequence[DecodeRequest], *, pairs_each: int) -> tuple[BaselineTriple, ...]:
+        """Measure the prompts that the record still lacks, after a warm-up if there are any, and return what was measured.
 
-        Args: requests: those of the cell, one for each prompt; pairs_each: how many pairs the progress counts for one round
+        Args: requests: those of the cell, one for each prompt; pairs_each: how many pairs the progress counts for one prompt
         """
         journal, recording = self.recording.journal(self.backend), self.recording
         measured = {triple.prompt_index for triple in journal.measured.baseline}
@@ -44,20 +43,20 @@ class Baseline:
         native = (self.backend.generate_natively,) if isinstance(self.backend, NativeBaseline) else ()
         orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=bool(native))
         left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
-
-        def on_triple(triple: BaselineTriple) -> None:
+        if left:
+            timing.warm_up(self.backend, requests[0], further=native)
+        triples = []
+        for index, order in left.items():
+            # The seeds stay those of the cell, although its temperature is replaced.
+            hot = replace(requests[index], temperature=self._temperature, draft_temperature=self._temperature, schedule=())
+            triple = timing.time_triple(self.backend, index, order, hot, device=cell.device)
+            triples.append(triple)
             journal.append(Triple(triple))
-            self._known(cell)[self.workload.prompt_ids[triple.prompt_index]] = triple
+            self._known(cell)[self.workload.prompt_ids[index]] = triple
             label = f"{self.backend.name} baseline"
             recording.meter.step(pairs_each, label=label)
             recording.end_round(self.backend, label)
-
-        # The seeds stay those of the cell, although its temperature is replaced.
-        hot = self._temperature
-        requests = [replace(each, temperature=hot, draft_temperature=hot, schedule=()) for each in requests]
-        if left:
-            timing.warm_up(self.backend, requests[0], further=native)
-        return timing.baseline_rounds(self.backend, left, requests, on_triple=on_triple)
+        return tuple(triples)
 
     @property
     def _is_first(self) -> bool:

@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from bench.analysis.verdict import verdict_of
 from bench.errors import BackendUnavailable, first_line
-from bench.measurement import timing, turns
+from bench.measurement import recorded_timer, timing, turns
 from bench.measurement.baseline import Baseline, Baselines
 from bench.measurement.cells import check_cell_schedule, first_cell, request_of, unsupported
-from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload, utc_now
+from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload
+from bench.measurement.rotation import CellRun, Rotation
 from bench.measurement.stopping import reason_to_stop
-from bench.measurement.timing import ArmRounds
 from bench.protocols import Backend
-from bench.records import machine
 from bench.records.decoding import DecodeRequest, DraftLength, Schedule
-from bench.records.journal import CellEnd, Journal, Pair, Warmup
-from bench.records.runs import STEPS, Cell, CellRecord, Evidence, RunRecord, TimedPair
+from bench.records.journal import CellEnd, Journal
+from bench.records.runs import Cell, CellRecord, Evidence, RunRecord, TimedPair
 
 Score = Callable[[Cell, Sequence[TimedPair]], Evidence]
 SCORING_ERRORS = (RuntimeError, ValueError, AssertionError, MemoryError, ImportError, OSError, BackendUnavailable)
 
 
-class _Enough(BaseException):
-    """Ends pytest-benchmark's rounds of a cell. An Exception would count as a failure of the cell there."""
+class Declared(BaseException):
+    """Ends a test that only declares its cell. An Exception might be caught by the test."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
 
 
 class SuiteRun:
-    """Measures a suite on one draft and one set of prompts. Suites call `measure` once per cell."""
+    """Measures a suite on one draft and one set of prompts. Suites call `measure` once per cell.
+
+    The first call measures its cell together with `others`, and later calls return what was measured then.
+    """
 
     def __init__(
-        self, recording: Recording, backend: Backend, *, workload: Workload, score: Score | None, baselines: Baselines
+        self,
+        recording: Recording,
+        backend: Backend,
+        *,
+        workload: Workload,
+        score: Score | None,
+        baselines: Baselines,
+        others: Callable[[SuiteRun], Iterable[Cell]] = lambda run: (),  # the cells that other tests will measure
     ) -> None:
         self.recording = recording
         self.settings = recording.settings
@@ -46,6 +56,8 @@ class SuiteRun:
         self.backend = backend
         self.workload = workload
         self.score = score
+        self.others = others
+        self.runs: dict[Cell, CellRun] = {}
         self.baseline = Baseline(recording, backend, workload, baselines)
         options = self.settings.options_of(recording.backend_name)
         self.cell = first_cell(recording.suite, backend.name, self.settings, workload, options=options)
@@ -56,7 +68,7 @@ class SuiteRun:
 
     def measure(
         self,
-        benchmark: Any,
+        benchmark: Any,  # None: only declare the cell, by raising `Declared`
         *,
         temperature: float,  # with a schedule, its hottest
         rule: str,
@@ -66,12 +78,13 @@ class SuiteRun:
         draft_length: DraftLength = "constant",
         schedule: Schedule = (),
     ) -> CellRecord:
-        """Measure one cell through `benchmark.pedantic`; only the pairs that a resumed journal lacks are run.
+        """Measure one cell, unless that is done, and pass its seconds to pytest-benchmark.
 
         An error of the backend is recorded, without numbers, and raised. Raise NotMeasured if nothing is to be done, and
         NotCertified if the cell is measured and stored but could not be scored.
         """
-        _check_enabled(benchmark)
+        if benchmark is not None:
+            _check_enabled(benchmark)
         cell = replace(
             self._cell_at(temperature, draft_temperature),
             rule=rule,
@@ -81,28 +94,35 @@ class SuiteRun:
             schedule=schedule,
         )
         check_cell_schedule(cell)
-        self._check_wanted(cell)
-        started = utc_now()
+        if benchmark is None:
+            raise Declared(cell)
+        if cell not in self.runs:
+            self._measure_together(cell)
+        run = self.runs[cell]
+        if run.ended is not None:
+            raise run.ended
         try:
-            record = self._measured(benchmark, cell, started)
+            record = self._record_of(run)
         except (RuntimeError, ValueError, AssertionError) as error:
-            failed = CellRecord(cell, started, (), False, (), error=f"{type(error).__name__}: {error}")
+            failed = CellRecord(cell, run.started, (), False, (), error=f"{type(error).__name__}: {error}")
             self.journal.append(CellEnd(failed))
             raise
         self.journal.append(CellEnd(record))
-        benchmark.extra_info["specheat"] = msgspec.to_builtins(alone(record, self.recording.so_far(self.backend)))
+        run.ended = NotMeasured(f"{cell.label}: measured by another test")
+        self._report(benchmark, record)
         if record.scoring_error:
             raise NotCertified(f"{cell.label} is measured, not certified: {record.scoring_error}")
         return record
 
     def measure_baseline(self, benchmark: Any) -> None:
-        """Measure only the baseline, through `benchmark.pedantic`, which times the AR arm. Raise NotMeasured as `measure`."""
+        """Measure only the baseline, and pass the seconds of AR to pytest-benchmark. Raise NotMeasured as `measure`."""
         _check_enabled(benchmark)
         cell = self._cell_at(max(self.settings.temperatures), None)
-        rounds = self.baseline.rounds(cell, self._requests(cell), pairs_each=1)
-        if not rounds.orders:
+        with timing.frozen_garbage():
+            triples = self.baseline.measure(cell, self._requests(cell), pairs_each=1)
+        if not triples:
             raise NotMeasured(f"{self.backend.name} baseline: measured before the interruption")
-        self._run_pedantic(benchmark, rounds)
+        self._repeat(benchmark, [triple.ar.seconds for triple in triples])
 
     def _cell_at(self, temperature: float, draft_temperature: float | None) -> Cell:
         if draft_temperature is None:
@@ -114,43 +134,39 @@ class SuiteRun:
         ends = self.workload.end_token_ids
         return tuple(request_of(cell, prompt_ids, ends) for prompt_ids in self.workload.prompt_ids)
 
-    def _check_wanted(self, cell: Cell) -> None:
-        """Raise NotMeasured where the engine cannot decode the cell, or a resumed run had measured it."""
-        if reason := unsupported(cell, self.backend):
-            self.meter.step(cell.num_prompts * cell.repeats, label=cell.label)
-            raise NotMeasured(f"{self.backend.name}: {reason}")
-        finished = self.journal.measured.finished.get(cell)
-        if finished is not None and finished.error is None:
-            self.meter.step(len(finished.pairs), label=cell.label)
-            raise NotMeasured(f"{cell.label}: measured before the interruption")
+    def _measure_together(self, cell: Cell) -> None:
+        """Measure this cell and all others that were not measured yet."""
+        cells = dict.fromkeys((cell, *self.others(self)))
+        runs = {each: self._run_of(each) for each in cells if each not in self.runs}
+        Rotation(self.recording, self.backend, self.baseline, tuple(runs.values())).measure()
+        self.runs |= runs
 
-    def _measured(self, benchmark: Any, cell: Cell, started: str) -> CellRecord:
-        """Go through the steps of a cell, and note the wall-clock seconds of each."""
-        requests = self._requests(cell)
+    def _run_of(self, cell: Cell) -> CellRun:
+        """Return what is known of a cell before it is measured."""
+        ended: NotMeasured | None = None
+        finished = self.journal.measured.finished.get(cell)
+        if reason := unsupported(cell, self.backend):
+            ended = NotMeasured(f"{self.backend.name}: {reason}")
+        elif finished is not None and finished.error is None:
+            ended = NotMeasured(f"{cell.label}: measured before the interruption")
         pairs = whole_groups(self.journal.measured.pairs.get(cell, ()), cell.concurrency)
-        self.peak_memory_bytes = 0
-        turns.wait_for_others()
-        whole = not pairs and not turns.are_taken()  # else the wall-clock seconds are not those of this cell
-        laps = [time.perf_counter()]
-        self.baseline.take_over(cell)
-        self.baseline.rounds(cell, requests, pairs_each=0).run_all()
-        laps.append(time.perf_counter())
-        warmup_s, settled = timing.warm_up(self.backend, requests[0], concurrency=cell.concurrency)
-        self.journal.append(Warmup(cell, warmup_s, settled))
-        laps.append(time.perf_counter())
-        throttle = set(machine.throttle_reasons(cell.device))
-        stopped = self._measure_pairs(benchmark, cell, requests, pairs, throttle)
-        laps.append(time.perf_counter())
-        record = CellRecord(
-            *(cell, started, warmup_s, settled, tuple(pairs)),
-            peak_memory_bytes=self.peak_memory_bytes or None,
-            throttle=tuple(sorted(throttle)),
-            stopped=stopped,
+        stopped = "" if ended else reason_to_stop(self.settings.stopping, cell, pairs, elapsed_s=0.0)
+        return CellRun(cell, self._requests(cell), pairs, ended, stopped, is_resumed=bool(pairs))
+
+    def _record_of(self, run: CellRun) -> CellRecord:
+        """Return the record of a measured cell, with the evidence for its certificate."""
+        started = time.perf_counter()
+        record = self._scored(
+            CellRecord(
+                *(run.cell, run.started, run.warmup_s, run.warmup_settled, tuple(run.pairs)),
+                peak_memory_bytes=run.peak_memory_bytes or None,
+                stopped="" if run.is_whole else run.stopped,
+            )
         )
-        record = self._scored(record)
-        laps.append(time.perf_counter())
-        wall_s = dict(zip(STEPS, (end - start for start, end in pairwise(laps)), strict=True))
-        return replace(record, scoring_s=wall_s["certificate"] if self.score else None, wall_s=wall_s if whole else {})
+        run.wall_s["certificate"] = time.perf_counter() - started
+        whole = not run.is_resumed and not turns.are_taken()  # else the wall-clock seconds are not those of this cell
+        scoring_s = run.wall_s["certificate"] if self.score else None
+        return replace(record, scoring_s=scoring_s, wall_s=run.wall_s if whole else {})
 
     def _scored(self, record: CellRecord) -> CellRecord:
         """Return the record with its evidence, or with the reason why there is none."""
@@ -163,52 +179,25 @@ class SuiteRun:
         except SCORING_ERRORS as error:
             return replace(record, scoring_error=f"{type(error).__name__}: {first_line(error)}")
 
-    def _measure_pairs(
-        self, benchmark: Any, cell: Cell, requests: Sequence[DecodeRequest], pairs: list[TimedPair], throttle: set[str]
-    ) -> str:
-        """Add missing pairs to `pairs` and reasons to `throttle`. Return why the cell ended early, else an empty string."""
-        started, concurrency = time.monotonic(), cell.concurrency
-        stopped = reason_to_stop(self.settings.stopping, cell, pairs, elapsed_s=0.0)
-        self.meter.step(len(pairs) // concurrency, label=cell.label)
-        done = {(pair.prompt_index, pair.repeat) for pair in pairs}
-        plans = timing.plan_pairs(cell.num_prompts, cell.repeats, seed=cell.seed, concurrency=concurrency)
-        plans = () if stopped else tuple(plan for plan in plans if plan.texts[0] not in done)
-
-        def on_pairs(together: tuple[TimedPair, ...]) -> None:
-            nonlocal stopped
-            for pair in together:
-                self.journal.append(Pair(cell, pair))
-            pairs.extend(together)
-            throttle.update(machine.throttle_reasons(cell.device))
-            self.peak_memory_bytes = max(self.peak_memory_bytes, machine.resident_memory_bytes())
-            self.meter.step(1, f"gamma {_gamma_so_far(pairs):.2f}", label=cell.label)
-            self.recording.end_round(self.backend, cell.label)
-            stopped = reason_to_stop(self.settings.stopping, cell, pairs, elapsed_s=time.monotonic() - started)
-            if stopped:
-                raise _Enough
-
-        every = self.settings.instrument_every
-        rounds = timing.pair_rounds(self.backend, plans, requests, on_pairs=on_pairs, instrument_every=every)
+    def _report(self, benchmark: Any, record: CellRecord) -> None:
+        """Pass the seconds of SD to pytest-benchmark, one round for each call. Its file also needs the token counts."""
+        cell, pairs = record.cell, record.pairs
         benchmark.extra_info.update(
-            backend=cell.backend, rule=cell.rule, temperature=cell.temperature, num_draft_tokens=cell.num_draft_tokens
-        )
-        if plans:
-            with suppress(_Enough):
-                self._run_pedantic(benchmark, rounds)
-        left = cell.num_prompts * cell.repeats - len(pairs) // concurrency
-        if stopped and left:
-            self.meter.step(left, label=cell.label)
-        # pytest-benchmark times whole calls; gamma is per token, so its file needs the token counts.
-        benchmark.extra_info.update(
+            backend=cell.backend,
+            rule=cell.rule,
+            temperature=cell.temperature,
+            num_draft_tokens=cell.num_draft_tokens,
             sd_tokens=sum(len(pair.sd.token_ids) for pair in pairs),
             ar_tokens=sum(len(pair.ar.token_ids) for pair in pairs),
             ar_seconds=sum(pair.ar.seconds for pair in pairs),
+            specheat=msgspec.to_builtins(alone(record, self.recording.so_far(self.backend))),
         )
-        return stopped if left else ""
+        together = (pairs[first : first + cell.concurrency] for first in range(0, len(pairs), cell.concurrency))
+        self._repeat(benchmark, [max(pair.sd.seconds for pair in batch) for batch in together])
 
-    def _run_pedantic(self, benchmark: Any, rounds: ArmRounds[Any]) -> None:
+    def _repeat(self, benchmark: Any, seconds: Sequence[float]) -> None:
         benchmark.group = f"{self.cell.suite} {self.cell.pair}"
-        benchmark.pedantic(rounds.timed, setup=rounds.setup, teardown=rounds.teardown, rounds=len(rounds.orders), iterations=1)
+        recorded_timer.repeat(benchmark, seconds)
 
 
 def alone(record: CellRecord, run: RunRecord) -> RunRecord:
@@ -229,10 +218,3 @@ def whole_groups(pairs: Sequence[TimedPair], concurrency: int) -> list[TimedPair
     """Return the pairs without an incomplete group, which an interruption in the middle of writing leaves."""
     sizes = Counter((pair.group, pair.repeat // concurrency) for pair in pairs)
     return [pair for pair in pairs if pair.group is None or sizes[pair.group, pair.repeat // concurrency] == concurrency]
-
-
-def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:
-    """Return the ratio of totals over whole calls, without an interval: for the progress bar only."""
-    ar_s, sd_s = (sum(getattr(pair, arm).seconds for pair in pairs) for arm in ("ar", "sd"))
-    ar_tokens, sd_tokens = (sum(len(getattr(pair, arm).token_ids) for pair in pairs) for arm in ("ar", "sd"))
-    return (ar_s / ar_tokens) / (sd_s / sd_tokens)

@@ -1,4 +1,4 @@
-"""Timing: one generation, a warm-up, a pair, a baseline triple, a cell of pairs as pytest-benchmark rounds.
+"""Timing: one generation, a warm-up, a pair, a baseline triple.
 
 The unit is the pair: one prompt, autoregressive (AR) and speculative (SD) adjacent in time, in a balanced, seeded and
 stored order. Every timed region waits for the backend before it starts and before it stops. Seconds are wall-clock.
@@ -6,53 +6,70 @@ stored order. Every timed region waits for the backend before it starts and befo
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
 from bench.measurement import turns
 from bench.protocols import Backend, Clock, Concurrent, ForwardTimed, NativeBaseline, Replayable
+from bench.records import machine
 from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ForwardSeconds, Generation, Replay, derive_seed
-from bench.records.runs import BaselineTriple, Order, TimedArm, TimedPair
+from bench.records.runs import BaselineTriple, Conditions, Order, TimedArm, TimedPair
 
 T = TypeVar("T")
 Generate = Callable[[DecodeRequest], Generation]
 
-WARMUP_TOKENS = 4  # one short generation per warm-up step
-WARMUP_WINDOW = 3  # the last window must not be faster than the one before it ...
+WARMUP_TOKENS = 4  # at least so many per warm-up step, and enough for a whole round
+WARMUP_WINDOW = 3  # the medians of the last two windows must not differ ...
 WARMUP_TREND = 0.05  # ... by more than this share
-WARMUP_MAX_STEPS = 24
+WARMUP_MAX_STEPS = 48
 FORWARD_SAMPLES = 3  # bare forwards of each kind, timed after an instrumented pair
 
 
 @contextmanager
 def uninstrumented() -> Iterator[None]:
-    """Pause coverage tracers and profilers: they would slow the arm that runs more Python."""
-    tracer, profiler = sys.gettrace(), sys.getprofile()
+    """Pause coverage tracers, profilers and garbage collection: they would slow the arm that runs more Python."""
+    tracer, profiler, collecting = sys.gettrace(), sys.getprofile(), gc.isenabled()
     sys.settrace(None)
     sys.setprofile(None)
+    gc.disable()
     try:
         yield
     finally:
+        if collecting:
+            gc.enable()
         sys.settrace(tracer)
         sys.setprofile(profiler)
 
 
+@contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """Collect garbage, and leave all older objects out of later collections, which are then short."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @dataclass(frozen=True, slots=True)
 class _Timed(Generic[T]):
-    """What a call returned, when it started, how long it took, and when this process was stopped meanwhile."""
+    """What a call returned, when it started, how long it took, and what happened meanwhile."""
 
     returned: T
     start: float
     seconds: float
-    pauses: turns.Pauses
+    pauses: turns.Pauses  # of this process
+    conditions: Conditions | None
 
     def arm(self, request: DecodeRequest, generation: Generation, seconds: float) -> TimedArm:
         """Return the arm of a generation that ended so many seconds after the start. Pauses do not count."""
@@ -64,40 +81,60 @@ class _Timed(Generic[T]):
             token_ids=generation.token_ids,
             finish_reason=generation.finish_reason,
             rounds=generation.rounds,
+            conditions=self.conditions,
         )
 
     def _without_pauses(self, seconds: float) -> float:
         return seconds - self.pauses.between(self.start, self.start + seconds)
 
 
-def _timed(backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_side: bool) -> _Timed[T]:
-    """Call, with instrumentation paused, and wait for the backend before and after."""
+def _timed(
+    backend: Backend, call: Callable[[], T], clock: Clock, *, side_by_side: bool, device: str | None = None
+) -> _Timed[T]:
+    """Call, with instrumentation paused, and wait for the backend before and after. Read conditions if a device is given."""
+    conditions = None
     with uninstrumented(), turns.side_by_side() if side_by_side else nullcontext(turns.Pauses()) as pauses:
+        # In turns, the slices of the other processes would count as load.
+        before = None if device is None or turns.are_taken() else machine.cpu_use()
         backend.synchronize()  # work queued earlier must not count
         start = clock()
         returned = call()
         backend.synchronize()  # `call` may return before the device has finished
         end = clock()
-    return _Timed(returned, start, end - start, pauses)
+        if device is not None:
+            conditions = machine.conditions_since(before, device)
+    return _Timed(returned, start, end - start, pauses, conditions)
 
 
 def time_call(
-    backend: Backend, call: Generate, request: DecodeRequest, clock: Clock = time.perf_counter, *, side_by_side: bool = False
+    backend: Backend,
+    call: Generate,
+    request: DecodeRequest,
+    clock: Clock = time.perf_counter,
+    *,
+    side_by_side: bool = False,  # in slices, in turn with the same call of other processes, if any
+    device: str | None = None,  # whose clock and throttling are read, and the load of the processor; None: nothing is
 ) -> TimedArm:
-    """Time one generation; with `side_by_side` in slices, in turn with the same call of other processes, if any."""
-    timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side)
+    """Time one generation."""
+    timed = _timed(backend, lambda: call(request), clock, side_by_side=side_by_side, device=device)
     return timed.arm(request, timed.returned, timed.seconds)
 
 
 def time_together(
-    backend: Backend, requests: Sequence[DecodeRequest], clock: Clock = time.perf_counter, *, side_by_side: bool = False
+    backend: Backend,
+    requests: Sequence[DecodeRequest],
+    clock: Clock = time.perf_counter,
+    *,
+    side_by_side: bool = False,
+    device: str | None = None,
 ) -> tuple[TimedArm, ...]:
     """Time generations that are decoded at once, each to its last token. Raise ValueError if the backend cannot do it."""
     if len(requests) == 1:
-        return (time_call(backend, backend.generate, requests[0], clock, side_by_side=side_by_side),)
+        return (time_call(backend, backend.generate, requests[0], clock, side_by_side=side_by_side, device=device),)
     if not isinstance(backend, Concurrent):
         raise ValueError(f"backend {backend.name} decodes one prompt at a time")
-    timed = _timed(backend, partial(backend.generate_together, requests), clock, side_by_side=side_by_side)
+    together = partial(backend.generate_together, requests)
+    timed = _timed(backend, together, clock, side_by_side=side_by_side, device=device)
     arms, whole_s = [], timed.seconds
     for request, generation in zip(requests, timed.returned, strict=True):
         last = generation.last_token_s
@@ -120,12 +157,15 @@ def warm_up(
     further: Sequence[Generate] = (),
     clock: Clock = time.perf_counter,
 ) -> tuple[tuple[float, ...], bool]:
-    """Decode a few tokens in both arms, again and again, until they stop getting faster.
+    """Decode a few tokens in both arms, again and again, until the time that it takes stays the same.
+
+    A step has room for a round of k + 1 tokens, which needs forwards of the measured shape: 1 + (k + 1) <= 2 * (k + 1).
 
     Args:    further: calls that decode without speculation and are warmed up too, such as the engine's own plain decode
     Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS
     """
-    short = replace(request, max_new_tokens=min(WARMUP_TOKENS, request.max_new_tokens), eos_token_ids=())
+    num_tokens = min(max(WARMUP_TOKENS, 2 * (request.num_draft_tokens + 1)), request.max_new_tokens)
+    short = replace(request, max_new_tokens=num_tokens, eos_token_ids=())
     series: list[float] = []
     while len(series) < WARMUP_MAX_STEPS:
         arms = [
@@ -138,7 +178,7 @@ def warm_up(
         if len(series) >= 2 * WARMUP_WINDOW:
             before = statistics.median(series[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
             latest = statistics.median(series[-WARMUP_WINDOW:])
-            if latest > before * (1 - WARMUP_TREND):
+            if abs(latest - before) <= WARMUP_TREND * before:
                 return tuple(series), True
     return tuple(series), False
 
@@ -154,20 +194,22 @@ class PairPlan:
 def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 1) -> tuple[PairPlan, ...]:
     """Return a plan with every prompt `repeats` times: half of the pairs AR first (to within one), in a seeded order.
 
-    The order alternates between the repeats of one prompt, so that a drift of the machine does not favour one arm. With
+    Every repeat visits the prompts in another random order. The order of the arms alternates between the repeats of one
+    prompt, so that a drift of the machine does not favour one arm. With
     concurrency, round i decodes the prompts i, i + 1, ... (modulo their number), and every prompt is decoded
     `repeats * concurrency` times.
     """
     orders: list[Order] = ["ar_first", "sd_first"]
     flips = [index % 2 for index in range(num_prompts)]
     random.Random(derive_seed(seed, "order")).shuffle(flips)
+    visits = random.Random(derive_seed(seed, "prompts"))
     return tuple(
         PairPlan(
             tuple(((prompt + place) % num_prompts, repeat * concurrency + place) for place in range(concurrency)),
             orders[(flips[prompt] + repeat) % 2],
         )
         for repeat in range(repeats)
-        for prompt in range(num_prompts)
+        for prompt in visits.sample(range(num_prompts), num_prompts)
     )
 
 
@@ -179,113 +221,60 @@ def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[s
     return tuple(orders[index % len(orders)] for index in range(num_prompts))
 
 
-@dataclass(slots=True)
-class ArmRounds(Generic[T]):
-    """Several arms per round, run by `benchmark.pedantic`: `setup`, `timed` and `teardown` are its three callables.
-
-    Every round has its order of arms. pytest-benchmark times the arm named `timed_arm`; the arms before it run in `setup`,
-    those after it in `teardown`. Our own clock times all arms in the same way.
-    """
-
-    orders: Sequence[Sequence[str]]
-    run_arm: Callable[[int, str], T]  # of the round with this index
-    on_round: Callable[[int, Mapping[str, T]], None]
-    timed_arm: str
-    index: int = -1
-    arms: dict[str, T] = field(default_factory=dict)
-
-    def setup(self) -> None:
-        self.index += 1
-        self.arms = {}
-        order = self.orders[self.index]
-        self._run(order[: order.index(self.timed_arm)])
-
-    def timed(self) -> None:
-        self._run((self.timed_arm,))
-
-    def teardown(self) -> None:
-        order = self.orders[self.index]
-        self._run(order[order.index(self.timed_arm) + 1 :])
-        self.on_round(self.index, self.arms)
-
-    def _run(self, names: Sequence[str]) -> None:
-        for name in names:
-            self.arms[name] = self.run_arm(self.index, name)
-
-    def run_all(self) -> None:
-        """Run the same rounds without pytest-benchmark."""
-        for _ in self.orders:
-            self.setup()
-            self.timed()
-            self.teardown()
-
-
-def pair_rounds(
+def time_pair(
     backend: Backend,
-    plans: Sequence[PairPlan],
+    plan: PairPlan,
     requests: Sequence[DecodeRequest],  # the speculative one of each prompt, with the cell's seed; each arm derives another
     *,
-    on_pairs: Callable[[tuple[TimedPair, ...]], None],
     instrument_every: int = 1,  # 4: bare forwards and a replay, as long as an arm, after every fourth pair; 0: never
+    device: str | None = None,
     clock: Clock = time.perf_counter,
-) -> ArmRounds[tuple[TimedArm, ...]]:
-    """Return the pairs of one cell as rounds; `on_pairs` receives the pairs of each."""
+) -> tuple[TimedPair, ...]:
+    """Time both arms of a round in its order; one pair for each prompt that is decoded together."""
 
     def seeded(text: tuple[int, int], arm: str) -> DecodeRequest:
         request = requests[text[0]]
         request = replace(request, seed=derive_seed(request.seed, *text, arm))
         return request if arm == "sd" else autoregressive(request)
 
-    def run_arm(index: int, arm: str) -> tuple[TimedArm, ...]:
-        texts = [seeded(text, arm) for text in plans[index].texts]
-        return time_together(backend, texts, clock, side_by_side=True)
-
-    def on_round(index: int, arms: Mapping[str, tuple[TimedArm, ...]]) -> None:
-        plan = plans[index]
-        alone = len(plan.texts) == 1
-        pairs = []
-        for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
-            forwards: tuple[ForwardSeconds, ...] = ()
-            replay: Replay | None = None
-            if instrument_every > 0 and sum(text) % instrument_every == 0:
-                request = seeded(text, "sd")
-                if alone and isinstance(backend, ForwardTimed):  # bare forwards of one generation do not predict a batch
-                    # Forwards get slower with the context; the middle of the generation is its mean.
-                    length = len(request.prompt_ids) + len(sd.token_ids) // 2
-                    forwards = backend.time_forwards(request, context_length=length, samples=FORWARD_SAMPLES)
-                replay = backend.replay(request) if isinstance(backend, Replayable) else None
-            group = None if alone else plan.texts[0][0]
-            pairs.append(TimedPair(*text, plan.order, ar, sd, forwards, replay, group))
-        on_pairs(tuple(pairs))
-
-    orders = [("ar", "sd") if plan.order == "ar_first" else ("sd", "ar") for plan in plans]
-    return ArmRounds(orders, run_arm, on_round, timed_arm="sd")
+    arms = {}
+    for arm in ("ar", "sd") if plan.order == "ar_first" else ("sd", "ar"):
+        texts = [seeded(text, arm) for text in plan.texts]
+        arms[arm] = time_together(backend, texts, clock, side_by_side=True, device=device)
+    alone = len(plan.texts) == 1
+    pairs = []
+    for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
+        forwards: tuple[ForwardSeconds, ...] = ()
+        replay: Replay | None = None
+        if instrument_every > 0 and sum(text) % instrument_every == 0:
+            request = seeded(text, "sd")
+            if alone and isinstance(backend, ForwardTimed):  # bare forwards of one generation do not predict a batch
+                # Forwards get slower with the context; the middle of the generation is its mean.
+                length = len(request.prompt_ids) + len(sd.token_ids) // 2
+                forwards = backend.time_forwards(request, context_length=length, samples=FORWARD_SAMPLES)
+            replay = backend.replay(request) if isinstance(backend, Replayable) else None
+        group = None if alone else plan.texts[0][0]
+        pairs.append(TimedPair(*text, plan.order, ar, sd, forwards, replay, group))
+    return tuple(pairs)
 
 
-def baseline_rounds(
+def time_triple(
     backend: Backend,
-    orders: Mapping[int, tuple[str, ...]],  # of the arms, by the index of the prompt
-    requests: Sequence[DecodeRequest],  # one for each prompt, with the cell's seed
+    prompt: int,
+    order: Sequence[str],
+    request: DecodeRequest,  # of this prompt, with the cell's seed
     *,
-    on_triple: Callable[[BaselineTriple], None],
+    device: str | None = None,
     clock: Clock = time.perf_counter,
-) -> ArmRounds[TimedArm]:
-    """Return rounds without speculation: each prompt twice by the AR arm, and once by the engine's own plain decode, if any."""
-    prompts = tuple(orders)
-
-    def run_arm(index: int, arm: str) -> TimedArm:
-        prompt = prompts[index]
-        request = autoregressive(requests[prompt])
+) -> BaselineTriple:
+    """Time one prompt without speculation: twice by the AR arm, and once by the engine's own plain decode, if any."""
+    arms = {}
+    for arm in order:
         call = backend.generate
         if arm == "native":
             if not isinstance(backend, NativeBaseline):
                 raise ValueError(f"backend {backend.name} has no plain decode beside its AR arm")
             call = backend.generate_natively
-        request = replace(request, seed=derive_seed(request.seed, prompt, arm))
-        return time_call(backend, call, request, clock, side_by_side=True)
-
-    def on_round(index: int, arms: Mapping[str, TimedArm]) -> None:
-        prompt = prompts[index]
-        on_triple(BaselineTriple(prompt, orders[prompt], arms["ar"], arms["ar_again"], arms.get("native")))
-
-    return ArmRounds(tuple(orders.values()), run_arm, on_round, timed_arm="ar")
+        seeded = replace(autoregressive(request), seed=derive_seed(request.seed, prompt, arm))
+        arms[arm] = time_call(backend, call, seeded, clock, side_by_side=True, device=device)
+    return BaselineTriple(prompt, tuple(order), arms["ar"], arms["ar_again"], arms.get("native"))

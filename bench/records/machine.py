@@ -11,11 +11,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from bench.records.decoding import Scalar
+from bench.records.runs import Conditions
 
 CGROUP = Path("/sys/fs/cgroup")
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # instructions for matrix products, the widest first
@@ -76,6 +77,45 @@ def resident_memory_bytes() -> int:
     return total
 
 
+class CpuUse(NamedTuple):
+    """CPU-seconds since the machine started, summed over its cores."""
+
+    whole_s: float  # idle ones included
+    busy_s: float  # of all processes
+    steal_s: float | None  # that the hypervisor gave to other machines; None: not Linux
+    own_s: float  # of this process and its children
+
+
+def cpu_use() -> CpuUse | None:
+    """Return how the cores spent their time; None where the system does not tell."""
+    try:
+        times = psutil.cpu_times()
+    except (OSError, ValueError, IndexError):
+        return None
+    steal_s = getattr(times, "steal", None)
+    # The first eight are separate. Those that follow, of guests, are part of user and nice.
+    whole_s = sum(times[:8])
+    busy_s = whole_s - times.idle - getattr(times, "iowait", 0.0) - (steal_s or 0.0)
+    this, own_s = psutil.Process(), 0.0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            own_s += sum(process.cpu_times()[:4])  # user and system, each also of children that have ended
+    return CpuUse(whole_s, busy_s, steal_s, own_s)
+
+
+def conditions_since(before: CpuUse | None, device: str) -> Conditions:
+    """Return how the cores spent their time since an earlier reading, if there was one, and how the GPU runs now."""
+    clock_mhz = sm_clock_mhz(device)
+    throttle = None if clock_mhz is None else throttle_reasons(device)
+    after = None if before is None else cpu_use()
+    if before is None or after is None or after.whole_s <= before.whole_s:
+        return Conditions(clock_mhz=clock_mhz, throttle=throttle)
+    # The kernel counts whole ticks of 10 ms, so that a difference of differences may be a little below 0.
+    others_s = max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s))
+    steal_s = None if before.steal_s is None or after.steal_s is None else round(after.steal_s - before.steal_s, 3)
+    return Conditions(round(after.whole_s - before.whole_s, 3), steal_s, round(others_s, 3), clock_mhz, throttle)
+
+
 def available_memory_bytes() -> int:
     """Return the memory that a new model may take: what is free, within the limit of the container."""
     free = psutil.virtual_memory().available
@@ -112,6 +152,18 @@ def gpu(device: str) -> dict[str, Scalar]:
         with contextlib.suppress(api.NVMLError):  # not every card supports every reading
             facts[key] = read()
     return facts
+
+
+def sm_clock_mhz(device: str) -> int | None:
+    """Return the clock of the GPU's multiprocessors at this moment; None without NVML."""
+    found = nvml(device)
+    if found is None:
+        return None
+    api, handle = found
+    try:
+        return int(api.nvmlDeviceGetClockInfo(handle, api.NVML_CLOCK_SM))
+    except api.NVMLError:
+        return None
 
 
 def throttle_reasons(device: str) -> tuple[str, ...]:

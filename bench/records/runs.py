@@ -19,6 +19,17 @@ SHARED_BY = "machine_shared_by"  # in an environment: runs, or shards of a sweep
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What else the machine did during a timed call; None where it cannot be read. CPU-seconds are sums over all cores."""
+
+    cpu_s: float | None = None  # CPU-seconds that passed, idle ones included
+    steal_s: float | None = None  # those that the hypervisor gave to other machines
+    others_s: float | None = None  # those that other processes used
+    clock_mhz: int | None = None  # of the GPU's multiprocessors when the call ended
+    throttle: tuple[str, ...] | None = None  # why the GPU ran below its clocks when the call ended; empty: it did not
+
+
+@dataclass(frozen=True, slots=True)
 class TimedArm:
     """One timed generation: `seconds` is the whole call, or up to its own last token for generations decoded together."""
 
@@ -28,6 +39,7 @@ class TimedArm:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     rounds: tuple[Round, ...] | None
+    conditions: Conditions | None = None  # None: not read
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,7 @@ class TimedPair:
     forwards: tuple[ForwardSeconds, ...] = ()
     replay: Replay | None = None
     group: int | None = None  # index of the first prompt in the batch; None if decoded alone
+    visit: int | None = None  # its place among the pairs of all cells, in the order of measurement; a batch has one place
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +156,7 @@ class CellRecord:
     scoring_s: float | None = None  # seconds the evidence took; the first cell's include loading what it needs
     # Largest resident memory of this process and its children (some engines run in one), sampled after every pair.
     peak_memory_bytes: int | None = None
-    throttle: tuple[str, ...] = ()  # reasons seen before the first pair and after each; empty: none, or not readable
+    throttle: tuple[str, ...] = ()  # reasons seen between pairs, in records whose arms have no conditions
     # Wall-clock seconds of each of STEPS; empty: the cell was resumed, or took turns with other processes.
     wall_s: dict[str, float] = field(default_factory=dict)
     stopped: str = ""  # why it ended before its last pair (`bench.measurement.stopping`): precision or time; empty: it did not

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
-from bench.analysis import metrics
+from bench.analysis import conditions, metrics
 from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.records.decoding import Scalar
 from bench.records.environment import machine_slug
@@ -106,6 +106,7 @@ def commit_words(env: Mapping[str, Scalar]) -> str:
 def caption_facts(run: RunRecord) -> Facts:
     env = run.environment
     wall = ", ".join(f"{name} {share:.0%}" for name, share in metrics.wall_shares(run).items())
+    load = ", ".join(f"{name} {share:.1%}" for name, share in conditions.mean_load(run).items())
     versions = {name: env[name] for name in VERSIONS if name in env}
     settings = {name: value for name, value in run.backend_settings.items() if name not in versions}
     return {
@@ -120,6 +121,7 @@ def caption_facts(run: RunRecord) -> Facts:
         "AR arm": _strength_text(run),
         **_stopped_text(run),
         **({"wall time": wall} if wall else {}),
+        **({"other load": f"{load} of the CPU time of timed calls"} if load else {}),
     }
 
 

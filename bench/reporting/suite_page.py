@@ -113,7 +113,7 @@ def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
         "every cell": shared(rows, shown),
         "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
         **certificate_facts(rows),
-        **{name: own[name] for name in ("A/A floor", "AR arm", "ended early", "wall time") if name in own},
+        **{name: own[name] for name in ("A/A floor", "AR arm", "ended early", "wall time", "other load") if name in own},
         **crossings(rows),
     }
     return terminal(rows_table(title(run), rows, [*identity_columns(rows), *MAIN], facts, narrow=True))

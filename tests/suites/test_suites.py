@@ -6,7 +6,6 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -77,6 +76,14 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
         agreement = metrics.acceptance_agreement(record)
         assert agreement is not None
         assert agreement.p > 0.001
+        assert all(arm.conditions is not None for pair in record.pairs for arm in (pair.ar, pair.sd))
+    # Both temperatures of a prompt were measured before the next prompt.
+    cold, hot = ([(pair.visit // 2, pair.prompt_index) for pair in record.pairs] for record in grid.cells)
+    assert cold == hot
+    assert [visit for visit, _ in cold] == list(range(6))
+    # The tests of two functions were measured together.
+    lengths = [[pair.visit for pair in record.pairs] for record in runs["draft_length"].cells]
+    assert all(max(places) - min(places) >= 5 * len(lengths) - len(lengths) for places in lengths)
     assert metrics.native_ratio(runs["baseline_strength"]) is not None
     assert "gamma = autoregressive seconds per token / speculative seconds per token" in measured.said
     assert not journals(measured.results)
@@ -105,10 +112,7 @@ def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: 
     cold = benchmarks["test_temperature_grid[reference-T0-rejection-k2]"]
     pairs = grid.cells[0].pairs
     assert cold["stats"]["rounds"] == 6
-    # Both clocks bracket the same call; ours starts after the first synchronisation.
-    # On a busy machine, the process may be paused between them in some of the pairs.
-    ratios = [theirs / pair.sd.seconds for theirs, pair in zip(cold["stats"]["data"], pairs, strict=True)]
-    assert median(ratios) == pytest.approx(1, rel=0.05)
+    assert cold["stats"]["data"] == [pair.sd.seconds for pair in pairs]
     assert cold["extra_info"]["sd_tokens"] == sum(len(p.sd.token_ids) for p in pairs)
 
 
@@ -152,14 +156,16 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_only_the_rest(pair: 
     assert "--resume goes on from there" in stopped.stderr
     kept = journal.Journal.resume(journals(tmp_path)[0])
     kept.close()
-    first_cell = next(iter(kept.measured.finished.values()))
+    assert len(kept.measured.pairs) == 3  # cells are measured in turn, so that all of them have begun
 
     done = run_suites(*arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "measured before the interruption" in done.stdout
     (record,) = files.load_runs(tmp_path)
     assert [len(cell.pairs) for cell in record.cells] == [6, 6, 6]
-    assert record.cells[0] == first_cell
+    for cell in record.cells:
+        pairs = kept.measured.pairs[cell.cell]
+        assert list(cell.pairs[: len(pairs)]) == pairs
+    assert sorted(pair.visit for cell in record.cells for pair in cell.pairs) == list(range(18))
     assert not journals(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from contextlib import nullcontext
@@ -11,9 +12,9 @@ import pytest
 
 from bench.analysis import metrics
 from bench.measurement import timing, turns
-from bench.records import decoding
+from bench.records import decoding, machine
 from bench.records.decoding import DecodeRequest, ForwardSeconds, Generation, PhaseSeconds, Replay
-from bench.records.runs import TimedPair
+from bench.records.runs import Conditions, TimedPair
 from tests.support.fakes import AsynchronousFake, ConcurrentFake, FakeClock
 from tests.support.record_builder import make_cell, make_record
 
@@ -72,6 +73,51 @@ def test_seconds_in_which_the_process_was_stopped_are_no_part_of_any(monkeypatch
     assert timing.time_call(backend, call, REQUEST, clock).first_token_s == 4.0
 
 
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_in_neither_arm_and_afterwards_as_before(collecting: bool) -> None:
+    clock = FakeClock()
+
+    class Looking(AsynchronousFake):
+        def generate(self, request: DecodeRequest) -> Generation:
+            seen.append((request.num_draft_tokens > 0, gc.isenabled()))
+            return super().generate(request)
+
+    seen: list[tuple[bool, bool]] = []
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with timing.frozen_garbage():
+            assert gc.get_freeze_count() > 0
+            timing.time_pair(Looking(clock), timing.plan_pairs(1, 1, seed=0)[0], REQUESTS, clock=clock)
+        assert gc.isenabled() == collecting
+        assert gc.get_freeze_count() == 0
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert sorted(seen) == [(False, False), (True, False)]
+
+
+def test_a_warm_up_has_room_for_a_whole_round_and_warms_further_ways_to_decode() -> None:
+    clock = FakeClock()
+    backend, native = AsynchronousFake(clock), AsynchronousFake(clock)
+    request = replace(REQUEST, num_draft_tokens=6, max_new_tokens=64)
+    series, settled = timing.warm_up(backend, request, further=[native.generate], clock=clock)
+    assert settled
+    assert {call.max_new_tokens for call in (*backend.calls, *native.calls)} == {14}
+    assert [call.num_draft_tokens for call in backend.calls] == [0, 6] * len(series)
+    assert [call.num_draft_tokens for call in native.calls] == [0] * len(series)
+    timing.warm_up(backend, replace(request, max_new_tokens=5), clock=clock)
+    assert backend.calls[-1].max_new_tokens == 5
+
+
+@pytest.mark.parametrize("change", [0.9, 1.1])
+def test_a_series_that_gets_faster_or_slower_is_not_settled(change: float) -> None:
+    clock = FakeClock()
+    backend = AsynchronousFake(clock, slowness=lambda call: change ** (call // 2))
+    series, settled = timing.warm_up(backend, REQUEST, clock=clock)
+    assert not settled
+    assert len(series) == timing.WARMUP_MAX_STEPS
+
+
 def test_warm_up_goes_on_until_the_series_stops_falling() -> None:
     clock = FakeClock()
     # 20 calls at falling cost, then steady: two calls a step.
@@ -96,21 +142,17 @@ def test_further_calls_are_warmed_up_with_both_arms_and_without_speculation() ->
     assert all(request.num_draft_tokens == 0 for request in requests)
 
 
-def test_a_series_that_never_settles_is_reported_as_unsettled() -> None:
-    clock = FakeClock()
-    backend = AsynchronousFake(clock, slowness=lambda call: 0.8 ** (call // 2))
-    series, settled = timing.warm_up(backend, REQUEST, clock=clock)
-    assert not settled
-    assert len(series) == timing.WARMUP_MAX_STEPS
-
-
 def test_orders_are_balanced_over_prompts_and_alternate_within_one() -> None:
     plans = timing.plan_pairs(9, 2, seed=1)
     first, second = plans[:9], plans[9:]
     assert abs(Counter(p.order for p in first)["ar_first"] - 4.5) == 0.5
     assert Counter(p.order for p in plans) == {"ar_first": 9, "sd_first": 9}
-    assert [p.texts for p in plans] == [((prompt, repeat),) for repeat in range(2) for prompt in range(9)]
-    assert all(a.order != b.order for a, b in zip(first, second, strict=True))
+    assert [repeat for plan in plans for _, repeat in plan.texts] == [0] * 9 + [1] * 9
+    visited = [[plan.texts[0][0] for plan in part] for part in (first, second)]
+    assert all(sorted(prompts) == list(range(9)) != prompts for prompts in visited)
+    assert visited[0] != visited[1]
+    orders = {plan.texts[0]: plan.order for plan in plans}
+    assert all(orders[prompt, 0] != orders[prompt, 1] for prompt in range(9))
     assert timing.plan_pairs(9, 2, seed=1) == plans != timing.plan_pairs(9, 2, seed=2)
 
 
@@ -127,8 +169,7 @@ def test_texts_decoded_together_have_separate_seconds_and_share_a_batch() -> Non
     clock = FakeClock()
     backend = ConcurrentFake(clock)
     plans = timing.plan_pairs(4, 1, seed=0, concurrency=2)
-    pairs: list[TimedPair] = []
-    timing.pair_rounds(backend, plans, REQUESTS, on_pairs=pairs.extend, clock=clock).run_all()
+    pairs = [pair for plan in plans for pair in timing.time_pair(backend, plan, REQUESTS, clock=clock)]
     assert [len(calls) for calls in backend.together] == [2] * 8
     assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs[:2]] == [(20.0, 15.0), (40.0, 30.0)]
     assert metrics.groups_of(replace(make_record(make_cell(concurrency=2)), pairs=tuple(pairs))) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -156,14 +197,8 @@ class InstrumentedFake(AsynchronousFake):
 def test_instruments_follow_every_nth_prompt_and_each_prompt_has_them_in_some_repeat(every: int) -> None:
     clock = FakeClock()
     backend = InstrumentedFake(clock)
-    pairs: list[TimedPair] = []
-    rounds = timing.pair_rounds(
-        *(backend, timing.plan_pairs(6, 3, seed=0), REQUESTS),
-        on_pairs=pairs.extend,
-        instrument_every=every,
-        clock=clock,
-    )
-    rounds.run_all()
+    plans = timing.plan_pairs(6, 3, seed=0)
+    pairs = [pair for plan in plans for pair in timing.time_pair(backend, plan, REQUESTS, instrument_every=every, clock=clock)]
     instrumented = [pair for pair in pairs if pair.replay is not None]
     assert len(instrumented) == len(backend.timed) == len(backend.replayed) == 18 // every
     assert all(bool(pair.forwards) == (pair.replay is not None) for pair in pairs)
@@ -190,33 +225,43 @@ def test_seeds_depend_on_prompt_repeat_and_arm_and_on_nothing_else() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_pairs_run_both_arms_adjacent_in_the_planned_order_with_the_right_arm_under_the_benchmark() -> None:
+def test_pairs_run_both_arms_adjacent_in_the_planned_order() -> None:
     clock = FakeClock()
     backend = AsynchronousFake(clock)
     plans = timing.plan_pairs(4, 1, seed=0)
     pairs: list[TimedPair] = []
-    rounds = timing.pair_rounds(backend, plans, REQUESTS, on_pairs=pairs.extend, clock=clock)
-    timed = []
     for plan in plans:
-        rounds.setup()
-        before = len(backend.calls)
-        rounds.timed()
-        timed.append(backend.calls[before].num_draft_tokens)
-        rounds.teardown()
+        pairs += timing.time_pair(backend, plan, REQUESTS, clock=clock)
         kinds = [call.num_draft_tokens for call in backend.calls[-2:]]
         assert kinds == ([0, 1] if plan.order == "ar_first" else [1, 0])
-    assert timed == [1, 1, 1, 1]
+    assert len(backend.calls) == 8
     assert [(pair.ar.seconds, pair.sd.seconds) for pair in pairs] == [(20.0, 15.0)] * 4
     assert [pair.order for pair in pairs] == [plan.order for plan in plans]
     assert len({pair.ar.seed for pair in pairs} | {pair.sd.seed for pair in pairs}) == 8
 
 
+def test_conditions_are_those_of_each_arm_and_none_where_no_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    plan = timing.plan_pairs(1, 1, seed=0)[0]
+    monkeypatch.setattr(machine, "cpu_use", lambda: machine.CpuUse(2 * clock(), clock(), clock() / 4, clock() / 2))
+    (pair,) = timing.time_pair(AsynchronousFake(clock), plan, REQUESTS, device="cpu", clock=clock)
+    # The fake AR takes 20 s and SD 15 s; of two cores, one is busy, half of that with this process.
+    assert pair.ar.conditions == Conditions(cpu_s=40.0, steal_s=5.0, others_s=10.0)
+    assert pair.sd.conditions == Conditions(cpu_s=30.0, steal_s=3.75, others_s=7.5)
+    (pair,) = timing.time_pair(AsynchronousFake(clock), plan, REQUESTS, clock=clock)
+    assert pair.ar.conditions is None
+    # In turns, the other processes that measure would count as load.
+    monkeypatch.setattr(turns, "are_taken", lambda: True)
+    monkeypatch.setattr(turns, "side_by_side", lambda: nullcontext(turns.Pauses()))
+    (pair,) = timing.time_pair(AsynchronousFake(clock), plan, REQUESTS, device="cpu", clock=clock)
+    assert pair.ar.conditions == Conditions()
+
+
 def test_the_baseline_of_a_backend_without_a_native_decode_is_the_arm_against_itself() -> None:
     clock = FakeClock()
     backend = AsynchronousFake(clock)
-    triples = []
-    orders = dict(enumerate(timing.plan_baseline(2, seed=0, native=False)))
-    timing.baseline_rounds(backend, orders, REQUESTS, on_triple=triples.append, clock=clock).run_all()
+    orders = timing.plan_baseline(2, seed=0, native=False)
+    triples = [timing.time_triple(backend, index, order, REQUEST, clock=clock) for index, order in enumerate(orders)]
     assert [triple.native for triple in triples] == [None, None]
     assert all(call.num_draft_tokens == 0 for call in backend.calls)
     assert all(triple.ar.seed != triple.ar_again.seed for triple in triples)
@@ -224,7 +269,6 @@ def test_the_baseline_of_a_backend_without_a_native_decode_is_the_arm_against_it
 
 def test_requesting_a_native_decode_of_that_backend_is_an_error() -> None:
     clock = FakeClock()
-    orders = dict(enumerate(timing.plan_baseline(1, seed=0, native=True)))
-    rounds = timing.baseline_rounds(AsynchronousFake(clock), orders, REQUESTS, on_triple=print, clock=clock)
+    (order,) = timing.plan_baseline(1, seed=0, native=True)
     with pytest.raises(ValueError, match="has no plain decode beside its AR arm"):
-        rounds.run_all()
+        timing.time_triple(AsynchronousFake(clock), 0, order, REQUEST, clock=clock)

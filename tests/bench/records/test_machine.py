@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from bench.records import machine
+from bench.records.runs import Conditions
 
 
 class FakeNvmlError(Exception):
@@ -97,6 +99,52 @@ def test_the_card_is_the_one_that_cuda_sees(visible: str, monkeypatch: pytest.Mo
 def test_throttle_reasons_leave_out_idleness() -> None:
     assert machine.throttle_reasons("cuda") == ("power cap", "thermal (hardware)")
     assert machine.throttle_reasons("cpu") == ()
+
+
+@pytest.mark.usefixtures("nvml")
+def test_conditions_hold_the_clock_and_the_throttling_of_a_gpu_that_reports_them() -> None:
+    assert machine.conditions_since(None, "cuda") == Conditions(clock_mhz=1980, throttle=("power cap", "thermal (hardware)"))
+    assert machine.conditions_since(None, "cuda:1") == Conditions()
+    assert machine.conditions_since(None, "cpu") == Conditions()
+
+
+def test_load_and_steal_are_differences_of_the_kernels_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks of 10 ms: user, nice, system, idle, iowait, irq, softirq, steal; guests are part of user."""
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    monkeypatch.setattr(psutil, "Process", OwnProcess)
+
+    def reading(own_s: float, *ticks: int) -> machine.CpuUse | None:
+        OwnProcess.seconds = own_s
+        (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, ticks))} 7 0\ncpu0 1 2 3\n")
+        return machine.cpu_use()
+
+    before = reading(1.0, 100, 0, 100, 1000, 50, 0, 0, 10)
+    assert before == pytest.approx((12.6, 2.0, 0.1, 1.0))
+    reading(1.5, 160, 20, 110, 1080, 60, 5, 5, 30)  # 200 ticks later; 100 of them busy, of which 50 are ours
+    assert machine.conditions_since(before, "cpu") == Conditions(cpu_s=2.1, steal_s=0.2, others_s=0.5)
+    reading(2.5, 160, 20, 110, 1080, 60, 5, 5, 30)
+    assert machine.conditions_since(before, "cpu").others_s == 0.0
+
+
+class OwnProcess:
+    """Stands in for this process and a child that has used a fifth as much."""
+
+    seconds = 0.0
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
+
+    def children(self, recursive: bool) -> list[OwnProcess]:
+        return [OwnProcess(0.0)]
+
+    def cpu_times(self) -> tuple[float, ...]:
+        return (self.share * self.seconds / 2, self.share * self.seconds / 4, self.share * self.seconds / 4, 0.0, 99.0)
+
+
+def test_without_the_kernels_counts_only_the_load_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert machine.cpu_use() is None
+    assert machine.conditions_since(None, "cpu") == Conditions()
 
 
 def test_without_nvml_nothing_is_recorded_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import sys
 from tabulate import tabulate
 
 MODULES = (
-    *("concurrency", "launches", "best_of_several", "baseline_and_floor", "equality"),
+    *("concurrency", "launches", "best_of_several", "baseline_and_floor", "equality", "drift"),
     *("shared_numbers", "pooled_certificate", "greedy_certificate"),
 )
 
