@@ -85,13 +85,14 @@ def test_the_simulation_exposes_an_interval_that_takes_pairs_for_prompts() -> No
     assert coverage(runs, true_gamma()) >= 0.93
 
 
-def test_the_aa_floor_is_crossed_by_another_aa_comparison_in_at_most_two_of_a_hundred() -> None:
+def test_the_aa_floor_is_crossed_by_another_aa_comparison_in_at_most_one_of_twenty() -> None:
     runs = runs_of_equal_prompts(1.0, num_prompts=8, repeats=1, seed=10)
     arms = list(zip(runs.ar_s, runs.ar_tokens, runs.sd_s, runs.sd_tokens, strict=True))
     floors = [log_ratio_floor(*arm, runs.clusters) for arm in arms]
     others = [abs(math.log(ratio_of_totals(*arm, runs.clusters).estimate)) for arm in (*arms[1:], arms[0])]
     crossed = sum(other > floor for other, floor in zip(others, floors, strict=True))
-    assert crossed / NUM_RUNS <= 0.02  # standard error 0.28 %
+    # The half-width alone is crossed by 5 % by definition, and the floor is at least as large. Standard error 0.36 %.
+    assert crossed / NUM_RUNS <= 0.05
 
 
 def test_the_aa_floor_includes_the_difference_of_its_arms() -> None:
