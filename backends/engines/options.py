@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
+
+import msgspec
 
 T = TypeVar("T")
 
@@ -17,9 +19,9 @@ def parse_options(kind: type[T], given: Mapping[str, str], *, backend: str) -> T
     for name, text in given.items():
         allowed = get_args(hints[name])  # of a Literal; empty for a number
         try:
-            value: Any = text if allowed else hints[name](text)
-            fits = value in allowed if allowed else value > 0
-        except ValueError:
+            value = msgspec.convert(text, hints[name], strict=False)
+            fits = bool(allowed) or value > 0
+        except msgspec.ValidationError:
             fits = False
         if not fits:
             expected = " or ".join(allowed) or "a number above 0"

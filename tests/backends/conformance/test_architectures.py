@@ -1,7 +1,6 @@
 """The kit on architectures other than Llama: the reference on all of them, transformers' own speculation on a T5.
 
-Rules work on probabilities, whichever model gave them. So decoders run with one rule, and the encoder-decoder also with one
-that judges a round jointly.
+Rules work on probabilities, whichever model gave them. So decoders run with one rule, and the encoder-decoder runs with all.
 """
 
 from __future__ import annotations
