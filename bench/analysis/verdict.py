@@ -84,8 +84,9 @@ def judged_gamma(ratio: Interval, *, floor: float | None, native: Interval | Non
         return "SAME", ()
     if ratio.low <= 1 <= ratio.high:
         return "INCONCLUSIVE", ("1 is inside the interval",)
-    if floor is not None and abs(math.log(ratio.estimate)) <= floor:
-        return "INCONCLUSIVE", (f"inside the A/A floor of {floor:.1%}",)
+    # Its end, not its estimate: what is between 1 and the floor may be a difference between first and second arms.
+    if floor is not None and min(abs(math.log(ratio.low)), abs(math.log(ratio.high))) <= floor:
+        return "INCONCLUSIVE", (f"the interval reaches into the A/A floor of {floor:.1%}",)
     return ("FASTER" if ratio.estimate > 1 else "SLOWER"), ()
 
 

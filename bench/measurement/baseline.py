@@ -43,13 +43,17 @@ class Baseline:
         native = (self.backend.generate_natively,) if isinstance(self.backend, NativeBaseline) else ()
         orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=bool(native))
         left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
-        if left:
-            timing.warm_up(self.backend, requests[0], further=native)
+        # The seeds stay those of the cell, although its temperature is replaced.
+        temperature = self._temperature
+        hot = {
+            index: replace(requests[index], temperature=temperature, draft_temperature=temperature, schedule=())
+            for index in left
+        }
+        if hot:
+            timing.warm_up(self.backend, next(iter(hot.values())), further=native)
         triples = []
         for index, order in left.items():
-            # The seeds stay those of the cell, although its temperature is replaced.
-            hot = replace(requests[index], temperature=self._temperature, draft_temperature=self._temperature, schedule=())
-            triple = timing.time_triple(self.backend, index, order, hot, device=cell.device)
+            triple = timing.time_triple(self.backend, index, order, hot[index], device=cell.device)
             triples.append(triple)
             journal.append(Triple(triple))
             self._known(cell)[self.workload.prompt_ids[index]] = triple

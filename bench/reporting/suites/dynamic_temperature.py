@@ -14,7 +14,7 @@ from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.analysis.stretches import alpha_against, counted_alpha, expected_alpha, stretches
 from bench.records.decoding import schedule_text
 from bench.records.runs import Cell, CellRecord
-from bench.reporting.captions import title
+from bench.reporting.captions import ONE_LAUNCH, title
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Table, table_of
 
@@ -23,7 +23,7 @@ FACTS = {
     "while hot, while cold": "tested positions of the tokens that have the hottest and the coldest temperature of these rows",
     "constant": "alpha counted of the schedule of that temperature throughout, over the same tokens",
     "/ constant": "ratio of these two: 1 where only the temperature of the moment decides acceptance",
-    "intervals": "95 % over prompts; all numbers are over the pairs that were replayed, if any were",
+    "intervals": f"{ONE_LAUNCH}; all numbers are over the pairs that were replayed, if any were",
 }
 
 

@@ -22,7 +22,8 @@ def interval(estimate: float, error: float, *, num_prompts: int = 12, t: float =
         (interval(0.8, 0.03), 0.02, "SLOWER", None),
         (interval(1.01, 0.004), 0.001, "SAME", None),  # surely above 1, and surely within 2 % of it
         (interval(1.01, 0.02), 0.02, "INCONCLUSIVE", "1 is inside the interval"),
-        (interval(1.025, 0.004), 0.028, "INCONCLUSIVE", "inside the A/A floor of 2.8%"),
+        (interval(1.025, 0.004), 0.028, "INCONCLUSIVE", "the interval reaches into the A/A floor of 2.8%"),
+        (interval(1.05, 0.02), 0.02, "INCONCLUSIVE", "the interval reaches into the A/A floor of 2.0%"),
         (interval(1.0, 0.001), 0.042, "INCONCLUSIVE", "A/A floor 4.2%, above 3%: run specheat doctor"),
         (interval(1.3, 0.03), math.inf, "INCONCLUSIVE", "A/A floor inf%"),
         (interval(1.3, 0.03), None, "INCONCLUSIVE", "no A/A floor was measured"),
