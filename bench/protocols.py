@@ -106,6 +106,15 @@ class Steppable(Protocol):
 
 
 @runtime_checkable
+class SteppableBaseline(Protocol):
+    """Can also advance the engine's own plain decode on demand."""
+
+    def start_natively(self, request: DecodeRequest) -> Decoding:
+        """Begin a generation; it gives what `generate_natively` gives for the same request."""
+        ...
+
+
+@runtime_checkable
 class Concurrent(Protocol):
     """Can decode several requests at once, for gamma under load."""
 

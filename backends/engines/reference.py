@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from backends.acceptance.rules import RULES, Rule
 from backends.acceptance.warping import sample, warp
+from backends.engines.generate_call import GenerateDecoding, Watch
 from backends.engines.in_process import InProcess, PhaseClock, call_generate, finish_reason, settings_of
 from backends.engines.options import parse_options
 from backends.forwards import draft_head, floor
@@ -354,17 +355,22 @@ class ReferenceBackend(InProcess):
         self.synchronize()
         return time.perf_counter() - start
 
-    @torch.inference_mode()
     def generate_natively(self, request: DecodeRequest) -> Generation:
         """Decode plainly with transformers' own `generate`, with the same sampling options but no schedule."""
-        if request.schedule:
-            raise ValueError(f"expected one temperature, got the schedule {schedule_text(request.schedule)}")
-        model = self.target.model
-        sampling = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
-        output = call_generate(model, request, sampling if request.temperature else {})
+        model, output = self.target.model, self._call_natively(request, None)
         num_before = 1 if model.config.is_encoder_decoder else len(request.prompt_ids)  # the decoder's start, or the prompt
         token_ids = tuple(output[0, num_before:].tolist())
         return Generation(token_ids, finish_reason(token_ids, request), (), None)
+
+    def start_natively(self, request: DecodeRequest) -> GenerateDecoding:
+        return GenerateDecoding(request, lambda watch: self._call_natively(request, watch), self.target.model)
+
+    @torch.inference_mode()
+    def _call_natively(self, request: DecodeRequest, watch: Watch | None) -> Tensor:
+        if request.schedule:
+            raise ValueError(f"expected one temperature, got the schedule {schedule_text(request.schedule)}")
+        sampling = {"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature}
+        return call_generate(self.target.model, request, sampling if request.temperature else {}, streamer=watch)
 
     def settings(self) -> Mapping[str, Scalar]:
         fused_target = self.target if isinstance(self.target, FusedLlama) else None

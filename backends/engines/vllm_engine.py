@@ -17,16 +17,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from backends.engines import vllm_cpu_fix
 from backends.engines.options import parse_options
-from backends.engines.vllm_host import COUNT_STEPS, EngineFacts, Steps, Text
+from backends.engines.vllm_host import COUNT_STEPS, EngineFacts, Steps, Text, Work
 from backends.models import checkpoints
 from bench.errors import BackendUnavailable
 from bench.protocols import Capabilities
@@ -35,6 +38,7 @@ from bench.records.environment import installed_version
 
 OLDEST = (0, 25)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (except 0), and refuses what is above
+SLICE_S = 0.05  # for which one engine runs while the others stand still; a step takes about 0.03
 LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup searches for, as many as transformers takes
 
 # Settings that vLLM may choose differently with speculation; the record lists them.
@@ -76,6 +80,8 @@ class Engine:
     def __init__(self, pipe: Connection, log: Path) -> None:
         self.pipe = pipe
         self.log = log
+        self.is_stopped = False
+        self.is_busy = False  # with a generation that is not over
         self.facts: EngineFacts  # once it is up
 
     def receive(self) -> Any:
@@ -84,17 +90,24 @@ class Engine:
         except (EOFError, ConnectionResetError):
             raise RuntimeError(f"vLLM's process ended: {last_error(self.log)}") from None
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stop the engine's processes for the duration of a `with` block."""
-        os.killpg(self.facts.process_group, signal.SIGSTOP)
-        try:
-            yield
-        finally:
+    def stop(self) -> None:
+        """Stop the engine's processes, and return once its main process stands still."""
+        if not self.is_stopped:
+            os.killpg(self.facts.process_group, signal.SIGSTOP)
+            main = psutil.Process(self.facts.process_group)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                while main.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                    time.sleep(0)
+            self.is_stopped = True
+
+    def resume(self) -> None:
+        if self.is_stopped:
             os.killpg(self.facts.process_group, signal.SIGCONT)
+            self.is_stopped = False
 
     def close(self) -> None:
         """End the process, and wait until its memory is free."""
+        self.resume()
         with contextlib.suppress(EOFError, OSError):  # raised once the process has ended, in whatever way
             self.pipe.send(None)
             while True:
@@ -200,17 +213,29 @@ class VllmBackend:
             check_request(request, self.capabilities, context=self.context)
         if len({(request.rule, request.num_draft_tokens) for request in requests}) != 1:
             raise ValueError("vLLM decodes requests of one acceptance rule and draft length together, got several")
-        speculative = requests[0].num_draft_tokens > AUTOREGRESSIVE
-        engine = self._speculative_engine(requests[0]) if speculative else self.autoregressive
-        with contextlib.ExitStack() as stack:
-            for other in (self.autoregressive, *self.speculative.values()):
-                if other is not engine:
-                    stack.enter_context(other.stopped())
-            engine.pipe.send(tuple(requests))
-            texts: tuple[Text, ...] = engine.receive()
-        return tuple(self._generation(request, text) for request, text in zip(requests, texts, strict=True))
+        engine = self.engine_of(requests[0])
+        self.let_work(engine)
+        engine.pipe.send(Work(tuple(requests)))
+        texts: tuple[Text, ...] = engine.receive()
+        return tuple(self.generation_of(request, text) for request, text in zip(requests, texts, strict=True))
 
-    def _generation(self, request: DecodeRequest, text: Text) -> Generation:
+    def engine_of(self, request: DecodeRequest) -> Engine:
+        """Return the engine that decodes a request, started if need be."""
+        return self._speculative_engine(request) if request.num_draft_tokens > AUTOREGRESSIVE else self.autoregressive
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Return those that are loaded."""
+        return (self.autoregressive, *self.speculative.values())
+
+    def let_work(self, engine: Engine) -> None:
+        """Stop all other engines, and let this one go on."""
+        for other in self.engines:
+            if other is not engine:
+                other.stop()
+        engine.resume()
+
+    def generation_of(self, request: DecodeRequest, text: Text) -> Generation:
         finished: FinishReason = "stop" if text.token_ids[-1] in request.eos_token_ids else "length"
         rounds: tuple[Round, ...] | None = ()
         if request.num_draft_tokens > AUTOREGRESSIVE:
@@ -260,10 +285,78 @@ class VllmBackend:
         }
 
     def close(self) -> None:
-        for engine in (self.autoregressive, *self.speculative.values()):
+        for engine in self.engines:
             engine.close()
         self.speculative.clear()
         self.host.close()
+
+
+class SlicedVllm(VllmBackend):
+    """vLLM on a CPU, where an engine can be stopped at any moment: both arms advance in slices of a few steps.
+
+    For AR beside AR there is a second autoregressive engine. It is another process, as the speculative one is, so the A/A floor
+    also contains what differs from process to process.
+    """
+
+    second: Engine | None = None
+
+    def start(self, request: DecodeRequest) -> VllmDecoding:
+        """Begin a generation. Raises: ValueError: another speculative one of the same rule and k is in progress."""
+        check_request(request, self.capabilities, context=self.context)
+        engine = self.engine_of(request)
+        if engine.is_busy and engine is self.autoregressive:
+            if self.second is None:
+                self.second = self.host.start(self._arguments(self.device), self.engine_environment)
+            engine = self.second
+        if engine.is_busy:
+            raise ValueError("expected at most two generations in progress, and one of them speculative at most")
+        return VllmDecoding(self, request, engine)
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return super().engines if self.second is None else (*super().engines, self.second)
+
+
+class VllmDecoding:
+    """A generation in progress. Its engine runs for a slice at a time, and stands still in between."""
+
+    def __init__(self, backend: SlicedVllm, request: DecodeRequest, engine: Engine) -> None:
+        self.backend, self.request, self.engine = backend, request, engine
+        engine.is_busy = True
+        self.num_tokens = 0
+        self.is_sent = False
+        self.text: Text | None = None  # once it has ended
+
+    def advance(self) -> bool:
+        self.backend.let_work(self.engine)
+        until = time.perf_counter() + SLICE_S
+        if not self.is_sent:
+            self.engine.pipe.send(Work((self.request,), reports_progress=True))
+            self.is_sent = True
+        while self.text is None and self.engine.pipe.poll(max(0.0, until - time.perf_counter())):
+            self._take(self.engine.receive())
+        if self.text is None:
+            self.engine.stop()
+        return self.text is not None
+
+    def _take(self, answer: int | tuple[Text, ...]) -> None:
+        if isinstance(answer, int):
+            self.num_tokens = answer
+        else:
+            (self.text,) = answer
+            self.engine.is_busy = False
+
+    def generation(self) -> Generation:
+        assert self.text is not None
+        return replace(self.backend.generation_of(self.request, self.text), last_token_s=None)
+
+    def close(self) -> None:
+        """Decode to the end, because vLLM's engine has no other way to be ready for the next request."""
+        if self.is_sent:
+            self.backend.let_work(self.engine)
+            while self.text is None:
+                self._take(self.engine.receive())
+        self.engine.is_busy = False
 
 
 def check_request(request: DecodeRequest, able: Capabilities, *, context: int) -> None:
@@ -426,6 +519,7 @@ def load(pair: ModelPair, *, device: str, options: Mapping[str, str]) -> VllmBac
         raise BackendUnavailable(f"vLLM speculates for causal pairs only; {pair.name} is {pair.family}")
     context = min(chosen.context, checkpoints.context_length(pair))
     try:
-        return VllmBackend(pair, device=device, options=chosen, context=context)
+        backend = SlicedVllm if device == "cpu" else VllmBackend
+        return backend(pair, device=device, options=chosen, context=context)
     except RuntimeError as error:
         raise BackendUnavailable(f"vLLM did not start: {error}") from error

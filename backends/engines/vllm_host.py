@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,6 +37,14 @@ class EngineFacts:
     v2_model_runner: bool  # the one that has block verification
     seeded: bool
     settings: dict[str, Scalar]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """Requests to be decoded together. The answer is a tuple of Text; before it come lengths, if progress is reported."""
+
+    requests: tuple[DecodeRequest, ...]
+    reports_progress: bool = False  # of the first request, after each step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ def main() -> None:
 
 
 def serve(pipe: Connection) -> None:
-    """Run one engine. Its arguments and environment come first, then requests: a tuple of those to be decoded together."""
+    """Run one engine. Its arguments and environment come first, then work."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgid(0, 0)  # a group that is stopped and resumed as one, with the processes that vLLM starts
     arguments, environment = pipe.recv()
@@ -85,8 +93,9 @@ def serve(pipe: Connection) -> None:
         arguments["disable_log_stats"] = False  # for the counters
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     pipe.send(facts(engine, steps="detailed" if detailed else "counted"))
-    while (requests := received(pipe)) is not None:
-        pipe.send(generate(engine, requests, count_steps=not detailed))
+    while (work := received(pipe)) is not None:
+        report = pipe.send if work.reports_progress else None
+        pipe.send(generate(engine, work.requests, count_steps=not detailed, report=report))
     if not in_process():
         engine.engine_core.shutdown()
     os._exit(0)  # fast; handlers that run at a normal exit belong to the process that forked this one
@@ -97,16 +106,22 @@ def in_process() -> bool:
     return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
 
 
-def received(pipe: Connection) -> tuple[DecodeRequest, ...] | None:
-    """Return the next requests; None once the other end is closed or sends None."""
+def received(pipe: Connection) -> Work | None:
+    """Return the next work; None once the other end is closed or sends None."""
     try:
         return pipe.recv()
     except EOFError:
         return None
 
 
-def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: bool) -> tuple[Text, ...]:
-    """Decode requests that arrive at the same moment."""
+def generate(
+    engine: Any,
+    requests: Sequence[DecodeRequest],
+    *,
+    count_steps: bool,
+    report: Callable[[int], None] | None = None,
+) -> tuple[Text, ...]:
+    """Decode requests that arrive at the same moment. After each step, report the length of the first output."""
     accepted_before = num_accepted() if count_steps else 0
     start = time.perf_counter()
     if requests[0].num_draft_tokens > AUTOREGRESSIVE:
@@ -126,6 +141,8 @@ def generate(engine: Any, requests: Sequence[DecodeRequest], *, count_steps: boo
             outputs[output.request_id] = output
             times_s.setdefault(output.request_id, []).append(now)
             lengths.append(len(output.outputs[0].token_ids))
+        if report and lengths:
+            report(lengths[-1])
     texts = tuple(text_of(outputs[name], times_s[name]) for name in map(str, range(len(requests))))
     if not count_steps or len(requests) > 1:
         return texts

@@ -40,8 +40,8 @@ class Baseline:
         journal, recording = self.recording.journal(self.backend), self.recording
         measured = {triple.prompt_index for triple in journal.measured.baseline}
         wanted = self._is_first and not recording.settings.pairs_only
-        native = (self.backend.generate_natively,) if isinstance(self.backend, NativeBaseline) else ()
-        orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=bool(native))
+        native, interleave = isinstance(self.backend, NativeBaseline), recording.settings.interleaves
+        orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
         left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
         # The seeds stay those of the cell, although its temperature is replaced.
         temperature = self._temperature
@@ -50,10 +50,10 @@ class Baseline:
             for index in left
         }
         if hot:
-            timing.warm_up(self.backend, next(iter(hot.values())), further=native)
+            timing.warm_up(self.backend, next(iter(hot.values())), native=native, interleave=interleave)
         triples = []
         for index, order in left.items():
-            triple = timing.time_triple(self.backend, index, order, hot[index], device=cell.device)
+            triple = timing.time_triple(self.backend, index, order, hot[index], interleave=interleave, device=cell.device)
             triples.append(triple)
             journal.append(Triple(triple))
             self._known(cell)[self.workload.prompt_ids[index]] = triple

@@ -114,7 +114,10 @@ class Rotation:
     def _warm_up(self, run: CellRun) -> None:
         if run.ended is not None:
             return
-        warm_up = partial(timing.warm_up, self.backend, run.requests[0], concurrency=run.cell.concurrency)
+        interleave = self.recording.settings.interleaves
+        warm_up = partial(
+            timing.warm_up, self.backend, run.requests[0], concurrency=run.cell.concurrency, interleave=interleave
+        )
         if (done := self._timed(run, "warm-up", warm_up)) is not None:
             run.warmup_s, run.warmup_settled = done
             self._journal.append(Warmup(run.cell, *done))
@@ -127,8 +130,13 @@ class Rotation:
             if self.passed_over or meter.first is None:
                 meter.step(self.passed_over, label=cell.label)
                 self.passed_over = 0
-            every = recording.settings.instrument_every
-            time_pair = partial(timing.time_pair, self.backend, plan, run.requests, instrument_every=every, device=cell.device)
+            time_pair = partial(
+                timing.time_pair,
+                *(self.backend, plan, run.requests),
+                instrument_every=recording.settings.instrument_every,
+                interleave=recording.settings.interleaves,
+                device=cell.device,
+            )
             pairs = self._timed(run, "pairs", time_pair)
         if pairs is None:
             self.passed_over += 1

@@ -1,7 +1,8 @@
 """Timing: one generation, a warm-up, a pair, a baseline triple.
 
-The unit is the pair: one prompt, autoregressive (AR) and speculative (SD) adjacent in time, in a balanced, seeded and
-stored order. Every timed region waits for the backend before it starts and before it stops. Seconds are wall-clock.
+The unit is the pair: one prompt, autoregressive (AR) and speculative (SD), in a balanced, seeded and stored order. Both advance
+in turns, a round at a time, if the engine can do that; otherwise one follows the other. Every timed region waits for the
+backend before it starts and before it stops. Seconds are wall-clock.
 """
 
 from __future__ import annotations
@@ -12,20 +13,34 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
 from bench.measurement import turns
-from bench.protocols import Backend, Clock, Concurrent, ForwardTimed, NativeBaseline, Replayable
+from bench.measurement.interleaving import in_turns
+from bench.protocols import (
+    Backend,
+    Clock,
+    Concurrent,
+    Decoding,
+    ForwardTimed,
+    NativeBaseline,
+    Replayable,
+    Steppable,
+    SteppableBaseline,
+)
 from bench.records import machine
 from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, ForwardSeconds, Generation, Replay, derive_seed
 from bench.records.runs import BaselineTriple, Conditions, Order, TimedArm, TimedPair
 
 T = TypeVar("T")
 Generate = Callable[[DecodeRequest], Generation]
+Start = Callable[[DecodeRequest], Decoding]
+
+NATIVE = "native"  # the arm that is the engine's own plain decode
 
 WARMUP_TOKENS = 4  # at least so many per warm-up step, and enough for a whole round
 WARMUP_WINDOW = 3  # the medians of the last two windows must not differ ...
@@ -74,18 +89,25 @@ class _Timed(Generic[T]):
     def arm(self, request: DecodeRequest, generation: Generation, seconds: float) -> TimedArm:
         """Return the arm of a generation that ended so many seconds after the start. Pauses do not count."""
         first_token_s = generation.first_token_s
-        return TimedArm(
-            seed=request.seed,
-            seconds=self._without_pauses(seconds),
-            first_token_s=None if first_token_s is None else self._without_pauses(first_token_s),
-            token_ids=generation.token_ids,
-            finish_reason=generation.finish_reason,
-            rounds=generation.rounds,
-            conditions=self.conditions,
-        )
+        without_pauses = None if first_token_s is None else self._without_pauses(first_token_s)
+        return arm_of(request, generation, self._without_pauses(seconds), without_pauses, self.conditions)
 
     def _without_pauses(self, seconds: float) -> float:
         return seconds - self.pauses.between(self.start, self.start + seconds)
+
+
+def arm_of(
+    request: DecodeRequest, generation: Generation, seconds: float, first_token_s: float | None, conditions: Conditions | None
+) -> TimedArm:
+    return TimedArm(
+        seed=request.seed,
+        seconds=seconds,
+        first_token_s=first_token_s,
+        token_ids=generation.token_ids,
+        finish_reason=generation.finish_reason,
+        rounds=generation.rounds,
+        conditions=conditions,
+    )
 
 
 def _timed(
@@ -144,6 +166,52 @@ def time_together(
     return tuple(arms)
 
 
+def interleaves(backend: Backend, arms: Collection[str]) -> bool:
+    """Return whether the engine can advance these arms in turns."""
+    return isinstance(backend, Steppable) and (NATIVE not in arms or isinstance(backend, SteppableBaseline))
+
+
+def time_arms(
+    backend: Backend,
+    requests: Mapping[str, DecodeRequest],  # in the order in which they begin
+    clock: Clock = time.perf_counter,
+    *,
+    interleaved: bool,
+    side_by_side: bool = False,
+    device: str | None = None,
+) -> dict[str, TimedArm]:
+    """Time arms of one prompt, in turns or one after the other. The conditions of interleaved arms are those of all of them."""
+    if not interleaved:
+        return {
+            arm: time_call(backend, _generate(backend, arm), request, clock, side_by_side=side_by_side, device=device)
+            for arm, request in requests.items()
+        }
+    decodings = {arm: _start(backend, arm)(request) for arm, request in requests.items()}
+    advance = partial(in_turns, backend, decodings, clock)
+    timed = _timed(backend, advance, clock, side_by_side=side_by_side, device=device)
+    pauses = timed.pauses
+    return {
+        arm: arm_of(requests[arm], each.generation, each.seconds(pauses), each.first_token_s(pauses), timed.conditions)
+        for arm, each in timed.returned.items()
+    }
+
+
+def _generate(backend: Backend, arm: str) -> Generate:
+    if arm != NATIVE:
+        return backend.generate
+    if not isinstance(backend, NativeBaseline):
+        raise ValueError(f"backend {backend.name} has no plain decode beside its AR arm")
+    return backend.generate_natively
+
+
+def _start(backend: Backend, arm: str) -> Start:
+    if arm == NATIVE and isinstance(backend, SteppableBaseline):
+        return backend.start_natively
+    if arm != NATIVE and isinstance(backend, Steppable):
+        return backend.start
+    raise ValueError(f"backend {backend.name} cannot be advanced step by step in its arm {arm}")
+
+
 def autoregressive(request: DecodeRequest) -> DecodeRequest:
     """Return the same request for the baseline arm."""
     return replace(request, num_draft_tokens=AUTOREGRESSIVE)
@@ -154,26 +222,28 @@ def warm_up(
     request: DecodeRequest,
     *,
     concurrency: int = 1,
-    further: Sequence[Generate] = (),
+    native: bool = False,  # the engine's own plain decode too
+    interleave: bool = True,
     clock: Clock = time.perf_counter,
 ) -> tuple[tuple[float, ...], bool]:
-    """Decode a few tokens in both arms, again and again, until the time that it takes stays the same.
+    """Decode a few tokens in all arms, again and again, until the time that it takes stays the same.
 
     A step has room for a round of k + 1 tokens, which needs forwards of the measured shape: 1 + (k + 1) <= 2 * (k + 1).
 
-    Args:    further: calls that decode without speculation and are warmed up too, such as the engine's own plain decode
     Returns: seconds per token of every step, and whether the series settled within WARMUP_MAX_STEPS
     """
     num_tokens = min(max(WARMUP_TOKENS, 2 * (request.num_draft_tokens + 1)), request.max_new_tokens)
-    short = replace(request, max_new_tokens=num_tokens, eos_token_ids=())
+    short = replace(request, max_new_tokens=num_tokens, eos_token_ids=(), seed=0)
+    plain = autoregressive(short)
+    requests = {"ar": plain, "sd": short, **({NATIVE: plain} if native else {})}
+    interleaved = interleave and concurrency == 1 and interleaves(backend, requests)
     series: list[float] = []
     while len(series) < WARMUP_MAX_STEPS:
-        arms = [
-            text
-            for arm in (autoregressive(short), short)
-            for text in time_together(backend, [replace(arm, seed=seed) for seed in range(concurrency)], clock)
-        ]
-        arms += [time_call(backend, call, autoregressive(short), clock) for call in further]
+        if concurrency == 1:
+            arms = list(time_arms(backend, requests, clock, interleaved=interleaved).values())
+        else:
+            batches = ([replace(arm, seed=seed) for seed in range(concurrency)] for arm in (plain, short))
+            arms = [arm for batch in batches for arm in time_together(backend, batch, clock)]
         series.append(sum(arm.seconds for arm in arms) / sum(len(arm.token_ids) for arm in arms))
         if len(series) >= 2 * WARMUP_WINDOW:
             before = statistics.median(series[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
@@ -215,7 +285,7 @@ def plan_pairs(num_prompts: int, repeats: int, *, seed: int, concurrency: int = 
 
 def plan_baseline(num_prompts: int, *, seed: int, native: bool) -> tuple[tuple[str, ...], ...]:
     """Return the order of the baseline arms for each prompt: all permutations in turn, shuffled by the seed."""
-    names = ("ar", "ar_again", "native") if native else ("ar", "ar_again")
+    names = ("ar", "ar_again", NATIVE) if native else ("ar", "ar_again")
     orders = list(itertools.permutations(names))
     random.Random(derive_seed(seed, "baseline")).shuffle(orders)
     return tuple(orders[index % len(orders)] for index in range(num_prompts))
@@ -227,6 +297,7 @@ def time_pair(
     requests: Sequence[DecodeRequest],  # the speculative one of each prompt, with the cell's seed; each arm derives another
     *,
     instrument_every: int = 1,  # 4: bare forwards and a replay, as long as an arm, after every fourth pair; 0: never
+    interleave: bool = True,  # if the engine can
     device: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> tuple[TimedPair, ...]:
@@ -237,11 +308,18 @@ def time_pair(
         request = replace(request, seed=derive_seed(request.seed, *text, arm))
         return request if arm == "sd" else autoregressive(request)
 
-    arms = {}
-    for arm in ("ar", "sd") if plan.order == "ar_first" else ("sd", "ar"):
-        texts = [seeded(text, arm) for text in plan.texts]
-        arms[arm] = time_together(backend, texts, clock, side_by_side=True, device=device)
+    order = ("ar", "sd") if plan.order == "ar_first" else ("sd", "ar")
     alone = len(plan.texts) == 1
+    interleaved = interleave and alone and interleaves(backend, order)
+    arms: dict[str, tuple[TimedArm, ...]] = {}
+    if alone:
+        one = {arm: seeded(plan.texts[0], arm) for arm in order}
+        timed = time_arms(backend, one, clock, interleaved=interleaved, side_by_side=True, device=device)
+        arms = {arm: (each,) for arm, each in timed.items()}
+    else:
+        for arm in order:
+            together = [seeded(text, arm) for text in plan.texts]
+            arms[arm] = time_together(backend, together, clock, side_by_side=True, device=device)
     pairs = []
     for text, ar, sd in zip(plan.texts, arms["ar"], arms["sd"], strict=True):
         forwards: tuple[ForwardSeconds, ...] = ()
@@ -254,7 +332,7 @@ def time_pair(
                 forwards = backend.time_forwards(request, context_length=length, samples=FORWARD_SAMPLES)
             replay = backend.replay(request) if isinstance(backend, Replayable) else None
         group = None if alone else plan.texts[0][0]
-        pairs.append(TimedPair(*text, plan.order, ar, sd, forwards, replay, group))
+        pairs.append(TimedPair(*text, plan.order, ar, sd, forwards, replay, group, interleaved=interleaved))
     return tuple(pairs)
 
 
@@ -264,17 +342,12 @@ def time_triple(
     order: Sequence[str],
     request: DecodeRequest,  # of this prompt, with the cell's seed
     *,
+    interleave: bool = True,  # if the engine can
     device: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> BaselineTriple:
     """Time one prompt without speculation: twice by the AR arm, and once by the engine's own plain decode, if any."""
-    arms = {}
-    for arm in order:
-        call = backend.generate
-        if arm == "native":
-            if not isinstance(backend, NativeBaseline):
-                raise ValueError(f"backend {backend.name} has no plain decode beside its AR arm")
-            call = backend.generate_natively
-        seeded = replace(autoregressive(request), seed=derive_seed(request.seed, prompt, arm))
-        arms[arm] = time_call(backend, call, seeded, clock, side_by_side=True, device=device)
-    return BaselineTriple(prompt, tuple(order), arms["ar"], arms["ar_again"], arms.get("native"))
+    requests = {arm: replace(autoregressive(request), seed=derive_seed(request.seed, prompt, arm)) for arm in order}
+    interleaved = interleave and interleaves(backend, order)
+    arms = time_arms(backend, requests, clock, interleaved=interleaved, side_by_side=True, device=device)
+    return BaselineTriple(prompt, tuple(order), arms["ar"], arms["ar_again"], arms.get(NATIVE), interleaved)

@@ -61,6 +61,7 @@ DRAFT_TEMPERATURE = "draft temperatures, in the form of --temperatures (default:
 INSTRUMENT_EVERY = (
     "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never (default: 4, or the suite's)"
 )
+TIMING = "interleaved: both arms advance in turns, a round at a time, if the engine can (default); whole: one after the other"
 PRECISION = "end a cell once gamma is known to within this share, such as 0.02 (default: all pairs are measured)"
 SHARED_MACHINE = "measure beside another run; the records of both note it, and their times do not count"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"
@@ -90,6 +91,7 @@ OPTIONS = (
     Option("--max-prompt-tokens", "N", "cut longer prompts to their last N tokens (default: error)", values.count_of),
     Option("--ignore-end-token", "", "decode to the token limit; the share after the end is reported"),
     Option("--instrument-every", "N", INSTRUMENT_EVERY, values.count_or_0),
+    Option("--timing", "HOW", TIMING, values.one_of("interleaved", "whole")),
     Option("--precision", "SHARE", PRECISION, values.above_0),
     Option("--time-budget", "MINUTES", "end a cell after so many minutes (default: after all pairs)", values.above_0),
     Option("--pairs-only", "", PAIRS_ONLY),

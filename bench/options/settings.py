@@ -69,6 +69,7 @@ class Settings:
     max_prompt_tokens: int | None = None
     end_token: str = "natural"
     instrument_every: int = 4  # one in so many pairs is replayed with instruments and has bare forwards timed; 0: none
+    timing: str = "interleaved"  # interleaved where the engine can, or whole: one arm after the other
     pairs_only: bool = False  # neither a baseline nor a certificate
     stopping: Stopping = Stopping()
     chat_template: str = "default"
@@ -89,6 +90,10 @@ class Settings:
         decided = self.given if is_default_pair else self.given | {"drafts"}
         wanted = defaults.get(self.preset, {})
         return replace(self, **{field: value for field, value in wanted.items() if field not in decided})
+
+    @property
+    def interleaves(self) -> bool:
+        return self.timing == "interleaved"
 
     def options_of(self, backend: str) -> tuple[tuple[str, str], ...]:
         """Return the options for all backends and for this one."""

@@ -54,6 +54,7 @@ class TimedPair:
     forwards: tuple[ForwardSeconds, ...] = ()
     replay: Replay | None = None
     group: int | None = None  # index of the first prompt in the batch; None if decoded alone
+    interleaved: bool = False  # both arms advanced in turns; else one followed the other
     visit: int | None = None  # its place among the pairs of all cells, in the order of measurement; a batch has one place
 
 
@@ -66,6 +67,7 @@ class BaselineTriple:
     ar: TimedArm
     ar_again: TimedArm
     native: TimedArm | None  # None where the AR arm already is the engine's own plain decode
+    interleaved: bool = False  # as of a pair
 
 
 @dataclass(frozen=True, slots=True)

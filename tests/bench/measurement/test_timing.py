@@ -96,15 +96,14 @@ def test_garbage_is_collected_in_neither_arm_and_afterwards_as_before(collecting
     assert sorted(seen) == [(False, False), (True, False)]
 
 
-def test_a_warm_up_has_room_for_a_whole_round_and_warms_further_ways_to_decode() -> None:
+def test_a_warm_up_has_room_for_a_whole_round() -> None:
     clock = FakeClock()
-    backend, native = AsynchronousFake(clock), AsynchronousFake(clock)
+    backend = AsynchronousFake(clock)
     request = replace(REQUEST, num_draft_tokens=6, max_new_tokens=64)
-    series, settled = timing.warm_up(backend, request, further=[native.generate], clock=clock)
+    series, settled = timing.warm_up(backend, request, clock=clock)
     assert settled
-    assert {call.max_new_tokens for call in (*backend.calls, *native.calls)} == {14}
+    assert {call.max_new_tokens for call in backend.calls} == {14}
     assert [call.num_draft_tokens for call in backend.calls] == [0, 6] * len(series)
-    assert [call.num_draft_tokens for call in native.calls] == [0] * len(series)
     timing.warm_up(backend, replace(request, max_new_tokens=5), clock=clock)
     assert backend.calls[-1].max_new_tokens == 5
 
@@ -128,15 +127,14 @@ def test_warm_up_goes_on_until_the_series_stops_falling() -> None:
     assert len(series) > 2 * timing.WARMUP_WINDOW
 
 
-def test_further_calls_are_warmed_up_with_both_arms_and_without_speculation() -> None:
-    clock, requests = FakeClock(), []
-    backend = AsynchronousFake(clock)
+def test_the_plain_decode_is_warmed_up_with_both_arms_and_without_speculation() -> None:
+    class WithPlainDecode(AsynchronousFake):
+        def generate_natively(self, request: DecodeRequest) -> Generation:
+            requests.append(request)
+            return self.generate(request)
 
-    def natively(request: DecodeRequest) -> Generation:
-        requests.append(request)
-        return backend.generate(request)
-
-    series, settled = timing.warm_up(backend, REQUESTS[0], further=(natively,), clock=clock)
+    clock, requests = FakeClock(), []  # type: ignore[var-annotated]
+    series, settled = timing.warm_up(WithPlainDecode(clock), REQUEST, native=True, clock=clock)
     assert settled
     assert len(requests) == len(series)
     assert all(request.num_draft_tokens == 0 for request in requests)
