@@ -66,6 +66,11 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
 }
 # Every suite depends on these, in the order of Variant's fields. Test ids contain them only where there are several values.
 VARIANTS = ("inflation", "draft", "prompt_source")
+NEXT = (
+    "  make suites                                               every suite; --plan in ARGS says for how long",
+    "  pytest --benchmark-only suites/test_draft_length.py       which draft length is best here",
+    "  specheat doctor                                           what disturbs this machine",
+)
 ID_PREFIXES = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}
 
 
@@ -327,17 +332,36 @@ def _measure(run: SuiteRun, benchmark: Any, values: Mapping[str, Any], **further
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table of what this run measured, and where its records are."""
+    """Print a short table and a sentence for each suite, and where the rest is."""
     paths = config.stash.get(RECORD_FILES, [])
     if not paths:
         return
-    from bench.reporting import suite_page
+    from bench.reporting import closing
 
     suites: dict[str, dict[str, RunRecord]] = {}
     for path in paths:
         run = files.load_run(path)
         suites.setdefault(run.suite, {})[str(path)] = run
+    write = terminalreporter.write_line
     for runs in suites.values():
-        for title, table in suite_page.terminal_tables(runs):
+        for title, text in closing.closing(runs):
             terminalreporter.section(f"specheat: {title}")
-            terminalreporter.write_line(table)
+            write(text)
+    settings = config.stash[SETTINGS]
+    terminalreporter.section("specheat: where the rest is")
+    write(f"records: {', '.join(map(str, paths))}")
+    if settings.page:
+        write(f"page of all numbers: {_write_page(settings.results)}")
+    write("\n".join(("next:", *NEXT)))
+
+
+def _write_page(results: Path) -> Path | str:
+    """Write the page of a folder of results; return its path, or why there is none."""
+    from bench.reporting.html.page import page
+
+    path = results / "report.html"
+    try:
+        path.write_text(page(results), encoding="utf-8")
+    except (OSError, ValueError, BackendUnavailable) as error:  # the records are safe, whatever happens here
+        return f"none, {error}"
+    return path

@@ -101,6 +101,7 @@ OPTIONS = (
     Option("--results", "DIR", f"where records go (default: {RUNS})", _path),
     Option("--resume", "", "continue the newest unfinished run of the same experiment"),
     Option("--plan", "", "print the cells, minutes and memory, and stop"),
+    Option("--no-page", "", "do not write the page of all results at the end"),
     Option("--shared-machine", "", SHARED_MACHINE),
 )
 
@@ -129,6 +130,8 @@ def from_options(options: argparse.Namespace) -> Settings:
             found[option.field or name] = option.value(given)
     if found.get("pairs_only"):
         found["instrument_every"] = 0
+    if found.pop("no_page", None):
+        found["page"] = False
     if found.pop("ignore_end_token", None):
         found["end_token"] = "ignored"
     minutes = found.pop("time_budget", None)

@@ -78,6 +78,7 @@ class Settings:
     results: Path = RUNS
     resume: bool = False
     plan: bool = False
+    page: bool = True  # the session ends with the page of all results
     shared_machine: bool = False  # measure beside another run
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
 

@@ -165,6 +165,7 @@ def _party(run: Run, index: int, launch: int, folder: Path, package: Path | None
     side = json.dumps({"folder": str(folder), "package": source.package, "command": sys.argv})
     options = (
         "--benchmark-only",
+        "--no-page",
         *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio"),  # the last two take long to import
         # Otherwise the caller's folder would precede the revision's.
         *("-o", "pythonpath=", "-o", "testpaths=suites"),

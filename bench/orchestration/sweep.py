@@ -32,7 +32,7 @@ from bench.records.storage import write_atomically
 
 FOLDER = ".sweep"
 THREADS = "OMP_NUM_THREADS"
-PYTEST = ("-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "--benchmark-only", "--no-page", "-p", "no:cacheprovider")
 NO_TESTS = 5  # pytest's exit status, as where an engine is missing
 MEASURED = (0, 1, NO_TESTS)  # 1: a test failed, and its record holds the error
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from bench.reporting.table import DERIVED, MISSING, Entry, Table
 
 FIGURE = "figure-{}.svg"
-_TERMINAL_COLUMNS = 130
+TERMINAL_COLUMNS = 100
 # In points: a line of the article class, and in \scriptsize a character and the gap between columns.
 _LINE_PT, _CHARACTER_PT, _GAP_PT = 345, 3.9, 6
 
@@ -42,7 +42,7 @@ def terminal(table: Table) -> str:
     notes = [f"* {table.facts.get('bold', 'the best')}"] if any_bold else []
     notes += [f"({number}) {note}" for number, note in enumerate(table.notes, start=1)]
     notes += [f"{name}: {text}" for name, text in table.facts.items() if text and name != "bold"]
-    return "\n".join([*lines, *(textwrap.fill(note, _TERMINAL_COLUMNS, subsequent_indent="  ") for note in notes)])
+    return "\n".join([*lines, *(textwrap.fill(note, TERMINAL_COLUMNS, subsequent_indent="  ") for note in notes)])
 
 
 def terminal_page(tables: Sequence[Table]) -> str:

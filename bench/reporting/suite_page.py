@@ -1,26 +1,24 @@
-"""The page of a suite: all its tables and figures, and the tables at the end of a terminal session."""
+"""The page of a suite: all its tables and figures."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from bench.analysis.rows import Row, newest_rows, row_groups, scalar_text
+from bench.analysis.rows import Row, row_groups, scalar_text
 from bench.options.settings import INFLATED
 from bench.records.files import Runs
 from bench.records.marks import NO_MARKS, Marks
-from bench.records.runs import RunRecord
-from bench.reporting.captions import FORMULA, caption_facts, certificate_facts, crossings, shared, short_prompts, title
-from bench.reporting.columns import MAIN, MECHANISM, certificate_text, identity_columns
+from bench.reporting.captions import shared, short_prompts
+from bench.reporting.columns import MECHANISM
 from bench.reporting.figures import canvas, overview
 from bench.reporting.figures.mechanism import render_phases
-from bench.reporting.formats import distinct_names, terminal
+from bench.reporting.formats import distinct_names
 from bench.reporting.suites import backends, deployment, draft_length, dynamic_temperature, floor, out_of_range, virtual_scale
 from bench.reporting.suites.baseline_strength import baseline_table, newest_baselines
 from bench.reporting.suites.cost_of_temperature import cost_table
 from bench.reporting.table import Page, Table, with_mark
-from bench.reporting.tables import MECHANISM_FACTS, cell_table, row_table, rows_table
+from bench.reporting.tables import MECHANISM_FACTS, cell_table, row_table
 
 _AMOUNT = ("num_prompts", "repeats", "max_new_tokens")
 
@@ -84,39 +82,6 @@ def _group_tables(group: Sequence[Row], groups: Sequence[Sequence[Row]], marks: 
 def _baselines(runs: Runs, marks: Marks) -> tuple[Table, ...]:
     baselines = newest_baselines(runs)
     return (with_mark(baseline_table(baselines), marks.of(baselines)),) if baselines else ()
-
-
-# In the terminal
-def terminal_tables(runs: Runs) -> Iterator[tuple[str, str]]:
-    """Yield titles and tables of the runs of one suite: its backends side by side, if there are several, then each run."""
-    rows = newest_rows(runs)
-    if backends.compares_backends(rows):
-        table = backends.comparison_table(rows, narrow=True)
-        shown = ("formula", "/ reference's", "peak", "machine")
-        facts = {name: table.facts[name] for name in shown if name in table.facts}
-        yield f"{rows[0].run.suite} side by side", terminal(replace(table, facts=facts))
-    for file, run in runs.items():
-        yield file, _terminal_table(run, [row for row in rows if row.file == file])
-
-
-def _terminal_table(run: RunRecord, rows: Sequence[Row]) -> str:
-    if not rows:
-        return terminal(baseline_table({"": run})) if run.baseline else "nothing was measured"
-    own = caption_facts(run)
-    certificates = Counter(certificate_text(row.verdict.certificate) for row in rows)
-    shown = ("backend", "rule", "num_draft_tokens", "end_token", "prompt_set", *_AMOUNT)
-    facts = {
-        "formula": FORMULA,
-        "T, k": "temperature, num_draft_tokens",
-        "machine": own["machine"],
-        "pair": f"{run.model_pair.name}: target {run.model_pair.target}, draft {run.model_pair.draft}",
-        "every cell": shared(rows, shown),
-        "certificate": ", ".join(f"{text} ({count} cells)" for text, count in certificates.items()),
-        **certificate_facts(rows),
-        **{name: own[name] for name in ("A/A floor", "AR arm", "ended early", "wall time", "other load") if name in own},
-        **crossings(rows),
-    }
-    return terminal(rows_table(title(run), rows, [*identity_columns(rows), *MAIN], facts, narrow=True))
 
 
 # What only one suite has

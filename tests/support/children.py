@@ -79,7 +79,7 @@ class Command:
 
 
 def start_suites(*arguments: str, environment: Mapping[str, str] = ENVIRONMENT) -> Command:
-    return Command("pytest", "--benchmark-only", "-p", "no:cacheprovider", *arguments, environment=environment)
+    return Command("pytest", "--benchmark-only", "-p", "no:cacheprovider", "--no-page", *arguments, environment=environment)
 
 
 def run_suites(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import pytest
 from bench.analysis import metrics
 from bench.analysis.rows import newest_rows
 from bench.records.runs import RunRecord
-from bench.reporting import captions, custom_tables, formats, suite_page, tables
+from bench.reporting import captions, closing, custom_tables, formats, suite_page, tables
 from bench.reporting.numbers import interval_text
 from bench.reporting.table import MISSING, Table
 from bench.statistics.intervals import Interval
@@ -44,7 +44,7 @@ def latex_of(runs: Mapping[str, RunRecord]) -> str:
 
 
 def terminal_of(run: RunRecord) -> str:
-    ((_, text),) = suite_page.terminal_tables({FILE: run})
+    ((_, text),) = closing.closing({FILE: run})
     return text
 
 
@@ -107,13 +107,6 @@ def test_of_several_references_the_one_as_it_comes_is_the_reference():
 
 def row_text(table, row, header: str) -> str:
     return row[table.headers.index(header)].text
-
-
-def test_the_terminal_shows_backends_side_by_side():
-    (_, text), *_ = suite_page.terminal_tables(on_backends())
-    assert "other" in text
-    assert max(map(len, text.splitlines())) <= 140
-    assert "SD" in text
 
 
 def under_load(gammas: dict[int, float]) -> RunRecord:
@@ -207,24 +200,6 @@ def test_captions_name_formula_machine_versions_commit_and_settings(render):
         assert fact in text
 
 
-def test_the_terminal_table_fits_and_names_what_it_shows():
-    text = terminal_of(grid())
-    assert max(map(len, text.splitlines())) <= 140
-    for word in (
-        "gamma = autoregressive",
-        "A/A floor: 1.",
-        "certificate: none yet (5 cells)",
-        "1 is inside the interval",
-        "tiny",
-    ):
-        assert word in text
-
-
-def test_the_terminal_table_fits_where_rule_and_draft_length_vary_too():
-    cells = [make_cell(rule=rule, num_draft_tokens=k) for rule in ("one_hot", "rejection") for k in (2, 4)]
-    assert max(map(len, terminal_of(make_run(map(make_record, cells))).splitlines())) <= 140
-
-
 # What is not shown
 def test_an_invalid_gamma_is_a_dash_with_its_reason_and_so_is_all_it_could_be_computed_from():
     run = grid()
@@ -255,7 +230,7 @@ def test_only_the_best_gamma_is_bold():
     assert bold_rows(main_table(grid())) == ["0"]
     assert markdown_of({FILE: grid()}).count("**1.") == 1
     assert latex_of({FILE: grid()}).count(r"\textbf") == 1
-    assert re.findall(r"\] \*|\* the best", terminal_of(grid())) == ["] *", "* the best"]
+    assert re.findall(r"\] \*|\* the best", formats.terminal(main_table(grid()))) == ["] *", "* the best"]
 
 
 def test_an_invalid_gamma_is_not_the_best_one():
@@ -282,7 +257,7 @@ def test_a_gamma_of_too_few_prompts_is_inconclusive_with_a_reason_and_never_bold
 def test_a_run_without_a_baseline_is_marked():
     row = row_of(main_table(make_run([make_record()], baseline=())), temperature="1")
     assert row["A/A\nfloor"].text == MISSING
-    assert "not measured against" in terminal_of(make_run([make_record()], baseline=()))
+    assert "no A/A floor was measured" in terminal_of(make_run([make_record()], baseline=()))
 
 
 def test_a_rule_judged_jointly_has_no_alpha():
