@@ -154,18 +154,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     except (ValueError, BackendUnavailable, OSError) as error:
         raise pytest.UsageError(str(error)) from None
     workloads = {own: answer for own, answer in answers.items() if not isinstance(answer, str)}
-    log, total = SessionLog(settings.results, config.invocation_params.args, resume=settings.resume), 0
+    log, total, other = SessionLog(settings.results, config.invocation_params.args, resume=settings.resume), 0, 0.0
+    baselines: dict[tuple[object, ...], float] = {}  # of each suite and engine, in pairs
     for item, own in suites.items():
         if item.nodeid in log.finished:
             item.add_marker(pytest.mark.skip(reason="measured before the interruption"))
         elif own not in workloads:
             item.add_marker(pytest.mark.skip(reason=str(answers[own])))
         elif "suite_run" in item.fixturenames:
+            from bench.measurement.plan import SCORING_PER_PAIR, triple_work
+
             _repeat_seconds(item)
-            total += len(workloads[own][_variant(item)].prompt_ids) * own.repeats
+            num_prompts = len(workloads[own][_variant(item)].prompt_ids)
+            total += num_prompts * own.repeats
+            if not own.pairs_only:
+                other += SCORING_PER_PAIR * num_prompts * own.repeats
+                suite = (item.module, item.callspec.params.get("backend_name"))
+                baselines.setdefault(suite, num_prompts * triple_work(own))
     capture = config.pluginmanager.getplugin("capturemanager")  # None with -p no:capture
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
-    config.stash[SESSION] = Session(workloads, Meter("", total, unit="pairs", uncaptured=uncaptured), log)
+    config.stash[SESSION] = Session(
+        workloads, Meter("", total, unit="pairs", other=other + sum(baselines.values()), uncaptured=uncaptured), log
+    )
 
 
 def _repeat_seconds(item: pytest.Function) -> None:

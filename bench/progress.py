@@ -28,17 +28,20 @@ class Meter(AbstractContextManager["Meter"]):
     """Shows how far a run or one phase of it has come; `total` counts `unit`.
 
     It draws only when it is called: a thread that refreshed the bar would disturb timed calls.
-    What the first call reports was done before, and does not count toward the rate.
+    What the first call reports was done before, and does not count toward the rate. Work that is no part of `total` has an
+    expected size too, in the same unit: `other` in all, of which `also` reports what is done.
     """
 
     label: str = ""
     total: int = 0
     _: KW_ONLY
     unit: str = "tokens"
+    other: float = 0.0
     uncaptured: Callable[[], AbstractContextManager[object]] = nullcontext  # in it, writing reaches the terminal despite pytest
     console: Console = field(default_factory=lambda: Console(stderr=True))
     done: int = field(default=0, init=False)
     first: int | None = field(default=None, init=False)  # what the first call reported
+    other_done: float = field(default=0.0, init=False)
     bar: Progress | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -48,16 +51,26 @@ class Meter(AbstractContextManager["Meter"]):
         """Show that `more` are done than before."""
         self.show(self.done + more, details, label=label)
 
+    def also(self, work: float, details: str = "", *, label: str | None = None) -> None:
+        """Show that some of the other work is done."""
+        self.other_done += work
+        self.show(self.done, details, label=label)
+
+    def skip(self, work: float) -> None:
+        """Take back some of the other work: it is not needed."""
+        self.other = max(self.other_done, self.other - work)
+
     def show(self, done: int, details: str = "", *, label: str | None = None) -> None:
         """Show that `done` are done in all, with their rate; `details` follow the counts."""
         now = time.monotonic()
         self.done, self.label = done, self.label if label is None else label
         if self.first is None:
             self.first, self.started = done, now
-        new = done - self.first
-        rate = new / max(now - self.started, 1e-9)  # two calls may come within one tick of the clock
+        new, elapsed_s = done - self.first, max(now - self.started, 1e-9)  # two calls may come within one tick of the clock
+        worked, left = new + self.other_done, self.total - done + max(0.0, self.other - self.other_done)
+        rate = new / elapsed_s
         digits = 2 if rate < 1 else int(rate < 10)
-        speed = f"{rate:,.{digits}f} {self.unit}/s" if new and self.unit != "s" else ""
+        speed = f"{rate:,.{digits}f} {self.unit}/s" if new and self.unit not in ("s", "pairs") else ""
         text = "  ".join(filter(None, (f"{done:,}/{self.total:,} {self.unit}", speed, details)))
         finished = done >= self.total and new > 0
         if self.console.is_terminal:
@@ -66,9 +79,8 @@ class Meter(AbstractContextManager["Meter"]):
                 self._draw(text)
         elif finished or now - self.shown_at > LINE_EVERY_S:
             self.shown_at = now
-            minutes = (self.total - done) / rate / 60 if new else 0.0
-            left = f"{minutes:.{minutes < 10:d}f} min left" if new and not finished else ""
-            self.note("  ".join(filter(None, (self.label, text, left))))
+            times = f"{_minutes(elapsed_s)} elapsed, {_minutes(left * elapsed_s / worked)} left" if worked and left else ""
+            self.note("  ".join(filter(None, (self.label, text, times))))
 
     def note(self, text: str) -> None:
         """Print one line, above the bar."""
@@ -91,7 +103,13 @@ class Meter(AbstractContextManager["Meter"]):
                 self.task = self.bar.add_task(self.label, total=self.total, text=text)
                 self.bar.start()
             # The total may have changed: a coordinator learns it from its first process.
-            self.bar.update(self.task, completed=self.done, total=self.total, description=self.label, text=text, refresh=True)
+            done, total = self.done + self.other_done, self.total + self.other
+            self.bar.update(self.task, completed=done, total=total, description=self.label, text=text, refresh=True)
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _minutes(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.{minutes < 10:d}f} min"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.measurement import timing
+from bench.measurement.plan import triple_work
 from bench.measurement.recording import Recording, Workload
 from bench.protocols import Backend, NativeBaseline
 from bench.records.decoding import DecodeRequest
@@ -51,13 +52,16 @@ class Baseline:
         }
         if hot:
             timing.warm_up(self.backend, next(iter(hot.values())), native=native, interleave=interleave)
+        if self._is_first:
+            recording.meter.skip((cell.num_prompts - len(hot)) * triple_work(recording.settings))
         triples = []
         for index, order in left.items():
             triple = timing.time_triple(self.backend, index, order, hot[index], interleave=interleave, device=cell.device)
             triples.append(triple)
             journal.append(Triple(triple))
             self._known(cell)[self.workload.prompt_ids[index]] = triple
-            label = f"{self.backend.name} baseline"
+            label = f"{recording.suite} {self.backend.name} baseline"
+            recording.meter.also(triple_work(recording.settings))
             recording.meter.step(pairs_each, label=label)
             recording.end_round(self.backend, label)
         return tuple(triples)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+from bench.analysis import metrics
 from bench.measurement import timing, turns
 from bench.measurement.baseline import Baseline
 from bench.measurement.recording import Recording, utc_now
@@ -128,7 +129,7 @@ class Rotation:
         pairs: Sequence[TimedPair] | None = None
         if run.ended is None and not run.stopped and run.lacks(plan):
             if self.passed_over or meter.first is None:
-                meter.step(self.passed_over, label=cell.label)
+                meter.step(self.passed_over, label=f"{recording.suite} {cell.label}")
                 self.passed_over = 0
             time_pair = partial(
                 timing.time_pair,
@@ -147,7 +148,7 @@ class Rotation:
             self._journal.append(Pair(cell, pair))
         run.pairs += pairs
         run.peak_memory_bytes = max(run.peak_memory_bytes, machine.resident_memory_bytes())
-        meter.step(1, f"gamma {_gamma_so_far(run.pairs):.2f}", label=cell.label)
+        meter.step(1, _gamma_so_far(run), label=f"{recording.suite} {cell.label}")
         recording.end_round(self.backend, cell.label)
         run.stopped = reason_to_stop(recording.settings.stopping, cell, run.pairs, elapsed_s=run.wall_s["pairs"])
 
@@ -176,8 +177,8 @@ def visit_lot(cell: Cell, index: int) -> int:
     return derive_seed(cell.seed, "visit", index, *cell.draws)
 
 
-def _gamma_so_far(pairs: Sequence[TimedPair]) -> float:
-    """Return the ratio of totals over whole calls, without an interval: for the progress bar only."""
-    ar_s, sd_s = (sum(getattr(pair, arm).seconds for pair in pairs) for arm in ("ar", "sd"))
-    ar_tokens, sd_tokens = (sum(len(getattr(pair, arm).token_ids) for pair in pairs) for arm in ("ar", "sd"))
-    return (ar_s / ar_tokens) / (sd_s / sd_tokens)
+def _gamma_so_far(run: CellRun) -> str:
+    gamma = metrics.gamma(CellRecord(run.cell, run.started, (), True, tuple(run.pairs)))
+    if gamma is None or gamma.num_clusters < 2:  # one prompt has no interval
+        return ""
+    return f"gamma {gamma.estimate:.2f} [{gamma.low:.2f}, {gamma.high:.2f}]"

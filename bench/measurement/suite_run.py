@@ -15,6 +15,7 @@ from bench.errors import BackendUnavailable, first_line
 from bench.measurement import recorded_timer, timing, turns
 from bench.measurement.baseline import Baseline, Baselines
 from bench.measurement.cells import check_cell_schedule, first_cell, request_of, unsupported
+from bench.measurement.plan import SCORING_PER_PAIR
 from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload
 from bench.measurement.rotation import CellRun, Rotation
 from bench.measurement.stopping import reason_to_stop
@@ -164,6 +165,9 @@ class SuiteRun:
             )
         )
         run.wall_s["certificate"] = time.perf_counter() - started
+        if self.score:
+            label = f"{self.recording.suite} {run.cell.label} certificate"
+            self.meter.also(SCORING_PER_PAIR * len(run.pairs), label=label)
         whole = not run.is_resumed and not turns.are_taken()  # else the wall-clock seconds are not those of this cell
         scoring_s = run.wall_s["certificate"] if self.score else None
         return replace(record, scoring_s=scoring_s, wall_s=run.wall_s if whole else {})
