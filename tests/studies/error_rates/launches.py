@@ -1,7 +1,10 @@
-"""Several launches of the same prompts: how often does a test of equal sides find a difference?
+"""Several launches of the same prompts: how often does a test of equal sides find a difference? And what does one launch miss?
 
 Each side draws texts of its own, and repeats them in every launch, as an engine with a fixed seed does. So a prompt's
 difference between the sides is the same in all launches. The old rule took a part of it for noise of single launches.
+
+The rows of a single launch take spreads that were measured (results/studies/amd-epyc-2c/launches). Their old caption called an
+interval over the prompts of one launch complete; the new one sends those who need more to several launches.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from tests.studies.error_rates.rate import Rate, share
 NUM_PROMPTS = 12
 PROMPT_SPREAD = 0.1  # of a difference between the sides, over prompts
 LEVEL = 0.05
+# Spread over prompts and over launches, as measured on 12 prompts: of AR seconds per token, and of gamma at T = 1.
+MEASURED = {"AR seconds per token": (0.033, 0.022), "gamma": (0.125, 0.002)}
 
 
 def rows(num: int) -> Iterator[Rate]:
@@ -27,6 +32,22 @@ def rows(num: int) -> Iterator[Rate]:
         before, after = (share(effect.p_value(0.0) <= LEVEL for effect in effects) for effects in zip(*found, strict=True))
         case = f"{num_launches} launches, {noise:.0%} noise of a text, {lottery:.0%} of a launch"
         yield Rate("two equal sides differ, several launches", case, "5 %", before, after)
+    for name, (of_prompts, of_launch) in MEASURED.items():
+        rng = np.random.default_rng(0)
+        found = [_missed(rng, of_prompts, of_launch) for _ in range(num)]
+        before, after = (share(missed) for missed in zip(*found, strict=True))
+        yield Rate(f"an interval of {name} misses the truth", "one launch; after: five launches", "5 %", before, after)
+
+
+def _missed(rng: np.random.Generator, of_prompts: float, of_launch: float) -> tuple[bool, bool]:
+    """Return whether an interval leaves out the truth: over the prompts of one launch, and over five launches."""
+    prompts = of_prompts * rng.standard_normal(NUM_PROMPTS)
+    values = prompts + of_launch * rng.standard_normal((5, 1))
+    left_out = (values.sum(1, keepdims=True) - values) / (NUM_PROMPTS - 1)
+    of_launches = np.concatenate((values.mean(1, keepdims=True), left_out), axis=1)
+    one = Effect(float(values[0].mean()), (jackknife(left_out[0]),))
+    several = over_launches_and_prompts(of_launches, np.ones(NUM_PROMPTS))
+    return tuple(effect.p_value(0.0) <= LEVEL for effect in (one, several))  # type: ignore[return-value]
 
 
 def _both(rng: np.random.Generator, num_launches: int, noise: float, lottery: float) -> tuple[Effect, Effect]:
