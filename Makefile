@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: setup bench test test-engines check tables lock clean
+.PHONY: setup bench suites test test-engines check tables lock clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,11 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 
 # The main job: gamma and alpha over decoding temperatures on the embedded pair. A short version: `make bench ARGS="--preset smoke"`.
 bench: setup
-	$(BIN)/python -m pytest --benchmark-only suites/ $(ARGS)
+	$(BIN)/python -m pytest --benchmark-only -q suites/test_temperature_grid.py $(ARGS)
+
+# Every suite that measures a single engine.
+suites: setup
+	$(BIN)/python -m pytest --benchmark-only -q suites/ $(ARGS)
 
 # One worker per core with one thread each. With more threads than cores, threads wait for each other.
 test: setup

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from bench.measurement import recorded_timer
 from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload
 from bench.measurement.session import Session, SessionLog, Variant
 from bench.options.arguments import add_options, from_options
-from bench.options.settings import Settings
+from bench.options.settings import Settings, Stopping
 from bench.progress import Meter
 from bench.protocols import Backend
 from bench.records import environment, files, machine_lock, storage
@@ -43,6 +43,8 @@ class Engines:
 
     # The workload of each variant; or why models that the suite, not the user, chose are missing.
     workloads: Callable[[Settings], Mapping[Variant, Workload] | str]
+    # Options that are right for the pair of the settings, by field.
+    defaults: Callable[[Settings], Mapping[str, Any]]
     # What scores the generations of a cell for its certificate.
     scorer: Callable[[Backend, Workload, Settings], Score]
 
@@ -66,6 +68,7 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
 }
 # Every suite depends on these, in the order of Variant's fields. Test ids contain them only where there are several values.
 VARIANTS = ("inflation", "draft", "prompt_source")
+PILOT_CELL_S = 30.0
 NEXT = (
     "  make suites                                               every suite; --plan in ARGS says for how long",
     "  pytest --benchmark-only suites/test_draft_length.py       which draft length is best here",
@@ -88,8 +91,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def settings_of(config: pytest.Config, suite: object) -> Settings:
-    """Return the run's options, with the defaults of the suite's module where no option was given."""
-    return config.stash[SETTINGS].with_defaults(getattr(suite, "DEFAULTS", {}))
+    """Return the run's options, with the defaults of the suite's module and then of the pair where no option was given."""
+    own = config.stash[SETTINGS].with_defaults(getattr(suite, "DEFAULTS", {}))
+    engines = config.stash.get(ENGINES, None)
+    return own if engines is None else own.with_pair_defaults(engines.defaults(own))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -142,7 +147,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     try:
         for name in settings.backends:
             backend_factory(name)
-        if not settings.plan:
+        if settings.pilot or not settings.plan:
             held = ExitStack()
             config.add_cleanup(held.close)
             held.enter_context(machine_lock.measuring(shared=settings.shared_machine))
@@ -198,14 +203,35 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None
     from bench.measurement import plan
 
-    workloads = config.stash[SESSION].workloads
+    shared = config.stash[SESSION]
+    workloads = shared.workloads
     cells: dict[tuple[Settings, Variant], list[str]] = {}
     for item in _suites(session.items):
         if (own := settings_of(config, item.module)) in workloads:
             cells.setdefault((own, _variant(item)), []).append(item.nodeid)
+    if config.stash[SETTINGS].pilot and cells:
+        _pilot(shared, *next(iter(cells)))
     described = plan.describe([(names, own, workloads[own][variant]) for (own, variant), names in cells.items()])
     print(f"\n{described}")
     return True
+
+
+def _pilot(shared: Session, settings: Settings, variant: Variant) -> None:
+    """Measure a minute with the first engine, and keep the record for the plan."""
+    from bench.measurement.suite_run import SuiteRun
+
+    name, workload = settings.backends[0], shared.workloads[settings][variant]
+    own = replace(settings, pairs_only=True, instrument_every=1, resume=False, stopping=Stopping(budget_s=PILOT_CELL_S))
+    shared.meter.total = 2 * len(workload.prompt_ids) * own.repeats
+    recording = Recording("pilot", name, settings=own, workloads=(workload,), meter=shared.meter)
+    try:
+        engine = backend_factory(name)(workload.model_pair, device=own.device, options=dict(own.options_of(name)))
+    except (BackendUnavailable, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+    with closing(engine):
+        SuiteRun(recording, engine, workload=workload, score=None, baselines={}).measure_pilot()
+        recording.leave(engine)
+    recording.finish()
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of an interrupted suite
@@ -346,7 +372,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     paths = config.stash.get(RECORD_FILES, [])
     if not paths:
         return
-    from bench.reporting import closing
+    from bench.reporting.closing import texts_of
 
     suites: dict[str, dict[str, RunRecord]] = {}
     for path in paths:
@@ -354,7 +380,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         suites.setdefault(run.suite, {})[str(path)] = run
     write = terminalreporter.write_line
     for runs in suites.values():
-        for title, text in closing.closing(runs):
+        for title, text in texts_of(runs):
             terminalreporter.section(f"specheat: {title}")
             write(text)
     settings = config.stash[SETTINGS]

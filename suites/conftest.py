@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backends.certification.cell_scorer import cell_scorer
-from backends.models import workloads
+from backends.models import pairs, workloads
 from backends.models.cache import cache_folder
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
@@ -21,7 +21,7 @@ from bench.records.environment import installed_version
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ENGINES] = Engines(workloads.of_settings, cell_scorer)
+    config.stash[ENGINES] = Engines(workloads.of_settings, pairs.defaults, cell_scorer)
     # Ctrl-C may leave a file open wherever it strikes, which must not end with a traceback.
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
     # That line holds until the session ends; what is found later meets the filters from before it.

@@ -2,6 +2,11 @@
 
 import pytest
 
+from bench.options.settings import PRESETS
+
+# Without the pair's own options, such as a restricted head of the draft: all engines are to draft alike.
+DEFAULTS = {preset: {"backend_options": ()} for preset in PRESETS}
+
 
 @pytest.mark.compares_backends
 def test_backends(measure) -> None:

@@ -6,8 +6,9 @@ jackknife that leaves a prompt out of all cells at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
 
@@ -18,7 +19,7 @@ from bench.analysis.rows import Row
 from bench.records.command_line import shell_text
 from bench.records.runs import CellRecord, TimedPair
 from bench.statistics.effects import Effect, LargestEffect, Number, PromptSums, Statistic, contrast, paired_effect
-from bench.statistics.intervals import Array
+from bench.statistics.intervals import Array, Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,18 @@ def prompt_sums(cells: Sequence[CellOf]) -> list[PromptSums] | None:
             )
         )
     return found
+
+
+def gamma_without_luck(record: CellRecord) -> Interval | None:
+    """Return gamma without the luck of acceptance, as far as pairs were replayed; None if none was, or nothing was decoded."""
+    pairs = list(LOG_GAMMA_WITHOUT_LUCK.columns(record))
+    if not any(pair.replay is not None for pair, _ in pairs):
+        return None
+    prompts, values = [pair.prompt_index for pair, _ in pairs], [values for _, values in pairs]
+    batches = metrics.groups_of(record, [pair for pair, _ in pairs])
+    sums = PromptSums("", _summed(prompts, values), None if batches is None else _summed(batches, values))
+    effect = paired_effect(contrast(log_gamma_without_luck, (1.0,)), [sums])
+    return replace(effect.interval.transformed(math.exp), num_clusters=len(sums.totals), parts=effect.parts)
 
 
 def compared(statistic: Statistic, cells: Sequence[CellOf], detail: str) -> Finding | None:
@@ -155,6 +168,16 @@ def _arm_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float
         yield from zip(record.pairs, zip(*columns, strict=True), strict=True)
 
 
+def _arm_seconds_and_surplus(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
+    """Yield what `_arm_seconds` does, after the surplus of accepted over expected draft tokens: 0 where that is not known."""
+    for pair, values in _arm_seconds(record):
+        surplus, replay = 0.0, pair.replay
+        if replay is not None:
+            expected = replay.joint_length or chain.from_iterable(replay.acceptance_probs)
+            surplus = metrics.count_rounds(replay.rounds).accepted - sum(expected)
+        yield pair, (surplus, *values)  # the last one weighs the prompt
+
+
 def _round_seconds(record: CellRecord) -> Iterator[tuple[TimedPair, Sequence[float]]]:
     """Yield the seconds of the rounds of a pair, and those of the bare forwards of these rounds, which were timed after it."""
     of_decoding = metrics.times_measured(record) == "decode"
@@ -188,9 +211,19 @@ def log_ratio_of(sums: Array) -> Array:
     return np.log(sums) @ np.array([1.0, -1.0, -1.0, 1.0])
 
 
+def log_gamma_without_luck(sums: Array) -> Array:
+    """Return log gamma - surplus / SD tokens.
+
+    A draft token that is accepted by luck saves its share of the seconds: one token. The surplus of accepted tokens over their
+    expectation has mean 0, so subtracting it changes no mean, but removes noise.
+    """
+    return log_ratio_of(sums[..., 1:]) - sums[..., 0] / sums[..., 4]
+
+
 ALPHA = Quantity(_accepted_of_tested, share_of)  # counted
 EXPECTED_ALPHA = Quantity(expected(attrgetter("acceptance_probs"), _accepted_of_tested), share_of)
 LOG_GAMMA = Quantity(_arm_seconds, log_ratio_of, timed=True)
+LOG_GAMMA_WITHOUT_LUCK = Quantity(_arm_seconds_and_surplus, log_gamma_without_luck, timed=True)
 
 # Cells run minutes apart. A drift of the machine cancels against seconds of the same minute.
 LOG_ROUND_COST = Quantity(_round_seconds, log_quotient, timed=True)  # in its bare forwards

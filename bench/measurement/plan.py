@@ -1,4 +1,4 @@
-"""What a run would do (`--plan`): its cells, minutes and memory."""
+"""What a run would do (`--plan`): its cells, minutes, memory, and what it can decide."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from bench.analysis import metrics
+from bench.measurement import power
 from bench.measurement.recording import Workload
 from bench.options.settings import Settings
 from bench.records import environment, files, machine
 from bench.records.decoding import ModelPair
+from bench.records.runs import RunRecord
 
 ARMS_PER_PAIR = 2.0  # AR and SD, in units of one AR generation
 INSTRUMENTS_PER_PAIR = 1.5  # the replay, and bare forwards
@@ -34,7 +36,8 @@ def _arms_per_pair(settings: Settings) -> float:
 def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
     """Describe suites (names of cells, their settings and workload): the cells, and estimates of minutes and memory."""
     _, settings, workload = suites[0]
-    seconds_per_token, source = _seconds_per_token(settings, workload)
+    runs = _runs_here(settings)
+    seconds_per_token, source = _seconds_per_token(runs, workload)
     names = [name for cells, _, _ in suites for name in cells]
     minutes = sum(_seconds(*suite, seconds_per_token) for suite in suites) / 60
     shapes = dict.fromkeys(
@@ -49,6 +52,7 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
             f"at most {minutes:.1f} minutes, if every generation reaches its token limit ({source}), without what suites train",
             f"about {memory_bytes(workload.model_pair) / 2**30:.1f} GiB of memory for weights and working space; "
             f"{machine.available_memory_bytes() / 2**30:.1f} GiB are free",
+            power.describe(runs, workload, settings.temperatures),
         )
     )
 
@@ -61,13 +65,17 @@ def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, secon
     return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
 
 
-def _seconds_per_token(settings: Settings, workload: Workload) -> tuple[float, str]:
-    """Return an estimate and its source: an earlier record of this pair here, else reading all weights once per token."""
+def _runs_here(settings: Settings) -> Sequence[RunRecord]:
+    """Return the user's own records of this machine, the oldest first."""
     folder = settings.results / environment.machine_slug(environment.capture(settings.device))
     try:
-        runs = files.load_runs(folder) if folder.is_dir() else ()
+        return files.load_runs(folder) if folder.is_dir() else ()
     except ValueError:  # a broken record must not stop another run
-        runs = ()
+        return ()
+
+
+def _seconds_per_token(runs: Sequence[RunRecord], workload: Workload) -> tuple[float, str]:
+    """Return an estimate and its source: an earlier record of this pair here, else reading all weights once per token."""
     for run in reversed(runs):
         for record in run.cells:
             measured = metrics.seconds_per_token(record, "ar")

@@ -115,6 +115,18 @@ class SuiteRun:
             raise NotCertified(f"{cell.label} is measured, not certified: {record.scoring_error}")
         return record
 
+    def measure_pilot(self) -> None:
+        """Measure the coldest and the hottest cell for half a minute each, for the plan of a run."""
+        settings = self.settings
+        kind = {"rule": settings.rules[0], "num_draft_tokens": settings.num_draft_tokens[0]}
+        ends = dict.fromkeys((min(settings.temperatures), max(settings.temperatures)))
+        runs = [self._run_of(replace(self._cell_at(each, None), **kind)) for each in ends]  # type: ignore[arg-type]
+        Rotation(self.recording, self.backend, self.baseline, runs).measure()
+        for run in runs:
+            if run.ended is not None:
+                raise run.ended
+            self.journal.append(CellEnd(self._record_of(run)))
+
     def measure_baseline(self, benchmark: Any) -> None:
         """Measure only the baseline, and pass the seconds of AR to pytest-benchmark. Raise NotMeasured as `measure`."""
         _check_enabled(benchmark)

@@ -23,11 +23,16 @@ def _path(name: str, text: str) -> Path:
     return Path(text)
 
 
-def _key_value(name: str, text: str) -> tuple[str, str]:
+def key_value(text: str, name: str = "an option as") -> tuple[str, str]:
+    """Return the parts of KEY=VALUE. Raise ValueError for another form."""
     key, separator, value = text.partition("=")
     if not (key and separator):
         raise ValueError(f"expected {name} KEY=VALUE, got {text!r}")
     return key, value
+
+
+def _key_value(name: str, text: str) -> tuple[str, str]:
+    return key_value(text, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,9 @@ INSTRUMENT_EVERY = (
     "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never (default: 4, or the suite's)"
 )
 TIMING = "interleaved: both arms advance in turns, a round at a time, if the engine can (default); whole: one after the other"
-PRECISION = "end a cell once gamma is known to within this share, such as 0.02 (default: all pairs are measured)"
+PRECISION = (
+    "end a cell once gamma is known to within this share, such as 0.02 (default: quick 0.05, else all pairs are measured)"
+)
 SHARED_MACHINE = "measure beside another run; the records of both note it, and their times do not count"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"
 
@@ -100,7 +107,8 @@ OPTIONS = (
     Option("--seed", "N", "seed of prompt order and sampling (default: 0)", values.count_or_0),
     Option("--results", "DIR", f"where records go (default: {RUNS})", _path),
     Option("--resume", "", "continue the newest unfinished run of the same experiment"),
-    Option("--plan", "", "print the cells, minutes and memory, and stop"),
+    Option("--plan", "", "print the cells, minutes, memory and what the run can decide, and stop"),
+    Option("--pilot", "", "with --plan: measure for a minute first, to tell what the run can decide"),
     Option("--no-page", "", "do not write the page of all results at the end"),
     Option("--shared-machine", "", SHARED_MACHINE),
 )
@@ -135,8 +143,10 @@ def from_options(options: argparse.Namespace) -> Settings:
     if found.pop("ignore_end_token", None):
         found["end_token"] = "ignored"
     minutes = found.pop("time_budget", None)
-    stopping = Stopping(found.pop("precision", None), None if minutes is None else 60 * minutes)
     preset = PRESETS[found.setdefault("preset", "quick")]
+    if found.get("pilot") and not found.get("plan"):
+        raise ValueError("expected --plan beside --pilot")
+    stopping = Stopping(found.pop("precision", preset.precision), None if minutes is None else 60 * minutes)
     decided = {name: getattr(preset, name) for name in ("temperatures", "repeats", "max_new_tokens")}
     settings = Settings(**decided | found, stopping=stopping, given=frozenset(found))
     for key, value in settings.backend_options:

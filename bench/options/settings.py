@@ -24,11 +24,14 @@ class Preset:
     num_prompts: int
     repeats: int
     max_new_tokens: int
+    precision: float | None = None  # at which a cell ends early
 
 
+# Chosen by what they decide on the embedded pair and two cores: smoke nothing, it runs everything once; quick the gamma of a cell to
+# 5 % and its certificate; paper trends over T and claims. `--plan` tells what a run decides elsewhere.
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
-    "quick": Preset(temperatures=(0.0, 0.25, 0.5, 0.75, 1.0), num_prompts=12, repeats=1, max_new_tokens=36),
+    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=32, repeats=1, max_new_tokens=48, precision=0.05),
     "paper": Preset(temperatures=tuple(step / 10 for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128),
 }
 
@@ -78,9 +81,11 @@ class Settings:
     results: Path = RUNS
     resume: bool = False
     plan: bool = False
+    pilot: bool = False  # the plan measures for a minute first
     page: bool = True  # the session ends with the page of all results
     shared_machine: bool = False  # measure beside another run
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
+    by_suite: frozenset[str] = frozenset()  # fields for which the suite has a default
 
     def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> Settings:
         """Apply a suite's defaults (preset -> field -> value) to options that were not given on the command line.
@@ -90,7 +95,20 @@ class Settings:
         is_default_pair = self.target is None and self.pair in (None, DEFAULT_PAIR)
         decided = self.given if is_default_pair else self.given | {"drafts"}
         wanted = defaults.get(self.preset, {})
-        return replace(self, **{field: value for field, value in wanted.items() if field not in decided})
+        used = {field: value for field, value in wanted.items() if field not in decided}
+        return replace(self, **used, by_suite=frozenset(wanted))
+
+    def with_pair_defaults(self, defaults: Mapping[str, Any]) -> Settings:
+        """Apply a pair's defaults (field -> value) where neither the command line nor a suite has decided.
+
+        Options of a backend are decided one by one: an option of the pair gives way to one with the same key.
+        """
+        wanted = {field: value for field, value in defaults.items() if field not in self.given | self.by_suite}
+        if "backend_options" in defaults and "backend_options" not in self.by_suite:
+            keys = {key.rpartition(":")[2] for key, _ in self.backend_options}
+            ours = tuple(each for each in defaults["backend_options"] if each[0].rpartition(":")[2] not in keys)
+            wanted["backend_options"] = (*ours, *self.backend_options)
+        return replace(self, **wanted)
 
     @property
     def interleaves(self) -> bool:

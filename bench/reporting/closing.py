@@ -22,7 +22,7 @@ JUDGED = (GAMMA, replace(CERTIFICATE, narrow="certificate"), VERDICT)
 WORDS = {"FASTER": "{} x faster", "SLOWER": "{} x slower", "SAME": "as fast as plain decoding", "INCONCLUSIVE": "undecided"}
 
 
-def closing(runs: Runs) -> Iterator[tuple[str, str]]:
+def texts_of(runs: Runs) -> Iterator[tuple[str, str]]:
     """Yield a title and a text for the runs of one suite."""
     rows = newest_rows(runs)
     if rows:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bench.analysis import metrics
+from bench.analysis.quantities import gamma_without_luck
 from bench.analysis.rows import Row, identity, scalar_text, split_identity
 from bench.analysis.verdict import UNCERTIFIED
 from bench.records.decoding import PhaseSeconds
@@ -105,6 +106,7 @@ MECHANISM = (
     Column("c", "c", lambda row: number_text(metrics.cost_ratio(row.record), 3)),
     Column("gamma_iid", "predicted gamma,\ni.i.d. alpha", _like_gamma(metrics.iid_predicted_gamma), True),
     Column("gamma_geometric", "gamma, geometric\nmean of prompts", shown(interval_text, metrics.gamma_geometric), True),
+    Column("gamma_without_luck", "gamma without\nluck", shown(interval_text, gamma_without_luck), True),
     Column("acceptance_z", "z of\nacceptance", _acceptance_z),
     Column("certificate_cost", "certificate /\ndecoding seconds", shown(percent_text, metrics.certificate_cost)),
     *(Column(f"{name}_share", f"{name}\nshare", _phase(name)) for name in PhaseSeconds.__slots__),

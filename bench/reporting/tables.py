@@ -28,6 +28,8 @@ ALPHA_FACTS = {
 }
 MECHANISM_FACTS = {
     "c": "seconds of one draft forward / seconds of one target forward, 1 token each",
+    "gamma without luck": "the surplus of accepted draft tokens over expected ones taken out as a control variate, in the "
+    "pairs that were replayed",
     "z of acceptance": "sum of accepted - expected in standard errors, over the tested positions",
     "shares": "of the seconds of the untimed replay",
 }

@@ -9,7 +9,7 @@ import pytest
 from bench.analysis.rows import Row
 from bench.analysis.verdict import Label, Verdict
 from bench.records.runs import RunRecord
-from bench.reporting.closing import closing, sentence
+from bench.reporting.closing import sentence, texts_of
 from tests.support.record_builder import make_cell, make_record, make_run
 
 TEMPERATURES = (0.0, 0.5, 1.0)
@@ -20,7 +20,7 @@ def grid(**changes: object) -> RunRecord:
 
 
 def text_of(run: RunRecord) -> str:
-    ((_, text),) = closing({"runs/record.json": run})
+    ((_, text),) = texts_of({"runs/record.json": run})
     return text
 
 
@@ -82,5 +82,5 @@ def test_output_without_a_certificate_is_not_called_lossless(certificate: str, w
 
 
 def test_a_run_of_the_baseline_alone_shows_it() -> None:
-    ((_, text),) = closing({"runs/record.json": replace(make_run([]), cells=())})
+    ((_, text),) = texts_of({"runs/record.json": replace(make_run([]), cells=())})
     assert "AR" in text

@@ -44,7 +44,7 @@ def latex_of(runs: Mapping[str, RunRecord]) -> str:
 
 
 def terminal_of(run: RunRecord) -> str:
-    ((_, text),) = closing.closing({FILE: run})
+    ((_, text),) = closing.texts_of({FILE: run})
     return text
 
 
