@@ -7,7 +7,7 @@ An option that is not given takes the preset's value, or the default here. A sui
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ class Preset:
     precision: float | None = None  # at which a cell ends early
 
 
-# Chosen by what they decide on the embedded pair and two cores: smoke nothing, it runs everything once; quick the gamma of a cell to
-# 5 % and its certificate; paper trends over T and claims. `--plan` tells what a run decides elsewhere.
+# Chosen by what they decide on the embedded pair and two cores. smoke: nothing, it runs everything once; quick: the gamma of
+# a cell to 5 %, and its certificate; paper: trends over T, and claims. `--plan` tells what a run decides elsewhere.
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
     "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=32, repeats=1, max_new_tokens=48, precision=0.05),
@@ -85,7 +85,7 @@ class Settings:
     page: bool = True  # the session ends with the page of all results
     shared_machine: bool = False  # measure beside another run
     given: frozenset[str] = frozenset()  # fields whose value the command line decided
-    by_suite: frozenset[str] = frozenset()  # fields for which the suite has a default
+    by_suite: frozenset[str] = field(default=frozenset(), compare=False)  # fields for which the suite has a default
 
     def with_defaults(self, defaults: Mapping[str, Mapping[str, Any]]) -> Settings:
         """Apply a suite's defaults (preset -> field -> value) to options that were not given on the command line.
@@ -95,7 +95,7 @@ class Settings:
         is_default_pair = self.target is None and self.pair in (None, DEFAULT_PAIR)
         decided = self.given if is_default_pair else self.given | {"drafts"}
         wanted = defaults.get(self.preset, {})
-        used = {field: value for field, value in wanted.items() if field not in decided}
+        used = {name: value for name, value in wanted.items() if name not in decided}
         return replace(self, **used, by_suite=frozenset(wanted))
 
     def with_pair_defaults(self, defaults: Mapping[str, Any]) -> Settings:
@@ -103,7 +103,7 @@ class Settings:
 
         Options of a backend are decided one by one: an option of the pair gives way to one with the same key.
         """
-        wanted = {field: value for field, value in defaults.items() if field not in self.given | self.by_suite}
+        wanted = {name: value for name, value in defaults.items() if name not in self.given | self.by_suite}
         if "backend_options" in defaults and "backend_options" not in self.by_suite:
             keys = {key.rpartition(":")[2] for key, _ in self.backend_options}
             ours = tuple(each for each in defaults["backend_options"] if each[0].rpartition(":")[2] not in keys)

@@ -34,7 +34,7 @@ def test_what_was_there_before_gives_no_rate(clock: list[float]) -> None:
     meter.show(4_000)
     clock[0] += 30
     meter.show(7_000, "loss 1.5")
-    assert lines(meter) == ["sampling  7,000/10,000 tokens  100 tokens/s  loss 1.5  0.5 min left"]
+    assert lines(meter) == ["sampling  7,000/10,000 tokens  100 tokens/s  loss 1.5  0.5 min elapsed, 0.5 min left"]
 
 
 def test_a_phase_ends_in_a_line_and_one_with_nothing_to_do_prints_nothing(clock: list[float]) -> None:
@@ -62,8 +62,22 @@ def test_steps_add_up_under_the_label_of_the_moment(clock: list[float]) -> None:
         clock[0] += 10
         meter.step(1, f"gamma 1.{done}", label="T=1")
     assert lines(meter) == [
-        "T=1  5/8 pairs  0.10 pairs/s  gamma 1.2  0.5 min left",
-        "T=1  8/8 pairs  0.10 pairs/s  gamma 1.5",
+        "T=1  5/8 pairs  gamma 1.2  0.5 min elapsed, 0.5 min left",
+        "T=1  8/8 pairs  gamma 1.5",
+    ]
+
+
+def test_the_time_left_counts_work_that_the_total_does_not(clock: list[float]) -> None:
+    meter = Meter("", 10, unit="pairs", other=30.0, console=a_meter(10).console)
+    meter.step(0, label="grid")
+    clock[0] += 60
+    meter.also(20.0, label="grid baseline")  # of 40 units of work, 20 took a minute
+    meter.skip(5.0)
+    clock[0] += 30
+    meter.step(5, label="grid T=1")
+    assert lines(meter) == [
+        "grid baseline  0/10 pairs  1.0 min elapsed, 1.0 min left",
+        "grid T=1  5/10 pairs  1.5 min elapsed, 0.6 min left",  # 25 units in 90 s, 10 are left
     ]
 
 
