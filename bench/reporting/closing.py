@@ -10,7 +10,7 @@ from bench.analysis import metrics
 from bench.analysis.rows import Row, newest_rows, scalar_text, split_identity
 from bench.analysis.verdict import UNCERTIFIED
 from bench.records.files import Runs
-from bench.reporting.captions import crossings, title
+from bench.reporting.captions import caption_facts, crossings, title
 from bench.reporting.columns import ALPHA, AR_MS, CERTIFICATE, GAMMA, SD_MS, VERDICT, Column, identity_columns, shown
 from bench.reporting.formats import TERMINAL_COLUMNS, terminal
 from bench.reporting.numbers import percent_text, point_text
@@ -44,6 +44,7 @@ def _table(rows: Sequence[Row]) -> str:
     facts = {
         "gamma": f"AR / SD seconds per token, with its 95 % interval over {' or '.join(map(str, prompts))} prompts",
         "A/A floor": ", ".join(floors),
+        "ended early": "; ".join(dict.fromkeys(filter(None, (caption_facts(row.run).get("ended early") for row in rows)))),
         **crossings(rows),
     }
     return terminal(

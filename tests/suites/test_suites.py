@@ -85,7 +85,8 @@ def test_every_suite_leaves_a_record_and_prints_a_table(measured: Measured) -> N
     lengths = [[pair.visit for pair in record.pairs] for record in runs["draft_length"].cells]
     assert all(max(places) - min(places) >= 5 * len(lengths) - len(lengths) for places in lengths)
     assert metrics.native_ratio(runs["baseline_strength"]) is not None
-    assert "gamma = autoregressive seconds per token / speculative seconds per token" in measured.said
+    assert "gamma: AR / SD seconds per token" in measured.said
+    assert "Speculation is " in measured.said
     assert not journals(measured.results)
 
 
@@ -101,7 +102,7 @@ def test_a_cell_ends_once_gamma_is_known_well_enough(pair: tuple[str, ...], tmp_
     assert record.evidence is not None
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
     assert benchmark["stats"]["rounds"] == stopping.LEAST_PROMPTS
-    assert "1 of 1 cells, after 10 of 14 pairs (precision 1)" in " ".join(done.stdout.split())
+    assert "ended early: 1 of 1 cells, after 10 of 14 pairs (precision 1)" in " ".join(done.stdout.split())
 
 
 def test_pytest_benchmark_times_the_speculative_arm_of_the_same_pairs(measured: Measured) -> None:
@@ -271,7 +272,7 @@ def test_backends_stand_side_by_side_at_every_temperature(pair: tuple[str, ...],
     assert {record.cell.backend for run in runs for record in run.cells} == set(backends)
     assert all(record.error is None and len(record.pairs) == 6 for run in runs for record in run.cells)
     assert [len(run.cells) for run in runs] == [2, 2, 2]
-    assert "backends side by side" in done.stdout
+    assert "Speculation, by engine: " in done.stdout
     assert "decodes one prompt at a time" in done.stdout
 
 
@@ -284,13 +285,28 @@ def test_the_plan_lists_the_cells_and_measures_nothing(pair: tuple[str, ...], tm
     assert not (tmp_path / "results").exists()
 
 
+def test_a_pilot_tells_what_the_run_can_decide_and_leaves_a_record(pair: tuple[str, ...], tmp_path: Path) -> None:
+    where = ("--results", str(tmp_path / "results"))
+    assert "no record of this pair on this machine" in run_suites(GRID, *pair, *SMALL, *where, "--plan").stdout
+    done = run_suites(GRID, *pair, *SMALL, *where, "--plan", "--pilot")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "from 6 prompts of pilot, measured here on" in done.stdout
+    assert "gamma at T = 0" in done.stdout
+    (run,) = files.load_runs(tmp_path / "results")
+    assert [record.cell.temperature for record in run.cells] == [0.0, 1.0]
+    assert all(pair.interleaved and pair.replay is not None for record in run.cells for pair in record.pairs)
+    refused = run_suites(GRID, *pair, *SMALL, "--pilot")
+    assert refused.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "expected --plan beside --pilot" in refused.stdout + refused.stderr
+
+
 def test_a_suite_has_its_own_defaults_and_fewer_prompts_are_no_error(pair: tuple[str, ...], tmp_path: Path) -> None:
     prompts = write(tmp_path / "few.txt", "w3 w4\nw5 w6\nw7 w8\n")
     where = ("--prompts", prompts, "--chat-template", "none", "--results", str(tmp_path / "results"), "--plan")
     done = run_suites("suites/test_draft_length.py", *pair, *where)
     for k in (1, 2, 3):
         assert f"test_draft_length[reference-T1-rejection-k{k}]" in done.stdout
-    assert "8 cells of 3 pairs (3 prompts x 1) of 36 tokens" in done.stdout
+    assert "8 cells of 3 pairs (3 prompts x 1) of 48 tokens" in done.stdout
     done = run_suites("suites/test_draft_length.py", *pair, *where, "--num-draft-tokens", "5", "--temperatures", "0.5")
     assert "test_draft_length[reference-T0.5-rejection-k5]" in done.stdout
     assert "2 cells of 3 pairs" in done.stdout  # k as requested, and k at most

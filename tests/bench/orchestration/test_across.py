@@ -41,6 +41,7 @@ ReferenceBackend.step = _slow(ReferenceBackend.step)
 ReferenceBackend.round = _slow(ReferenceBackend.round)
 # Else the baseline would be weaker than the engine's own decode, and the record INVALID.
 ReferenceBackend.generate_natively = ReferenceBackend.generate
+ReferenceBackend.start_natively = ReferenceBackend.start
 ReferenceBackend.settings = lambda self: {"planted": "in the branch"}
 """
 LIGHT_SUITE = """
