@@ -167,7 +167,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif own not in workloads:
             item.add_marker(pytest.mark.skip(reason=str(answers[own])))
         elif "suite_run" in item.fixturenames:
-            from bench.measurement.plan import SCORING_PER_PAIR, triple_work
+            from bench.measurement.work import SCORING_PER_PAIR, triple_work
 
             _repeat_seconds(item)
             num_prompts = len(workloads[own][_variant(item)].prompt_ids)

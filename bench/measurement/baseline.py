@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.measurement import timing
-from bench.measurement.plan import triple_work
 from bench.measurement.recording import Recording, Workload
+from bench.measurement.work import triple_work
 from bench.protocols import Backend, NativeBaseline
 from bench.records.decoding import DecodeRequest
 from bench.records.journal import Triple

@@ -11,26 +11,13 @@ import numpy as np
 from bench.analysis import metrics
 from bench.measurement import power
 from bench.measurement.recording import Workload
+from bench.measurement.work import ARMS_PER_BASELINE, SCORING_PER_PAIR, arms_per_pair
 from bench.options.settings import Settings
 from bench.records import environment, files, machine
 from bench.records.decoding import ModelPair
 from bench.records.runs import RunRecord
 
-ARMS_PER_PAIR = 2.0  # AR and SD, in units of one AR generation
-INSTRUMENTS_PER_PAIR = 1.5  # the replay, and bare forwards
-ARMS_PER_BASELINE = 3  # AR, AR again, the engine's own
-SCORING_PER_PAIR = 0.1  # for the certificate
 LOAD_S = 10.0  # loading a pair and warming up
-
-
-def triple_work(settings: Settings) -> float:
-    """Return how long a prompt of the baseline takes, in pairs."""
-    return ARMS_PER_BASELINE / _arms_per_pair(settings)
-
-
-def _arms_per_pair(settings: Settings) -> float:
-    """Return how long a pair takes with its share of the instruments, in AR generations."""
-    return ARMS_PER_PAIR + (INSTRUMENTS_PER_PAIR / settings.instrument_every if settings.instrument_every else 0.0)
 
 
 def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
@@ -60,7 +47,7 @@ def describe(suites: Sequence[tuple[Sequence[str], Settings, Workload]]) -> str:
 def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, seconds_per_token: float) -> float:
     generation_s, num_prompts = settings.max_new_tokens * seconds_per_token, len(workload.prompt_ids)
     num_baselines = len({cell.partition("::")[0] for cell in cells}) * len(settings.backends)
-    pairs_s = _arms_per_pair(settings) * generation_s * (1 + (0.0 if settings.pairs_only else SCORING_PER_PAIR))
+    pairs_s = arms_per_pair(settings) * generation_s * (1 + (0.0 if settings.pairs_only else SCORING_PER_PAIR))
     cells_s = len(cells) * num_prompts * settings.repeats * pairs_s
     return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
 

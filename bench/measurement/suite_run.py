@@ -15,10 +15,10 @@ from bench.errors import BackendUnavailable, first_line
 from bench.measurement import recorded_timer, timing, turns
 from bench.measurement.baseline import Baseline, Baselines
 from bench.measurement.cells import check_cell_schedule, first_cell, request_of, unsupported
-from bench.measurement.plan import SCORING_PER_PAIR
 from bench.measurement.recording import NotCertified, NotMeasured, Recording, Workload
 from bench.measurement.rotation import CellRun, Rotation
 from bench.measurement.stopping import reason_to_stop
+from bench.measurement.work import SCORING_PER_PAIR
 from bench.protocols import Backend
 from bench.records.decoding import DecodeRequest, DraftLength, Schedule
 from bench.records.journal import CellEnd, Journal
