@@ -63,6 +63,7 @@ NEEDS: dict[str, Callable[[Capabilities, object, type[BackendConformance]], bool
     "the rule rejection": lambda able, backend, tests: "rejection" in able.rules,
     "a replay": lambda able, backend, tests: hasattr(backend, "replay"),
     "several requests at once": lambda able, backend, tests: hasattr(backend, "generate_together"),
+    "advancing step by step": lambda able, backend, tests: hasattr(backend, "start"),
     "float32": lambda able, backend, tests: tests.dtype == "float32",
     "disjoint models": lambda able, backend, tests: tests.architecture == "llama",
     "a causal model": lambda able, backend, tests: family_of(tests.architecture) == "causal",
@@ -253,6 +254,25 @@ class BackendConformance:
             assert text.last_token_s is not None
             assert 0 < text.first_token_s <= text.last_token_s
         _assert_lossless(near_fresh, [*zip(asked, texts, strict=True)])
+
+    @check("advancing step by step", "a seed")
+    def test_in_turns(self, near: Any) -> None:
+        """A generation that advances in turn with another gives what it gives alone, and tells how far it is."""
+        for speculative, plain in zip(_requests(near, 200), _requests(near, 200, num_draft_tokens=AUTOREGRESSIVE), strict=True):
+            decodings = [near.start(speculative), near.start(plain)]
+            running = list(decodings)
+            while running:
+                decoding = min(running, key=lambda each: each.num_tokens)
+                if decoding.advance():
+                    running.remove(decoding)
+            for request, decoding in zip((speculative, plain), decodings, strict=True):
+                alone, found = near.generate(request), decoding.generation()
+                assert (found.token_ids, found.rounds) == (alone.token_ids, alone.rounds)
+                assert found.finish_reason == alone.finish_reason
+        begun = near.start(_requests(near, 1)[0])
+        begun.advance()
+        begun.close()
+        near.generate(_requests(near, 1)[0])  # it works after one that was given up
 
     @check("rounds", rules=ALL_RULES)
     def test_acceptance(self, rule: str, near: Backend, sampled: Sampled, near_fresh: FreshForwards) -> None:

@@ -19,6 +19,7 @@ from bench.measurement.recording import NotCertified, NotMeasured, Recording, Wo
 from bench.measurement.rotation import CellRun, Rotation
 from bench.measurement.stopping import reason_to_stop
 from bench.measurement.work import SCORING_PER_PAIR
+from bench.options.settings import Stopping
 from bench.protocols import Backend
 from bench.records.decoding import DecodeRequest, DraftLength, Schedule
 from bench.records.journal import CellEnd, Journal
@@ -52,6 +53,8 @@ class SuiteRun:
         others: Callable[[SuiteRun], Iterable[Cell]] = lambda run: (),  # the cells that other tests will measure
     ) -> None:
         self.recording = recording
+        # All sides of `across` measure the same pairs, so none of them ends a cell early.
+        recording.settings = replace(recording.settings, stopping=Stopping()) if turns.are_taken() else recording.settings
         self.settings = recording.settings
         self.meter = recording.meter
         self.backend = backend

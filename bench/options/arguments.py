@@ -68,7 +68,7 @@ INSTRUMENT_EVERY = (
 )
 TIMING = "interleaved: both arms advance in turns, a round at a time, if the engine can (default); whole: one after the other"
 PRECISION = (
-    "end a cell once gamma is known to within this share, such as 0.02 (default: quick 0.05, else all pairs are measured)"
+    "end a cell once gamma is known to within this share, such as 0.02; none: measure all pairs (default: none, with quick 0.05)"
 )
 SHARED_MACHINE = "measure beside another run; the records of both note it, and their times do not count"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"
@@ -99,7 +99,7 @@ OPTIONS = (
     Option("--ignore-end-token", "", "decode to the token limit; the share after the end is reported"),
     Option("--instrument-every", "N", INSTRUMENT_EVERY, values.count_or_0),
     Option("--timing", "HOW", TIMING, values.one_of("interleaved", "whole")),
-    Option("--precision", "SHARE", PRECISION, values.above_0),
+    Option("--precision", "SHARE", PRECISION, values.share_or_none),
     Option("--time-budget", "MINUTES", "end a cell after so many minutes (default: after all pairs)", values.above_0),
     Option("--pairs-only", "", PAIRS_ONLY),
     Option("--chat-template", "none|default|FILE", "how chat prompts become text (default: default)"),

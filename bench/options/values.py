@@ -30,6 +30,11 @@ def above_0(name: str, text: str) -> float:
     return value
 
 
+def share_or_none(name: str, text: str) -> float | None:
+    """Return a number above 0, or None for "none"."""
+    return None if text == "none" else above_0(name, text)
+
+
 def probability_of(name: str, text: str) -> float:
     value = number_of(name, text)
     if not 0 < value <= 1:

@@ -33,6 +33,7 @@ from tests.support import ROOT
 SUITE = (
     "suites/test_temperature_grid.py",
     *("--temperatures", "0,1", "--num-prompts", "12", "--max-new-tokens", "48", "--pairs-only"),
+    *("--precision", "none", "--no-page"),
 )
 # What is taken from the columns of LOG_GAMMA: AR seconds and tokens, SD seconds and tokens.
 NUMBERS: dict[str, tuple[slice, Number]] = {

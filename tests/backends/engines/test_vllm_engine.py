@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,9 @@ from backends.engines.vllm_engine import (
 from backends.engines.vllm_host import EngineFacts, counted_steps
 from backends.models import pairs
 from bench.errors import BackendUnavailable
-from bench.protocols import Backend
+from bench.measurement.interleaving import in_turns
+from bench.measurement.turns import Pauses
+from bench.protocols import Backend, Steppable
 from bench.records.decoding import DecodeRequest, ModelPair, Round
 
 FACTS = EngineFacts(
@@ -284,6 +288,25 @@ def test_an_inflated_checkpoint_decodes_to_the_small_ones_texts(tmp_path: Path, 
     for text in texts[1]:
         assert text.rounds is not None
         assert all(step.accepted == step.drafted for step in text.rounds[:-1])
+
+
+@pytest.mark.engine
+def test_two_autoregressive_generations_in_slices_use_two_engines(tmp_path: Path) -> None:
+    """For the A/A floor. The text of each is that of the request alone."""
+    try:
+        backend = load(tiny_pair(tmp_path, "near"), device="cpu", options={"cache_gib": "0.01"})
+    except (BackendUnavailable, ValueError) as reason:
+        pytest.skip(str(reason))
+    assert isinstance(backend, Steppable)
+    asked = {"ar": DecodeRequest((1, 17, 30), 60, temperature=0.8, seed=1), "again": DecodeRequest((1, 17, 30), 60, seed=2)}
+    with closing(backend):
+        timed = in_turns(backend, {name: backend.start(request) for name, request in asked.items()}, time.perf_counter)
+        for name, request in asked.items():
+            alone = backend.generate(request)
+            assert timed[name].generation.token_ids == alone.token_ids
+            first_token_s = timed[name].first_token_s(Pauses())
+            assert first_token_s is not None
+            assert 0 < first_token_s < timed[name].seconds(Pauses())
 
 
 class OnEngine(BackendConformance):
