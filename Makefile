@@ -21,11 +21,11 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 
 # The main job: gamma and alpha over decoding temperatures on the embedded pair. A short version: `make bench ARGS="--preset smoke"`.
 bench: setup
-	$(BIN)/python -m pytest --benchmark-only -q suites/test_temperature_grid.py $(ARGS)
+	$(BIN)/python -m pytest --benchmark-only --benchmark-quiet -q suites/test_temperature_grid.py $(ARGS)
 
 # Every suite that measures a single engine.
 suites: setup
-	$(BIN)/python -m pytest --benchmark-only -q suites/ $(ARGS)
+	$(BIN)/python -m pytest --benchmark-only --benchmark-quiet -q suites/ $(ARGS)
 
 # One worker per core with one thread each. With more threads than cores, threads wait for each other.
 test: setup

@@ -176,6 +176,8 @@ def threads(facts: Facts, variables: Mapping[str, str]) -> Iterator[Message]:
     number = openmp.get("OMP_NUM_THREADS", "1")
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", number.strip()):  # one number for each level of nested parallelism
         yield "problem", f"OMP_NUM_THREADS is {number!r}", "Set it to a whole number, or unset it."
+    if openmp.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        yield "note", "threads sleep as soon as they wait, which makes short forwards slower", "Unset OMP_WAIT_POLICY to time."
     if openmp.get("OMP_WAIT_POLICY", "").lower() == "active" or openmp.get("KMP_BLOCKTIME", "").lower() == "infinite":
         yield "note", "threads that wait keep their core busy", "Unset OMP_WAIT_POLICY and KMP_BLOCKTIME to compare engines."
     preloaded = re.split(r"[ :]+", variables.get("LD_PRELOAD", ""))

@@ -27,11 +27,11 @@ class Preset:
     precision: float | None = None  # at which a cell ends early
 
 
-# Chosen by what they decide on the embedded pair and two cores. smoke: nothing, it runs everything once; quick: the gamma of
-# a cell to 5 %, and its certificate; paper: trends over T, and claims. `--plan` tells what a run decides elsewhere.
+# Chosen by what they decide on the embedded pair and two cores. smoke: nothing, it runs everything once; quick: in the temperature
+# grid the gamma of a cell to 5 %, and its certificate; paper: trends over T, and claims. `--plan` tells it for another machine.
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
-    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=32, repeats=1, max_new_tokens=48, precision=0.05),
+    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=12, repeats=1, max_new_tokens=36, precision=0.05),
     "paper": Preset(temperatures=tuple(step / 10 for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128),
 }
 

@@ -2,9 +2,9 @@
 
     python -m tests.studies.interleaving --backend reference --pair smollm2 > record.jsonl
 
-Each prompt is decoded both ways with the same seeds, so the token ids are the same: a pair (AR, SD) and the baseline (AR twice,
-and the engine's own plain decode). Which way comes first alternates. Standard output gets a header, then a line of JSON per
-prompt. Standard error gets a table; `python -m tests.studies.interleaving --read record.jsonl ...` prints it again.
+Each text is decoded both ways with the same seeds, so the token ids are the same: a pair (AR, SD), and once for each prompt the
+baseline (AR twice, and the engine's own plain decode). Which way comes first alternates. A stall of the machine hits single
+texts, so the ratio of the two ways is a median over texts. Standard output gets a header, then a line of JSON per text. Standard error gets a table; `python -m tests.studies.interleaving --read record.jsonl ...` prints it again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 from tabulate import tabulate
 
 from backends.models import workloads
@@ -53,48 +54,58 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
-def measured(backend: Backend, requests: Sequence[DecodeRequest]) -> Iterator[dict[str, Any]]:
-    """Yield for each prompt the seconds and tokens of every arm, both ways."""
+def measured(backend: Backend, requests: Sequence[DecodeRequest], *, repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield for each text the seconds and tokens of every arm, both ways. The baseline is measured once for each prompt."""
     has_native = isinstance(backend, NativeBaseline)
     for interleave in (False, True):
         _, settled = timing.warm_up(backend, requests[0], native=has_native, interleave=interleave)
         if not settled:
             print("the warm-up never settled", file=sys.stderr)
     orders = timing.plan_baseline(len(requests), seed=0, native=has_native)
-    for number, plan in enumerate(timing.plan_pairs(len(requests), 1, seed=0)):
-        (prompt, _), line, ids = plan.texts[0], {}, {}
+    for number, plan in enumerate(timing.plan_pairs(len(requests), repeats, seed=0)):
+        ((prompt, repeat),) = plan.texts
+        line, ids = {}, {}
         for way in WAYS[:: 1 if number % 2 else -1]:
             how = way == "interleaved"
             (pair,) = timing.time_pair(backend, plan, requests, instrument_every=0, interleave=how)
-            triple = timing.time_triple(backend, prompt, orders[prompt], requests[prompt], interleave=how)
-            if (pair.interleaved, triple.interleaved) != (how, how):
+            arms: dict[str, TimedArm | None] = {"ar": pair.ar, "sd": pair.sd}
+            done = [pair.interleaved]
+            if repeat == 0:
+                triple = timing.time_triple(backend, prompt, orders[prompt], requests[prompt], interleave=how)
+                arms |= {"aa": triple.ar, "again": triple.ar_again, NATIVE: triple.native}
+                done.append(triple.interleaved)
+            if any(each != how for each in done):
                 raise ValueError(f"backend {backend.name} cannot advance its arms in turns")
-            arms: dict[str, TimedArm | None] = {"ar": pair.ar, "sd": pair.sd, "aa": triple.ar, "again": triple.ar_again}
-            arms[NATIVE] = triple.native
             line[way] = {arm: spent(timed, "decode") for arm, timed in arms.items() if timed is not None}
             line[f"{way} e2e"] = {arm: spent(timed, "end_to_end") for arm, timed in arms.items() if timed is not None}
             ids[way] = [timed.token_ids for timed in arms.values() if timed is not None]
-        yield {"prompt": prompt, "order": plan.order, "same_ids": ids["whole"] == ids["interleaved"], **line}
+        yield {"prompt": prompt, "repeat": repeat, "order": plan.order, "same_ids": ids["whole"] == ids["interleaved"], **line}
 
 
 def rows(header: dict[str, Any], lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Yield the lines of the table for one record."""
-    prompts = list(range(len(lines)))
     what = header["what"]
 
     def columns(way: str, arm: str) -> tuple[list[float], list[float]]:
-        return [line[way][arm][0] for line in lines], [line[way][arm][1] for line in lines]
+        found = [line[way][arm] for line in lines if arm in line[way]]
+        return [seconds for seconds, _ in found], [tokens for _, tokens in found]
+
+    def prompts_with(arm: str) -> list[int]:
+        return [line["prompt"] for line in lines if arm in line["whole"]]
 
     for arm in ("ar", "sd"):
         for times in ("", " e2e"):
-            ratio = intervals.ratio_of_totals(*columns(f"interleaved{times}", arm), *columns(f"whole{times}", arm), prompts)
-            yield what, f"{arm.upper()} seconds per token{times}: interleaved / whole", "", "", interval_text(ratio)
+            each = [np.divide(*columns(f"{way}{times}", arm)) for way in WAYS]
+            texts = f"{arm.upper()} seconds per token{times}, median of {len(lines)} texts"
+            yield what, texts, *(f"{1000 * np.median(seconds):.2f} ms" for seconds in each), median_text(each[1] / each[0])
     for name, over, under in (("gamma", "ar", "sd"), ("AR / native", "aa", NATIVE)):
         if NATIVE in (over, under) and NATIVE not in lines[0]["whole"]:
             continue
         times = " e2e" if under == NATIVE else ""  # generate as a whole does not report its first token
         both = [
-            interval_text(intervals.ratio_of_totals(*columns(way + times, over), *columns(way + times, under), prompts))
+            interval_text(
+                intervals.ratio_of_totals(*columns(way + times, over), *columns(way + times, under), prompts_with(over))
+            )
             for way in WAYS
         ]
         yield what, name, *both, ""
@@ -102,11 +113,20 @@ def rows(header: dict[str, Any], lines: Sequence[dict[str, Any]]) -> Iterator[tu
     for way in WAYS:
         first, again = (np.divide(*columns(way, arm)) for arm in ("aa", "again"))
         spreads.append(float(np.log(first / again).std(ddof=1)))
-        floors.append(intervals.log_ratio_floor(*columns(way, "aa"), *columns(way, "again"), prompts))
+        floors.append(intervals.log_ratio_floor(*columns(way, "aa"), *columns(way, "again"), prompts_with("aa")))
     yield what, "A/A standard deviation of a pair", *(f"{value:.1%}" for value in spreads), f"{spreads[1] / spreads[0]:.2f}"
     yield what, "A/A floor", *(f"{value:.1%}" for value in floors), f"{floors[1] / floors[0]:.2f}"
     same = sum(line["same_ids"] for line in lines)
-    yield what, "prompts with the same token ids both ways", "", "", f"{same} of {len(lines)}"
+    yield what, "texts with the same token ids both ways", "", "", f"{same} of {len(lines)}"
+
+
+def median_text(ratios: Sequence[float]) -> str:
+    """Return the median with its 95 % interval from order statistics, which assumes nothing of the distribution."""
+    ordered = np.sort(ratios)
+    out = int(binom.ppf(0.025, len(ordered), 0.5))  # so many texts lie beyond each end of the interval
+    if not 0 < out < len(ordered) - out + 1:
+        return f"{np.median(ordered):.3f}"
+    return f"{np.median(ordered):.3f} [{ordered[out - 1]:.3f}, {ordered[-out]:.3f}]"
 
 
 def table(records: Sequence[Path]) -> str:
@@ -125,6 +145,7 @@ def main() -> None:
     parser.add_argument("--inflate")
     parser.add_argument("--prompts", default="instructions")
     parser.add_argument("--num-prompts", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--num-draft-tokens", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=0.7)
@@ -147,10 +168,10 @@ def main() -> None:
     backend = backend_factory(args.backend)(pair, device="cpu", options=dict(settings.options_of(args.backend)))
     lines = []
     with closing(backend), timing.frozen_garbage():
-        for line in measured(backend, requests):
+        for line in measured(backend, requests, repeats=args.repeats):
             lines.append(json.loads(json.dumps(line)))
             print(json.dumps(line), flush=True)
-            print(f"{len(lines)}/{len(requests)} prompts", end="\r", file=sys.stderr, flush=True)
+            print(f"{len(lines)}/{args.repeats * len(requests)} texts", end="\r", file=sys.stderr, flush=True)
     headers = ("engine and pair", "number", *WAYS, "ratio")
     print(tabulate(rows({"what": what}, lines), headers=headers, tablefmt="github", disable_numparse=True), file=sys.stderr)
 
