@@ -66,8 +66,14 @@ DRAFT_TEMPERATURE = "draft temperatures, in the form of --temperatures (default:
 INSTRUMENT_EVERY = (
     "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never (default: 4, or the suite's)"
 )
-TIMING = "interleaved: both arms advance in turns, a round at a time, if the engine can (default); whole: one after the other"
-PRECISION = "end a cell once gamma is known to within this share, such as 0.02; none: measure all pairs (default: none, with quick 0.05)"
+TIMING = (
+    "interleaved: both arms advance in turns, a round at a time, if the engine can (default); "
+    "whole: one after the other"
+)
+PRECISION = (
+    "end a cell once gamma is known to within this share, such as 0.02; none: measure all pairs "
+    "(default: none; with the preset quick 0.05)"
+)
 SHARED_MACHINE = "measure beside another run; the records of both note it, and their times do not count"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"
 

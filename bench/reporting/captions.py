@@ -123,10 +123,20 @@ def caption_facts(run: RunRecord) -> Facts:
         "date": run.created[:10],
         "A/A floor": percent_text(metrics.aa_floor(run)),
         "AR arm": _strength_text(run),
+        **_timing_text(run),
         **_stopped_text(run),
         **({"wall time": wall} if wall else {}),
         **({"other load": f"{load} of the CPU time of timed calls"} if load else {}),
     }
+
+
+def _timing_text(run: RunRecord) -> Facts:
+    """Return how the arms of pairs were timed, unless one followed the other in all of them."""
+    ways = [pair.interleaved for record in run.cells for pair in record.pairs]
+    if not any(ways):
+        return {}
+    share = "" if all(ways) else f"{sum(ways)} of {len(ways)} pairs: "
+    return {"timing": f"{share}both arms advanced in turns, a round at a time"}
 
 
 def _stopped_text(run: RunRecord) -> Facts:

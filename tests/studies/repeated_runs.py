@@ -2,8 +2,8 @@
 
     python -m tests.studies.repeated_runs alpaca.jsonl --runs 10 > record.jsonl
 
-Every run is a new process with another seed and other prompts of the file, because an interval is about prompts and draws that were
-not measured. Standard output gets a header, then a line of JSON per run and cell, with seconds and tokens of every prompt.
+Every run is a new process with another seed and other prompts of the file, because an interval is about prompts and draws that
+were not measured. Standard output gets a header, then a line of JSON per run and cell, with seconds and tokens of every prompt.
 Standard error gets a table; `python -m tests.studies.repeated_runs --read record.jsonl` prints it again.
 """
 

@@ -147,6 +147,7 @@ def test_openmp_variables_are_listed_and_wrong_ones_are_a_problem() -> None:
     assert len(problems(of_threads({"OMP_NUM_THREADS": "all"}))) == 1
     assert not problems(of_threads({"OMP_NUM_THREADS": "4,2"}))
     assert any("keep their core busy" in found.text for found in checked(of_threads({"OMP_WAIT_POLICY": "ACTIVE"})))
+    assert any("short forwards slower" in found.text for found in checked(of_threads({"OMP_WAIT_POLICY": "passive"})))
 
 
 def test_preloaded_openmp_runtimes_are_reported_and_two_are_a_problem() -> None:

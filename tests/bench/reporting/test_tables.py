@@ -419,3 +419,13 @@ def test_outputs_of_fixed_length_show_what_was_decoded_after_their_end():
     (text,) = [row[-1].text for row in tables.cell_table(newest_rows({FILE: run})).body]
     assert text == ", ".join(f"{share:.1%}" for share in shares)
     assert "after the end" not in " ".join(tables.cell_table(newest_rows({FILE: make_run([make_record()])})).headers)
+
+
+def test_the_caption_says_how_arms_were_timed_if_they_were_interleaved():
+    run = grid()
+    assert "timing" not in captions.caption_facts(run)
+    pairs = tuple(replace(pair, interleaved=True) for pair in run.cells[0].pairs)
+    some = replace(run, cells=(replace(run.cells[0], pairs=pairs), *run.cells[1:]))
+    assert captions.caption_facts(some)["timing"].startswith("12 of 60 pairs: both arms advanced in turns")
+    every = replace(run, cells=some.cells[:1])
+    assert captions.caption_facts(every)["timing"] == "both arms advanced in turns, a round at a time"
