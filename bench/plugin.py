@@ -11,6 +11,7 @@ which end where they call `measure`. So what a test does before must have no sid
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
@@ -70,9 +71,9 @@ PARAMETERS: dict[str, tuple[str, Literal["module", "function"]]] = {
 VARIANTS = ("inflation", "draft", "prompt_source")
 PILOT_CELL_S = 30.0
 NEXT = (
-    "  make suites                                               every suite; --plan in ARGS says for how long",
-    "  pytest --benchmark-only suites/test_draft_length.py       which draft length is best here",
-    "  specheat doctor                                           what disturbs this machine",
+    "  every suite:                        make suites",
+    "  which draft length is best here:    $BINpytest --benchmark-only suites/test_draft_length.py",
+    "  what disturbs this machine:         $BINspecheat doctor",
 )
 ID_PREFIXES = {"temperature": "T", "draft_temperature": "qT", "num_draft_tokens": "k", "concurrency": "c"}
 
@@ -388,7 +389,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     write(f"records: {', '.join(map(str, paths))}")
     if settings.page:
         write(f"page of all numbers: {_write_page(settings.results)}")
-    write("\n".join(("next:", *NEXT)))
+    write("\n".join(("next:", *(line.replace("$BIN", _programs()) for line in NEXT))))
+
+
+def _programs() -> str:
+    """Return the folder of this Python's programs, if it lies in the present one, as an environment that is not active does."""
+    folder = Path(sys.prefix, "bin")
+    return f"{folder.relative_to(Path.cwd())}/" if folder.is_relative_to(Path.cwd()) else ""
 
 
 def _write_page(results: Path) -> Path | str:
@@ -398,6 +405,6 @@ def _write_page(results: Path) -> Path | str:
     path = results / "report.html"
     try:
         path.write_text(page(results), encoding="utf-8")
-    except (OSError, ValueError, BackendUnavailable) as error:  # the records are safe, whatever happens here
+    except Exception as error:  # the records are safe, whatever happens here
         return f"none, {error}"
     return path

@@ -186,7 +186,7 @@ def time_arms(
             arm: time_call(backend, _generate(backend, arm), request, clock, side_by_side=side_by_side, device=device)
             for arm, request in requests.items()
         }
-    decodings = {arm: _start(backend, arm)(request) for arm, request in requests.items()}
+    decodings = _started(backend, requests)
     advance = partial(in_turns, backend, decodings, clock)
     timed = _timed(backend, advance, clock, side_by_side=side_by_side, device=device)
     pauses = timed.pauses
@@ -194,6 +194,18 @@ def time_arms(
         arm: arm_of(requests[arm], each.generation, each.seconds(pauses), each.first_token_s(pauses), timed.conditions)
         for arm, each in timed.returned.items()
     }
+
+
+def _started(backend: Backend, requests: Mapping[str, DecodeRequest]) -> dict[str, Decoding]:
+    decodings: dict[str, Decoding] = {}
+    try:
+        for arm, request in requests.items():
+            decodings[arm] = _start(backend, arm)(request)
+    except BaseException:  # an engine that does not start, or Ctrl-C meanwhile
+        for decoding in decodings.values():
+            decoding.close()
+        raise
+    return decodings
 
 
 def _generate(backend: Backend, arm: str) -> Generate:

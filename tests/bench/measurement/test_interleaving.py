@@ -115,6 +115,19 @@ def test_the_baseline_and_the_warm_up_are_interleaved_too() -> None:
     assert not timing.interleaves(backend, ("ar", timing.NATIVE))
 
 
+def test_an_arm_that_cannot_start_gives_up_the_others() -> None:
+    class OneAtATime(SteppableFake):
+        def start(self, request: DecodeRequest) -> Steps:
+            if self.started:
+                raise ValueError("one at a time")
+            return super().start(request)
+
+    backend = OneAtATime(FakeClock())
+    with pytest.raises(ValueError, match="one at a time"):
+        timing.time_arms(backend, {"ar": PLAIN, "sd": REQUEST}, backend.clock, interleaved=True)
+    assert [decoding.closed for decoding in backend.started] == [True]
+
+
 def test_an_error_of_one_generation_ends_the_others() -> None:
     backend = SteppableFake(FakeClock())
     backend.fails_at = 4
