@@ -1,7 +1,7 @@
 """Timing: one generation, a warm-up, a pair, a baseline triple.
 
 The unit is the pair: one prompt, autoregressive (AR) and speculative (SD), in a balanced, seeded and stored order. Both advance
-in turns, a round at a time, if the engine can do that; otherwise one follows the other. Every timed region waits for the
+in turns, if the engine can do that; otherwise one follows the other. Every timed region waits for the
 backend before it starts and before it stops. Seconds are wall-clock.
 """
 

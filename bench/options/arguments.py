@@ -66,10 +66,7 @@ DRAFT_TEMPERATURE = "draft temperatures, in the form of --temperatures (default:
 INSTRUMENT_EVERY = (
     "time bare forwards and repeat the generation with instruments after every Nth pair; 0: never (default: 4, or the suite's)"
 )
-TIMING = (
-    "interleaved: both arms advance in turns, a round at a time, if the engine can (default); "
-    "whole: one after the other"
-)
+TIMING = "interleaved: both arms advance in turns, if the engine can (default); whole: one after the other"
 PRECISION = (
     "end a cell once gamma is known to within this share, such as 0.02; none: measure all pairs "
     "(default: none; with the preset quick 0.05)"

@@ -28,7 +28,7 @@ class Preset:
 
 
 # Chosen by what they decide on the embedded pair and two cores. smoke: nothing, it runs everything once; quick: in the
-# temperature grid the gamma of a cell to 5 %, and its certificate; paper: trends over T, and claims. `--plan` tells it elsewhere.
+# temperature grid the gamma of a cell to 5 %, and its certificate; paper: trends over T, and claims. Elsewhere `--plan` tells.
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
     "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=12, repeats=1, max_new_tokens=36, precision=0.05),

@@ -136,7 +136,7 @@ def _timing_text(run: RunRecord) -> Facts:
     if not any(ways):
         return {}
     share = "" if all(ways) else f"{sum(ways)} of {len(ways)} pairs: "
-    return {"timing": f"{share}both arms advanced in turns, a round at a time"}
+    return {"timing": f"{share}both arms advanced in turns"}
 
 
 def _stopped_text(run: RunRecord) -> Facts:

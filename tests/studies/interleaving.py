@@ -4,8 +4,8 @@
 
 Each text is decoded both ways with the same seeds, so the token ids are the same: a pair (AR, SD), and once for each prompt the
 baseline (AR twice, and the engine's own plain decode). Which way comes first alternates. A stall of the machine hits single
-texts, so the ratio of the two ways is a median over texts. Standard output gets a header, then a line of JSON per text. Standard
-error gets a table; `python -m tests.studies.interleaving --read record.jsonl ...` prints it again.
+texts, so the ratio of the two ways is a median over texts. Standard output gets a header, then a line of JSON per text.
+Standard error gets a table; `python -m tests.studies.interleaving --read record.jsonl ...` prints it again.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ class Steps:
         self.backend.log.append(name)
         if len(self.backend.log) == self.backend.fails_at:
             raise RuntimeError("out of memory")
-        self.backend.queued_s += 5.0 if not self.tokens else self.backend.round_s if name == "sd" else self.backend.ar_s
+        self.backend.queued_s += (
+            self.backend.prefill_s if not self.tokens else self.backend.round_s if name == "sd" else self.backend.ar_s
+        )
         num = 2 if name == "sd" and self.tokens else 1
         if num == 2:
             self.rounds.append(Round(drafted=1, accepted=1, emitted=2))
@@ -52,6 +54,7 @@ class Steps:
 
 class SteppableFake(AsynchronousFake):
     fails_at = 0
+    prefill_s = 5.0
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -69,6 +72,14 @@ def test_the_generation_with_the_fewest_tokens_goes_next_and_the_first_named_on_
     in_turns(backend, {"sd": backend.start(REQUEST), "ar": backend.start(PLAIN)}, backend.clock)
     # Tokens of sd and ar: 1 0, 1 1, 3 1, 3 2, 3 3, 5 3, 5 4, 5 5, 7 5, 7 6, 7 7.
     assert backend.log == ["sd", "ar", "sd", "ar", "ar", "sd", "ar", "ar", "sd", "ar", "ar"]
+
+
+def test_a_turn_is_as_many_steps_as_it_has_room_for() -> None:
+    backend = SteppableFake(FakeClock())
+    backend.ar_s, backend.round_s, backend.prefill_s = 0.02, 0.03, 0.06
+    in_turns(backend, {"sd": backend.start(REQUEST), "ar": backend.start(PLAIN)}, backend.clock)
+    # A prefill is a turn. Then three steps of AR (0.06 s) and two rounds of SD (0.06 s).
+    assert backend.log == ["sd", "ar", "sd", "sd", "ar", "ar", "ar", "ar", "ar", "ar", "sd"]
 
 
 @pytest.mark.parametrize("order", ["ar_first", "sd_first"])

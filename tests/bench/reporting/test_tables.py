@@ -428,4 +428,4 @@ def test_the_caption_says_how_arms_were_timed_if_they_were_interleaved():
     some = replace(run, cells=(replace(run.cells[0], pairs=pairs), *run.cells[1:]))
     assert captions.caption_facts(some)["timing"].startswith("12 of 60 pairs: both arms advanced in turns")
     every = replace(run, cells=some.cells[:1])
-    assert captions.caption_facts(every)["timing"] == "both arms advanced in turns, a round at a time"
+    assert captions.caption_facts(every)["timing"] == "both arms advanced in turns"
