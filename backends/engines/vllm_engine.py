@@ -29,7 +29,7 @@ import psutil
 
 from backends.engines import vllm_cpu_fix
 from backends.engines.options import parse_options
-from backends.engines.vllm_host import COUNT_STEPS, EngineFacts, Steps, Text, Work
+from backends.engines.vllm_host import COUNT_STEPS, EngineFacts, Progress, Steps, Text
 from backends.models import checkpoints
 from bench.errors import BackendUnavailable
 from bench.protocols import Capabilities
@@ -38,7 +38,7 @@ from bench.records.environment import installed_version
 
 OLDEST = (0, 25)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (except 0), and refuses what is above
-SLICE_S = 0.05  # for which one engine runs while the others stand still; a step takes about 0.03
+SLICE_S = 0.1  # for which one engine runs while the others stand still; a step takes about 0.03
 LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup searches for, as many as transformers takes
 
 # Settings that vLLM may choose differently with speculation; the record lists them.
@@ -77,9 +77,10 @@ class Options:
 class Engine:
     """An engine's process, seen from this one."""
 
-    def __init__(self, pipe: Connection, log: Path) -> None:
+    def __init__(self, pipe: Connection, log: Path, progress: Progress | None = None) -> None:
         self.pipe = pipe
         self.log = log
+        self.progress = progress
         self.is_stopped = False
         self.is_busy = False  # with a generation that is not over
         self.facts: EngineFacts  # once it is up
@@ -121,6 +122,7 @@ class Host:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="specheat-vllm-")
         self.log = Path(self.folder.name) / "log"
+        self.num_engines = 0  # started so far
         self.pipe, theirs = Pipe()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -140,8 +142,11 @@ class Host:
         ours, theirs = Pipe()
         reduction.send_handle(self.pipe, theirs.fileno(), self.process.pid)
         theirs.close()  # only the engine's process may hold it, or its end would not be noticed
-        engine = Engine(ours, self.log)
-        ours.send((dict(arguments), dict(environment)))
+        self.num_engines += 1
+        progress = Path(self.folder.name, f"progress-{self.num_engines}")
+        progress.write_bytes(bytes(8))
+        engine = Engine(ours, self.log, Progress(progress))
+        ours.send((dict(arguments), dict(environment), progress))
         engine.facts = engine.receive()
         return engine
 
@@ -215,7 +220,7 @@ class VllmBackend:
             raise ValueError("vLLM decodes requests of one acceptance rule and draft length together, got several")
         engine = self.engine_of(requests[0])
         self.let_work(engine)
-        engine.pipe.send(Work(tuple(requests)))
+        engine.pipe.send(tuple(requests))
         texts: tuple[Text, ...] = engine.receive()
         return tuple(self.generation_of(request, text) for request, text in zip(requests, texts, strict=True))
 
@@ -323,28 +328,29 @@ class VllmDecoding:
     def __init__(self, backend: SlicedVllm, request: DecodeRequest, engine: Engine) -> None:
         self.backend, self.request, self.engine = backend, request, engine
         engine.is_busy = True
-        self.num_tokens = 0
         self.is_sent = False
         self.text: Text | None = None  # once it has ended
 
+    @property
+    def num_tokens(self) -> int:
+        return self.engine.progress.num_tokens if self.is_sent and self.engine.progress else 0
+
     def advance(self) -> bool:
         self.backend.let_work(self.engine)
-        until = time.perf_counter() + SLICE_S
         if not self.is_sent:
-            self.engine.pipe.send(Work((self.request,), reports_progress=True))
+            if self.engine.progress is not None:
+                self.engine.progress.num_tokens = 0
+            self.engine.pipe.send((self.request,))
             self.is_sent = True
-        while self.text is None and self.engine.pipe.poll(max(0.0, until - time.perf_counter())):
-            self._take(self.engine.receive())
-        if self.text is None:
+        if self.engine.pipe.poll(SLICE_S):
+            self._receive()
+        else:
             self.engine.stop()
         return self.text is not None
 
-    def _take(self, answer: int | tuple[Text, ...]) -> None:
-        if isinstance(answer, int):
-            self.num_tokens = answer
-        else:
-            (self.text,) = answer
-            self.engine.is_busy = False
+    def _receive(self) -> None:
+        (self.text,) = self.engine.receive()
+        self.engine.is_busy = False
 
     def generation(self) -> Generation:
         assert self.text is not None
@@ -352,10 +358,9 @@ class VllmDecoding:
 
     def close(self) -> None:
         """Decode to the end, because vLLM's engine has no other way to be ready for the next request."""
-        if self.is_sent:
+        if self.is_sent and self.text is None:
             self.backend.let_work(self.engine)
-            while self.text is None:
-                self._take(self.engine.receive())
+            self._receive()
         self.engine.is_busy = False
 
 

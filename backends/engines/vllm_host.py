@@ -12,13 +12,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import mmap
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from bench.records.decoding import AUTOREGRESSIVE, DecodeRequest, Scalar
@@ -39,12 +41,20 @@ class EngineFacts:
     settings: dict[str, Scalar]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Work:
-    """Requests to be decoded together. The answer is a tuple of Text; before it come lengths, if progress is reported."""
+class Progress:
+    """How many tokens the first output has, in a file that both processes map: nobody wakes up to tell or to read it."""
 
-    requests: tuple[DecodeRequest, ...]
-    reports_progress: bool = False  # of the first request, after each step
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self.counter = memoryview(mmap.mmap(file.fileno(), 8)).cast("q")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.counter[0]
+
+    @num_tokens.setter
+    def num_tokens(self, number: int) -> None:
+        self.counter[0] = number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,11 +88,12 @@ def main() -> None:
 
 
 def serve(pipe: Connection) -> None:
-    """Run one engine. Its arguments and environment come first, then work."""
+    """Run one engine. Arguments, environment and progress file come first; then tuples of requests to be decoded together."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgid(0, 0)  # a group that is stopped and resumed as one, with the processes that vLLM starts
-    arguments, environment = pipe.recv()
+    arguments, environment, progress_file = pipe.recv()
     os.environ.update(environment)
+    progress = Progress(progress_file)
     from vllm import EngineArgs, LLMEngine
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
@@ -93,9 +104,8 @@ def serve(pipe: Connection) -> None:
         arguments["disable_log_stats"] = False  # for the counters
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     pipe.send(facts(engine, steps="detailed" if detailed else "counted"))
-    while (work := received(pipe)) is not None:
-        report = pipe.send if work.reports_progress else None
-        pipe.send(generate(engine, work.requests, count_steps=not detailed, report=report))
+    while (requests := received(pipe)) is not None:
+        pipe.send(generate(engine, requests, progress, count_steps=not detailed))
     if not in_process():
         engine.engine_core.shutdown()
     os._exit(0)  # fast; handlers that run at a normal exit belong to the process that forked this one
@@ -106,22 +116,16 @@ def in_process() -> bool:
     return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
 
 
-def received(pipe: Connection) -> Work | None:
-    """Return the next work; None once the other end is closed or sends None."""
+def received(pipe: Connection) -> tuple[DecodeRequest, ...] | None:
+    """Return the next requests; None once the other end is closed or sends None."""
     try:
         return pipe.recv()
     except EOFError:
         return None
 
 
-def generate(
-    engine: Any,
-    requests: Sequence[DecodeRequest],
-    *,
-    count_steps: bool,
-    report: Callable[[int], None] | None = None,
-) -> tuple[Text, ...]:
-    """Decode requests that arrive at the same moment. After each step, report the length of the first output."""
+def generate(engine: Any, requests: Sequence[DecodeRequest], progress: Progress, *, count_steps: bool) -> tuple[Text, ...]:
+    """Decode requests that arrive at the same moment."""
     accepted_before = num_accepted() if count_steps else 0
     start = time.perf_counter()
     if requests[0].num_draft_tokens > AUTOREGRESSIVE:
@@ -141,8 +145,7 @@ def generate(
             outputs[output.request_id] = output
             times_s.setdefault(output.request_id, []).append(now)
             lengths.append(len(output.outputs[0].token_ids))
-        if report and lengths:
-            report(lengths[-1])
+        progress.num_tokens = lengths[-1] if lengths else 0
     texts = tuple(text_of(outputs[name], times_s[name]) for name in map(str, range(len(requests))))
     if not count_steps or len(requests) > 1:
         return texts
