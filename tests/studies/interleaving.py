@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from backends.models import workloads
 from bench.analysis.metrics import spent
-from bench.measurement import timing
+from bench.measurement import interleaving, timing
 from bench.measurement.cells import first_cell, request_of
 from bench.measurement.timing import NATIVE
 from bench.options.settings import Settings
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--num-draft-tokens", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--turn-ms", type=float, help="length of a turn; 0: a single step or round")
     parser.add_argument("--read", type=Path, nargs="+", help="records of earlier runs")
     args = parser.parse_args()
     if args.read:
@@ -162,6 +163,9 @@ def main() -> None:
     (workload,) = found.values()
     pair = workload.model_pair
     what = f"{args.backend}, {args.pair}{f' inflated {args.inflate}' if args.inflate else ''}"
+    if args.turn_ms is not None:
+        interleaving.TURN_S = max(args.turn_ms / 1000, 1e-9)
+        what += f", turns of {args.turn_ms:g} ms" if args.turn_ms else ", turns of one step"
     command = " ".join(("python -m tests.studies.interleaving", *sys.argv[1:]))
     print(json.dumps({"what": what, "command": command, "environment": capture("cpu")}), flush=True)
     cell = first_cell("interleaving", args.backend, settings, workload, options=settings.options_of(args.backend))
