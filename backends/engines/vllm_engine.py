@@ -38,7 +38,7 @@ from bench.records.environment import installed_version
 
 OLDEST = (0, 25)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is below (except 0), and refuses what is above
-SLICE_S = 0.1  # for which one engine runs while the others stand still; a step takes about 0.03
+SLICE_S = 0.2  # for which one engine runs while the others stand still: four to eight steps
 LOOKUP_TOKENS = 2  # the newest tokens that prompt lookup searches for, as many as transformers takes
 
 # Settings that vLLM may choose differently with speculation; the record lists them.
