@@ -168,7 +168,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         elif own not in workloads:
             item.add_marker(pytest.mark.skip(reason=str(answers[own])))
         elif "suite_run" in item.fixturenames:
-            from bench.measurement.work import SCORING_PER_PAIR, triple_work
+            from bench.measurement.work import SCORING_PER_PAIR, baseline_work
 
             _repeat_seconds(item)
             num_prompts = len(workloads[own][_variant(item)].prompt_ids)
@@ -176,7 +176,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not own.pairs_only:
                 other += SCORING_PER_PAIR * num_prompts * own.repeats
                 suite = (item.module, item.callspec.params.get("backend_name"))
-                baselines.setdefault(suite, num_prompts * triple_work(own))
+                baselines.setdefault(suite, baseline_work(own, num_prompts))
     capture = config.pluginmanager.getplugin("capturemanager")  # None with -p no:capture
     uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
     config.stash[SESSION] = Session(

@@ -43,7 +43,8 @@ class Baseline:
         wanted = self._is_first and not recording.settings.pairs_only
         native, interleave = isinstance(self.backend, NativeBaseline), recording.settings.interleaves
         orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
-        left = {index: order for index, order in enumerate(orders) if index not in measured and wanted}
+        num_wanted = min(cell.num_prompts, recording.settings.baseline_prompts or cell.num_prompts) if wanted else 0
+        left = {index: order for index, order in enumerate(orders[:num_wanted]) if index not in measured}
         # The seeds stay those of the cell, although its temperature is replaced.
         temperature = self._temperature
         hot = {
@@ -53,7 +54,7 @@ class Baseline:
         if hot:
             timing.warm_up(self.backend, next(iter(hot.values())), native=native, interleave=interleave)
         if self._is_first:
-            recording.meter.skip((cell.num_prompts - len(hot)) * triple_work(recording.settings))
+            recording.meter.skip((num_wanted - len(hot)) * triple_work(recording.settings))
         triples = []
         for index, order in left.items():
             triple = timing.time_triple(self.backend, index, order, hot[index], interleave=interleave, device=cell.device)

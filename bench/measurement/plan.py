@@ -11,7 +11,7 @@ import numpy as np
 from bench.analysis import metrics
 from bench.measurement import power
 from bench.measurement.recording import Workload
-from bench.measurement.work import ARMS_PER_BASELINE, SCORING_PER_PAIR, arms_per_pair
+from bench.measurement.work import SCORING_PER_PAIR, arms_per_pair, baseline_work
 from bench.options.settings import Settings
 from bench.records import environment, files, machine
 from bench.records.decoding import ModelPair
@@ -49,7 +49,7 @@ def _seconds(cells: Sequence[str], settings: Settings, workload: Workload, secon
     num_baselines = len({cell.partition("::")[0] for cell in cells}) * len(settings.backends)
     pairs_s = arms_per_pair(settings) * generation_s * (1 + (0.0 if settings.pairs_only else SCORING_PER_PAIR))
     cells_s = len(cells) * num_prompts * settings.repeats * pairs_s
-    return cells_s + num_baselines * (LOAD_S + ARMS_PER_BASELINE * num_prompts * generation_s)
+    return cells_s + num_baselines * (LOAD_S + baseline_work(settings, num_prompts) * arms_per_pair(settings) * generation_s)
 
 
 def _runs_here(settings: Settings) -> Sequence[RunRecord]:

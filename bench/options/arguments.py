@@ -102,6 +102,7 @@ OPTIONS = (
     Option("--timing", "HOW", TIMING, values.one_of("interleaved", "whole")),
     Option("--precision", "SHARE", PRECISION, values.share_or_none),
     Option("--time-budget", "MINUTES", "end a cell after so many minutes (default: after all pairs)", values.above_0),
+    Option("--baseline-prompts", "N", "prompts of the baseline, at most (default: all, or the suite's)", values.count_of),
     Option("--pairs-only", "", PAIRS_ONLY),
     Option("--chat-template", "none|default|FILE", "how chat prompts become text (default: default)"),
     Option("--system-prompt", "TEXT", "system message put before every chat prompt"),

@@ -73,6 +73,7 @@ class Settings:
     end_token: str = "natural"
     instrument_every: int = 4  # one in so many pairs is replayed with instruments and has bare forwards timed; 0: none
     timing: str = "interleaved"  # interleaved where the engine can, or whole: one arm after the other
+    baseline_prompts: int | None = None  # of the baseline, at most; None: all
     pairs_only: bool = False  # neither a baseline nor a certificate
     stopping: Stopping = Stopping()
     chat_template: str = "default"
