@@ -15,6 +15,8 @@ from bench.records.runs import BaselineTriple, Cell
 
 Baselines = dict[tuple[object, ...], dict[tuple[int, ...], BaselineTriple]]  # conditions -> prompt -> what was measured
 
+Left = dict[int, tuple[tuple[str, ...], DecodeRequest]]  # prompt -> order of the arms, and the request without speculation
+
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -33,39 +35,43 @@ class Baseline:
             if prompt_ids in known and index not in measured and self._is_first:
                 journal.append(Triple(replace(known[prompt_ids], prompt_index=index)))
 
-    def measure(self, cell: Cell, requests: Sequence[DecodeRequest], *, pairs_each: int) -> tuple[BaselineTriple, ...]:
-        """Measure the prompts that the record still lacks, after a warm-up if there are any, and return what was measured.
+    def begin(self, cell: Cell, requests: Sequence[DecodeRequest]) -> Left:
+        """Warm up, if anything is to be measured, and return the prompts that the record still lacks.
 
-        Args: requests: those of the cell, one for each prompt; pairs_each: how many pairs the progress counts for one prompt
+        Args: requests: those of the cell, one for each prompt
         """
         journal, recording = self.recording.journal(self.backend), self.recording
         measured = {triple.prompt_index for triple in journal.measured.baseline}
         wanted = self._is_first and not recording.settings.pairs_only
-        native, interleave = isinstance(self.backend, NativeBaseline), recording.settings.interleaves
+        native, temperature = isinstance(self.backend, NativeBaseline), self._temperature
         orders = timing.plan_baseline(cell.num_prompts, seed=cell.seed, native=native)
         num_wanted = min(cell.num_prompts, recording.settings.baseline_prompts or cell.num_prompts) if wanted else 0
-        left = {index: order for index, order in enumerate(orders[:num_wanted]) if index not in measured}
-        # The seeds stay those of the cell, although its temperature is replaced.
-        temperature = self._temperature
-        hot = {
-            index: replace(requests[index], temperature=temperature, draft_temperature=temperature, schedule=())
-            for index in left
-        }
-        if hot:
-            timing.warm_up(self.backend, next(iter(hot.values())), native=native, interleave=interleave)
-        if self._is_first:
-            recording.meter.skip((num_wanted - len(hot)) * triple_work(recording.settings))
-        triples = []
-        for index, order in left.items():
-            triple = timing.time_triple(self.backend, index, order, hot[index], interleave=interleave, device=cell.device)
-            triples.append(triple)
-            journal.append(Triple(triple))
-            self._known(cell)[self.workload.prompt_ids[index]] = triple
-            label = f"{recording.suite} {self.backend.name} baseline"
-            recording.meter.also(triple_work(recording.settings))
-            recording.meter.step(pairs_each, label=label)
-            recording.end_round(self.backend, label)
-        return tuple(triples)
+        left: Left = {}
+        for index, order in enumerate(orders[:num_wanted]):
+            if index not in measured:
+                # The seeds stay those of the cell, although its temperature is replaced.
+                hot = replace(requests[index], temperature=temperature, draft_temperature=temperature, schedule=())
+                left[index] = order, hot
+        recording.meter.skip((num_wanted - len(left)) * triple_work(recording.settings))
+        if left:
+            _, hot = next(iter(left.values()))
+            timing.warm_up(self.backend, hot, native=native, interleave=recording.settings.interleaves)
+        return left
+
+    def measure(self, cell: Cell, left: Left, prompt: int, *, pairs_each: int = 0) -> BaselineTriple:
+        """Measure one of the prompts that are left. pairs_each: how many pairs the progress counts for it."""
+        recording = self.recording
+        order, hot = left[prompt]
+        interleave = recording.settings.interleaves
+        triple = timing.time_triple(self.backend, prompt, order, hot, interleave=interleave, device=cell.device)
+        del left[prompt]
+        recording.journal(self.backend).append(Triple(triple))
+        self._known(cell)[self.workload.prompt_ids[prompt]] = triple
+        label = f"{recording.suite} {self.backend.name} baseline"
+        recording.meter.also(triple_work(recording.settings))
+        recording.meter.step(pairs_each, label=label)
+        recording.end_round(self.backend, label)
+        return triple
 
     @property
     def _is_first(self) -> bool:

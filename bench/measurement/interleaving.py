@@ -3,8 +3,8 @@
 A turn is as many steps or rounds as take TURN_S. They are on the clock of their own generation only. The generation with the
 fewest tokens goes next: all of them end at about the same time, unless an end token comes early.
 
-The first step of a turn finds the caches of the processor cold. Where a step takes 3 ms, turns of a single step made AR 4 %
-slower; in turns of 50 ms that is a few thousandths (docs/performance.md).
+The first step of a turn finds the caches of the processor cold. Where a step takes 4 ms, turns of a single step made AR 6 %
+slower. In turns of 50 ms nothing of that is left (docs/performance.md).
 """
 
 from __future__ import annotations

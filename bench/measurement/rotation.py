@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from bench.analysis import metrics
 from bench.measurement import timing, turns
-from bench.measurement.baseline import Baseline
+from bench.measurement.baseline import Baseline, Left
 from bench.measurement.recording import Recording, utc_now
 from bench.measurement.stopping import reason_to_stop
 from bench.measurement.timing import PairPlan
@@ -73,6 +73,8 @@ class Rotation:
     runs: Sequence[CellRun]
     passed_over: int = 0  # visits without a measurement that the progress does not show yet
     next_visit: int = field(init=False)
+    baseline_run: CellRun = field(init=False)
+    baseline_left: Left = field(init=False)  # of its prompts
 
     def measure(self) -> None:
         """Measure what is left of every cell. An error of the engine ends its cell, and the others go on."""
@@ -80,30 +82,46 @@ class Rotation:
         known = (*measured.pairs.values(), *(record.pairs for record in measured.finished.values()))
         self.next_visit = 1 + max((pair.visit for pairs in known for pair in pairs if pair.visit is not None), default=-1)
         with timing.frozen_garbage():
-            self._measure_baseline()
+            self._begin_baseline()
             for block in self._blocks():
                 for run in block:
                     self._warm_up(run)
                 for index in range(len(block[0].plans)):  # all cells of a suite have the same prompts and repeats
+                    self._measure_baseline(block[0].plans[index].texts[0][0])
                     lots = {run: visit_lot(run.cell, index) for run in block}
                     for run in sorted(block, key=lots.__getitem__):
                         self._visit(run, run.plans[index])
+        self._show_passed_over()
+
+    def _show_passed_over(self) -> None:
         if self.passed_over:
             self.recording.meter.step(self.passed_over)
+            self.passed_over = 0
 
     @property
     def _journal(self) -> Journal:
         return self.recording.journal(self.backend)
 
-    def _measure_baseline(self) -> None:
-        """Measure the baseline with the requests of the first cell on which the engine does not fail."""
+    def _begin_baseline(self) -> None:
+        """Find the first cell on which the engine does not fail, and with its requests what is left of the baseline."""
+        self.baseline_left = {}
         for run in self.runs:
             if run.ended is None:
                 turns.wait_for_others()
                 self.baseline.take_over(run.cell)
-                self._timed(run, "baseline", partial(self.baseline.measure, run.cell, run.requests, pairs_each=0))
-                if run.ended is None:
+                left = self._timed(run, "baseline", partial(self.baseline.begin, run.cell, run.requests))
+                if left is not None:
+                    self.baseline_run, self.baseline_left = run, left
                     return
+
+    def _measure_baseline(self, prompt: int) -> None:
+        """Measure the baseline on a prompt beside the cells, unless that is done. Where the engine fails, the next cell tries."""
+        if prompt in self.baseline_left:  # all sides of `across` are to be equally far now
+            self._show_passed_over()
+        while prompt in self.baseline_left:
+            run = self.baseline_run
+            if self._timed(run, "baseline", partial(self.baseline.measure, run.cell, self.baseline_left, prompt)) is None:
+                self._begin_baseline()
 
     def _blocks(self) -> Iterator[list[CellRun]]:
         """Yield the cells that take turns: all, or those whose rules and draft lengths the engine can hold at once."""

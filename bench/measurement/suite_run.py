@@ -135,7 +135,8 @@ class SuiteRun:
         _check_enabled(benchmark)
         cell = self._cell_at(max(self.settings.temperatures), None)
         with timing.frozen_garbage():
-            triples = self.baseline.measure(cell, self._requests(cell), pairs_each=1)
+            left = self.baseline.begin(cell, self._requests(cell))
+            triples = [self.baseline.measure(cell, left, prompt, pairs_each=1) for prompt in tuple(left)]
         if not triples:
             raise NotMeasured(f"{self.backend.name} baseline: measured before the interruption")
         self._repeat(benchmark, [triple.ar.seconds for triple in triples])

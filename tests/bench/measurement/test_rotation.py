@@ -134,6 +134,11 @@ def test_cells_take_turns_on_each_prompt_in_a_random_order(settings: Settings) -
     assert len({tuple(temperature for temperature, _, _ in each) for each in rounds}) > 3  # of the six orders
     assert [prompt for _, _, prompt in places[::3]][:NUM_PROMPTS] != list(range(NUM_PROMPTS))
     assert len(run.journal.measured.baseline) == NUM_PROMPTS
+    # The baseline is spread over the run: a prompt of it comes just before the cells on that prompt.
+    plain = [place for place, call in enumerate(calls(run)) if call.seed and not call.num_draft_tokens]
+    speculative = [place for place, call in enumerate(calls(run)) if call.seed and call.num_draft_tokens]
+    assert plain[0] < speculative[0]
+    assert sum(place > speculative[0] for place in plain) > len(plain) / 2
 
 
 def test_the_seed_decides_the_order(settings: Settings) -> None:
@@ -226,7 +231,7 @@ def test_a_cell_that_one_side_cannot_decode_does_not_shift_the_places_of_the_oth
     run = suite_run(replace(settings, results=settings.results / "weaker"), weaker)
     *_, hottest = measure_all(run)
     assert isinstance(hottest, NotMeasured)
-    pairs = [turn for turn in reported if turn.pairs]
+    pairs = [turn for turn in reported if not turn.label.endswith("baseline")]
     assert len(pairs) == 2 * 2 * NUM_PROMPTS
     assert {(turn.label, turn.place) for turn in pairs} < both
     assert run.meter.done == run.meter.total
