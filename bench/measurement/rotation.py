@@ -115,7 +115,7 @@ class Rotation:
                     return
 
     def _measure_baseline(self, prompt: int) -> None:
-        """Measure the baseline on a prompt beside the cells, unless that is done. Where the engine fails, the next cell tries."""
+        """Measure the baseline on a prompt beside the cells, unless that is done. If the engine fails, the next cell tries."""
         if prompt in self.baseline_left:  # all sides of `across` are to be equally far now
             self._show_passed_over()
         while prompt in self.baseline_left:
