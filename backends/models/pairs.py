@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -19,13 +18,12 @@ from typing import Any
 from backends.models import checkpoints, embedded
 from backends.models import inflated as inflated_models
 from bench.errors import BackendUnavailable, first_line
-from bench.options.arguments import key_value
-from bench.options.settings import DEFAULT_PAIR, INFLATED, Settings
+from bench.options.pair_defaults import DEFAULTS, read_tables
+from bench.options.settings import DEFAULT_PAIR, INFLATED
 from bench.records.decoding import ModelPair, Scalar
 
 DTYPES = ("bfloat16", "float32")
 DEVICE_MAPS = ("", "auto", "balanced", "balanced_low_0", "sequential")
-DEFAULTS = "defaults"  # of a row: options by the field of Settings that they decide
 OPTIONAL = {"licence", "note", "device_map", "tensor_parallel_size"}  # of a row
 EMBEDDED_PREFIX = "embedded:smollm2/"
 CARD = "card.json"
@@ -157,37 +155,11 @@ def draft_card(pair: ModelPair) -> dict[str, Scalar]:
 
 
 def _read_rows(path: Path) -> dict[str, ModelPair]:
-    return {name: _row(f"{path}, pair {name}", name, _models_of(table)) for name, table in _tables(path).items()}
-
-
-def _tables(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    return {name: _row(f"{path}, pair {name}", name, _models_of(table)) for name, table in read_tables(path).items()}
 
 
 def _models_of(table: Any) -> Any:
     return {key: value for key, value in table.items() if key != DEFAULTS} if isinstance(table, Mapping) else table
-
-
-def defaults(settings: Settings) -> dict[str, Any]:
-    """Return options by field of Settings that are right for the pair of the settings; none if the user replaces a model.
-
-    Raises: ValueError: a row has others than these two
-    """
-    if settings.target is not None or settings.drafts != (None,):
-        return {}
-    found: dict[str, Any] = {}
-    for path in (Path(__file__).with_name("pairs.toml"), settings.pairs_file):
-        table = {} if path is None else _tables(path)
-        found = table.get(settings.pair or DEFAULT_PAIR, {DEFAULTS: found}).get(DEFAULTS, {})
-    if unknown := found.keys() - {"num_draft_tokens", "backend_options"}:
-        raise ValueError(f"pair {settings.pair}: expected defaults num_draft_tokens, backend_options; got {', '.join(unknown)}")
-    return {
-        field: tuple(key_value(each) for each in value) if field == "backend_options" else tuple(value)
-        for field, value in found.items()
-    }
 
 
 def _row(where: str, name: str, table: Any) -> ModelPair:

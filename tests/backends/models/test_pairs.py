@@ -24,7 +24,6 @@ from transformers import (
 
 from backends.models import checkpoints, embedded, pairs
 from bench.errors import BackendUnavailable
-from bench.options.settings import Settings
 from bench.records.decoding import ModelPair
 
 WORDS = ("<unk>", "<s>", "</s>", "a", "b", "c", "d", "e")
@@ -315,38 +314,8 @@ def test_the_embedded_encoder_decoder_pair_needs_neither_hub_nor_cache(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def plain(**changes: object) -> Settings:
-    return Settings(preset="quick", temperatures=(1.0,), repeats=1, max_new_tokens=8, **changes)  # type: ignore[arg-type]
-
-
-def test_the_embedded_pair_has_defaults_which_the_command_line_and_the_suite_override() -> None:
-    found = pairs.defaults(plain())
-    assert found.keys() == {"num_draft_tokens", "backend_options"}
-    used = plain().with_pair_defaults(found)
-    assert used.num_draft_tokens == found["num_draft_tokens"]
-    assert dict(used.options_of("reference")) == {"draft_vocabulary": "4096"}
-    assert used.options_of("assisted") == ()
-    own = plain(num_draft_tokens=(7,), backend_options=(("draft_vocabulary", "0"),), given=frozenset({"num_draft_tokens"}))
-    used = own.with_pair_defaults(found)
-    assert used.num_draft_tokens == (7,)
-    assert dict(used.options_of("reference")) == {"draft_vocabulary": "0"}
-    of_suite = plain().with_defaults({"quick": {"num_draft_tokens": (1, 3), "backend_options": ()}}).with_pair_defaults(found)
-    assert of_suite.num_draft_tokens == (1, 3)
-    assert of_suite.options_of("reference") == ()
-
-
-def test_other_models_than_those_of_the_pair_have_no_defaults() -> None:
-    assert pairs.defaults(plain(drafts=("embedded:smollm2/other",))) == {}
-    assert pairs.defaults(plain(target="a", drafts=("b",))) == {}
-    assert pairs.defaults(plain(pair="mini-t5")) == {}
-
-
-def test_a_pairs_file_may_have_defaults_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
-    row = '[mine]\ntarget = "a"\ndraft = "b"\nfamily = "causal"\ndtype = "float32"\n'
+def test_a_row_may_have_defaults_for_the_suites(tmp_path: Path) -> None:
     file = tmp_path / "pairs.toml"
-    file.write_text(f"{row}defaults = {{ num_draft_tokens = [3, 5] }}\n")
+    models = '[mine]\ntarget = "a"\ndraft = "b"\nfamily = "causal"\ndtype = "float32"\n'
+    file.write_text(f"{models}defaults = {{ num_draft_tokens = [3, 5] }}\n")
     assert pairs.load_table(file)["mine"].target == "a"
-    assert pairs.defaults(plain(pair="mine", pairs_file=file)) == {"num_draft_tokens": (3, 5)}
-    file.write_text(f"{row}defaults = {{ temperature = 1 }}\n")
-    with pytest.raises(ValueError, match="expected defaults num_draft_tokens, backend_options; got temperature"):
-        pairs.defaults(plain(pair="mine", pairs_file=file))
