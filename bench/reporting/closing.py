@@ -18,7 +18,7 @@ from bench.reporting.suites.baseline_strength import baseline_table
 from bench.reporting.tables import rows_table
 
 MOST_NAMES = 3  # columns of what differs between rows; with six numbers there are nine columns
-JUDGED = (GAMMA, replace(CERTIFICATE, narrow="certificate"), VERDICT)
+JUDGED = (GAMMA, CERTIFICATE, VERDICT)
 WORDS = {"FASTER": "{} x faster", "SLOWER": "{} x slower", "SAME": "as fast as plain decoding", "INCONCLUSIVE": "undecided"}
 
 
@@ -47,14 +47,17 @@ def _table(rows: Sequence[Row]) -> str:
         "ended early": "; ".join(dict.fromkeys(filter(None, (caption_facts(row.run).get("ended early") for row in rows)))),
         **crossings(rows),
     }
-    return terminal(
-        rows_table(title(rows[0].run), rows, [*names, AR_MS, SD_MS, alpha, *JUDGED], facts, narrow=True, mark_best=False)
-    )
+    columns = [_narrow(each) for each in (*names, AR_MS, SD_MS, alpha, *JUDGED)]
+    return terminal(rows_table(title(rows[0].run), rows, columns, facts, mark_best=False))
+
+
+def _narrow(column: Column) -> Column:
+    return replace(column, header=column.narrow) if column.narrow else column
 
 
 def _joined(columns: Sequence[Column]) -> Column:
     header = ",\n".join(column.narrow or column.header for column in columns)
-    return Column("further", header, lambda row: ", ".join(column.text(row) for column in columns), narrow=header)
+    return Column("further", header, lambda row: ", ".join(column.text(row) for column in columns))
 
 
 # The sentence

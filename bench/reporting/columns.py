@@ -25,7 +25,7 @@ class Column:
     header: str
     text: Callable[[Row], str]
     speculative: bool = False  # shows how fast speculation was, so that INVALID rows leave it out
-    narrow: str | None = None  # header in the terminal; None: not shown there
+    narrow: str = ""  # a shorter header, for the terminal
 
 
 def identity_columns(rows: Sequence[Row]) -> list[Column]:
@@ -79,24 +79,24 @@ def certificate_text(certificate: str) -> str:
 
 
 # Columns
-GAMMA = Column("gamma", "gamma", _gamma, True, "gamma")
-ALPHA = Column("alpha", "alpha\ncounted", shown(interval_text, metrics.counted_alpha), narrow="alpha\ncounted")
+GAMMA = Column("gamma", "gamma", _gamma, True)
+ALPHA = Column("alpha", "alpha\ncounted", shown(interval_text, metrics.counted_alpha))
 CERTIFICATE = Column("certificate", "certificate", lambda row: certificate_text(row.verdict.certificate))
-VERDICT = Column("verdict", "verdict", lambda row: row.verdict.label, narrow="verdict")
+VERDICT = Column("verdict", "verdict", lambda row: row.verdict.label)
 AR_MS = Column("ar_ms", "AR\nms/token", shown(milliseconds_text, metrics.seconds_per_token, "ar"), narrow="AR ms\n/token")
 SD_MS = Column("sd_ms", "SD\nms/token", shown(milliseconds_text, metrics.seconds_per_token, "sd"), True, "SD ms\n/token")
 MAIN = (
     ALPHA,
-    Column("alpha_replayed", "replays:\ncounted", shown(point_text, metrics.replayed_alpha), narrow="replays:\ncounted"),
-    Column("alpha_expected", "replays:\nexpected", shown(point_text, metrics.expected_alpha), narrow="replays:\nexpect."),
-    Column("draft_utilisation", "draft\nutilisation", shown(point_text, metrics.draft_utilisation), narrow="draft\nutil."),
-    Column("block_efficiency", "block\nefficiency", shown(point_text, metrics.block_efficiency), narrow="block\neff."),
+    Column("alpha_replayed", "replays:\ncounted", shown(point_text, metrics.replayed_alpha)),
+    Column("alpha_expected", "replays:\nexpected", shown(point_text, metrics.expected_alpha)),
+    Column("draft_utilisation", "draft\nutilisation", shown(point_text, metrics.draft_utilisation)),
+    Column("block_efficiency", "block\nefficiency", shown(point_text, metrics.block_efficiency)),
     AR_MS,
     SD_MS,
     GAMMA,
-    Column("gamma_e2e", "gamma_e2e", shown(point_text, metrics.gamma_e2e), True, "gamma\n_e2e"),
-    Column("gamma_predicted", "predicted\ngamma", _like_gamma(metrics.predicted_gamma), True, "pred.\ngamma"),
-    Column("measured_over_predicted", "measured /\npredicted", _like_gamma(measured_over_predicted), True, "meas.\n/pred."),
+    Column("gamma_e2e", "gamma_e2e", shown(point_text, metrics.gamma_e2e), True),
+    Column("gamma_predicted", "predicted\ngamma", _like_gamma(metrics.predicted_gamma), True),
+    Column("measured_over_predicted", "measured /\npredicted", _like_gamma(measured_over_predicted), True),
     Column("aa_floor", "A/A\nfloor", lambda row: percent_text(metrics.aa_floor(row.run))),
     CERTIFICATE,
     VERDICT,

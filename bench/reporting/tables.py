@@ -42,12 +42,9 @@ def rows_table(
     facts: Facts,
     records: Facts | None = None,
     *,
-    narrow: bool = False,
     mark_best: bool = True,
 ) -> Table:
-    """Return a table with one line for each row, the best gamma in bold; `narrow` omits columns without a narrow header."""
-    if narrow:
-        columns = [column for column in columns if column.narrow is not None]
+    """Return a table with one line for each row, the best gamma in bold."""
     notes = Notes()
     best = best_row(rows, metrics.gamma) if mark_best else None
     lines = []
@@ -56,7 +53,7 @@ def rows_table(
         lines.append(
             [entry(row, column, notes, noted=column is place, bold=column is GAMMA and row is best) for column in columns]
         )
-    headers = [(narrow and column.narrow) or column.header for column in columns]
+    headers = [column.header for column in columns]
     return table_of(title, headers, lines, facts, notes, records)
 
 
@@ -107,7 +104,7 @@ def cell_table(rows: Sequence[Row]) -> Table:
 
 def record_column(records: Facts) -> Column:
     numbers = {file: f"R{number}" for number, file in enumerate(records, start=1)}
-    return Column("record", "record", lambda row: numbers[row.file], narrow="record")
+    return Column("record", "record", lambda row: numbers[row.file])
 
 
 def row_table(

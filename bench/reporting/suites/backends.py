@@ -52,17 +52,17 @@ def beside_reference(rows: Sequence[Row]) -> tuple[Column, ...]:
 
     ar_first, sd_first = (shown(milliseconds_text, metrics.first_token_seconds, arm) for arm in ("ar", "sd"))
     return (
-        Column("ar_tokens_per_s", "AR\ntokens/s", shown(_speed_text, metrics.seconds_per_token, "ar"), narrow="AR\ntok/s"),
+        Column("ar_tokens_per_s", "AR\ntokens/s", shown(_speed_text, metrics.seconds_per_token, "ar")),
         Column("sd_tokens_per_s", "SD\ntokens/s", shown(_speed_text, metrics.seconds_per_token, "sd"), True, "SD\ntok/s"),
-        Column("sd_over_reference", "SD tokens/s /\nreference's", relative(metrics.speed_against), True, "/ ref."),
+        Column("sd_over_reference", "SD tokens/s /\nreference's", relative(metrics.speed_against), True),
         GAMMA,
         Column("ar_first_token_ms", "first token\nAR ms", ar_first),
-        Column("sd_first_token_ms", "first token\nSD ms", sd_first, True, "first\nms"),
-        Column("peak_mib", "peak\nMiB", shown(_mib_text, lambda record: record.peak_memory_bytes), narrow="peak\nMiB"),
+        Column("sd_first_token_ms", "first token\nSD ms", sd_first, True),
+        Column("peak_mib", "peak\nMiB", shown(_mib_text, lambda record: record.peak_memory_bytes)),
         ALPHA,
         Column("alpha_over_reference", "alpha /\nreference's", relative(metrics.alpha_against)),
         Column("alpha_agrees", "alpha against\nthe reference", agreement),
-        replace(CERTIFICATE, narrow="certificate"),
+        CERTIFICATE,
         VERDICT,
     )
 
@@ -88,12 +88,12 @@ REFERENCE_FACTS = {
 }
 
 
-def comparison_table(rows: Sequence[Row], *, narrow: bool = False) -> Table:
-    """Return several backends on the same prompts, side by side; narrow: for the terminal."""
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """Return several backends on the same prompts, side by side."""
     facts, records = run_facts(rows)
     columns = (*identity_columns(rows), *beside_reference(rows))
     caption = {"formula": FORMULA, **REFERENCE_FACTS, "every cell": listing(split_identity(rows)[1]), **facts}
-    return rows_table(f"{title(rows[0].run)}: side by side", rows, columns, caption, records, narrow=narrow)
+    return rows_table(f"{title(rows[0].run)}: side by side", rows, columns, caption, records)
 
 
 def compares_backends(rows: Sequence[Row]) -> bool:
