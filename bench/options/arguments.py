@@ -68,8 +68,7 @@ INSTRUMENT_EVERY = (
 )
 TIMING = "interleaved: both arms advance in turns, if the engine can (default); whole: one after the other"
 PRECISION = (
-    "end a cell once gamma is known to within this share, such as 0.02; none: measure all pairs "
-    "(default: none; with the preset quick 0.05)"
+    "end a cell once gamma is known to within this share, such as 0.02; none: measure all pairs (default: none, or the suite's)"
 )
 SHARED_MACHINE = "measure beside another run; the records of both note it, and their times do not count"
 PAIRS_ONLY = "time only the pairs: no baseline, no instruments, no certificate; for runs beside a full one"
@@ -148,9 +147,10 @@ def from_options(options: argparse.Namespace) -> Settings:
     preset = PRESETS[found.setdefault("preset", "quick")]
     if found.get("pilot") and not found.get("plan"):
         raise ValueError("expected --plan beside --pilot")
-    stopping = Stopping(found.pop("precision", preset.precision), None if minutes is None else 60 * minutes)
+    given = frozenset(found) | ({"stopping"} if minutes is not None or "precision" in found else set())
+    stopping = Stopping(found.pop("precision", None), None if minutes is None else 60 * minutes)
     decided = {name: getattr(preset, name) for name in ("temperatures", "repeats", "max_new_tokens")}
-    settings = Settings(**decided | found, stopping=stopping, given=frozenset(found))
+    settings = Settings(**decided | found, stopping=stopping, given=given)
     for key, value in settings.backend_options:
         # The name of a backend may contain a colon: package.module:factory.
         if ":" in key and not any(key.startswith(f"{name}:") for name in settings.backends):

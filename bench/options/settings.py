@@ -24,14 +24,13 @@ class Preset:
     num_prompts: int
     repeats: int
     max_new_tokens: int
-    precision: float | None = None  # at which a cell ends early
 
 
 # Chosen by what they decide on the embedded pair and two cores. smoke: nothing, it runs everything once; quick: in the
 # temperature grid the gamma of a cell to 5 %, and its certificate; paper: trends over T, and claims. Elsewhere `--plan` tells.
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
-    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=12, repeats=1, max_new_tokens=36, precision=0.05),
+    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=12, repeats=1, max_new_tokens=36),
     "paper": Preset(temperatures=tuple(step / 10 for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128),
 }
 
@@ -42,6 +41,7 @@ class Stopping:
 
     precision: float | None = None  # half-width of gamma's interval, as a share of gamma
     budget_s: float | None = None
+    least_prompts: int = 10  # before precision counts: an early look would let lucky pairs decide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

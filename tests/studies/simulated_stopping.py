@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.measurement.stopping import CONFIDENCE, LEAST_PROMPTS, half_width
+from bench.measurement.stopping import CONFIDENCE, half_width
+from bench.options.settings import Stopping
 from bench.statistics.intervals import ratio_of_totals
 
 MAX_PROMPTS = 48
@@ -44,7 +45,7 @@ def simulate(
         gammas = stream.normal(math.log(true_gamma), between, size=max_prompts)
         seconds = tokens * np.exp(speeds)
         seconds[1] *= np.exp(-gammas)
-        for taken in range(LEAST_PROMPTS, max_prompts + 1):
+        for taken in range(Stopping().least_prompts, max_prompts + 1):
             columns = (seconds[0, :taken], tokens[0, :taken], seconds[1, :taken], tokens[1, :taken], range(taken))
             if half_width(ratio_of_totals(*columns, confidence=CONFIDENCE)) <= precision:
                 break

@@ -11,7 +11,7 @@ import pytest
 
 from bench.analysis import metrics
 from bench.analysis.rows import newest_rows
-from bench.measurement import stopping
+from bench.options.settings import Stopping
 from bench.records import files, journal
 from bench.reporting import repeat
 from bench.reporting.suites import virtual_scale
@@ -98,10 +98,10 @@ def test_a_cell_ends_once_gamma_is_known_well_enough(pair: tuple[str, ...], tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     path = next(path for path in tmp_path.rglob("*.json") if path != report)
     (record,) = files.load_run(path).cells
-    assert (len(record.pairs), record.stopped, record.cell.num_prompts) == (stopping.LEAST_PROMPTS, "precision", 14)
+    assert (len(record.pairs), record.stopped, record.cell.num_prompts) == (Stopping().least_prompts, "precision", 14)
     assert record.evidence is not None
     (benchmark,) = json.loads(report.read_text())["benchmarks"]
-    assert benchmark["stats"]["rounds"] == stopping.LEAST_PROMPTS
+    assert benchmark["stats"]["rounds"] == Stopping().least_prompts
     assert "ended early: 1 of 1 cells, after 10 of 14 pairs (precision 1)" in " ".join(done.stdout.split())
 
 

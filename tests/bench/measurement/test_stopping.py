@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measurement.stopping import LEAST_PROMPTS, PRECISION, TIME, reason_to_stop
+from bench.measurement.stopping import PRECISION, TIME, reason_to_stop
 from bench.options.settings import Stopping
 from tests.studies.simulated_stopping import simulate
 from tests.support.record_builder import make_cell, make_record
@@ -16,7 +16,10 @@ def test_a_cell_ends_once_its_interval_is_narrow_or_its_time_is_over() -> None:
     assert len({pair.prompt_index for pair in pairs}) == 24
     assert reason_to_stop(Stopping(), cell, pairs, elapsed_s=1e9) == ""
     assert reason_to_stop(Stopping(precision=0.9), cell, pairs, elapsed_s=0.0) == PRECISION
-    assert reason_to_stop(Stopping(precision=0.9), cell, pairs[: LEAST_PROMPTS - 1], elapsed_s=0.0) == ""
+    least = Stopping().least_prompts
+    assert reason_to_stop(Stopping(precision=0.9), cell, pairs[: least - 1], elapsed_s=0.0) == ""
+    assert reason_to_stop(Stopping(precision=0.9), cell, pairs[:least], elapsed_s=0.0) == PRECISION
+    assert reason_to_stop(Stopping(precision=0.9, least_prompts=least + 1), cell, pairs[:least], elapsed_s=0.0) == ""
     assert reason_to_stop(Stopping(precision=1e-6), cell, pairs, elapsed_s=0.0) == ""
     assert reason_to_stop(Stopping(precision=1e-6, budget_s=5.0), cell, pairs, elapsed_s=5.0) == TIME
     assert reason_to_stop(Stopping(budget_s=5.0), cell, (), elapsed_s=9.0) == ""

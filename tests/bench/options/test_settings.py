@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from bench.options.arguments import add_options, from_options
-from bench.options.settings import PRESETS, Settings
+from bench.options.settings import PRESETS, Settings, Stopping
 from bench.options.values import temperatures_of
 
 
@@ -107,3 +107,11 @@ def test_an_option_may_be_for_one_of_several_backends() -> None:
     given = parsed(*names, *(word for option in options for word in ("--backend-option", option)))
     assert given.options_of("reference") == (("a", "1"), ("compile", "true"))
     assert given.options_of("mine.engine:load") == (("a", "1"), ("b", "2"))
+
+
+def test_a_suite_may_end_cells_early_unless_the_command_line_decides_that() -> None:
+    of_suite = {"quick": {"stopping": Stopping(precision=0.05, least_prompts=24)}}
+    assert parsed().with_defaults(of_suite).stopping.precision == 0.05
+    assert parsed("--precision", "none").with_defaults(of_suite).stopping == Stopping()
+    assert parsed("--precision", "0.02").with_defaults(of_suite).stopping == Stopping(precision=0.02)
+    assert parsed("--time-budget", "1").with_defaults(of_suite).stopping == Stopping(budget_s=60.0)
