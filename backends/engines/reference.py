@@ -196,7 +196,7 @@ class ReferenceBackend(InProcess):
         self.draft_token_ids_M = None if draft_token_ids is None else torch.tensor(draft_token_ids, device=self.device)
 
     def start(self, request: DecodeRequest, probe: Probe | None = None) -> ReferenceDecoding:
-        """Begin a generation. With others in progress it gets caches of its own."""
+        """Begin a generation. With others in progress it gets separate caches."""
         caches = (self.target, self.draft)
         if self.in_progress:
             caches = self.spare_caches.pop() if self.spare_caches else (self.target.twin(), self.draft.twin())

@@ -43,10 +43,10 @@ NUMBERS: dict[str, tuple[slice, Number]] = {
 }
 
 
-def one_launch(suite: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Run the suite in a new process, and yield the columns of each of its cells."""
+def measured(suite: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Run a suite in a new process, and yield the columns of each of its cells."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pytest", "--benchmark-only", "-q", *suite, "--seed", "0", "--results", folder]
+        command = [sys.executable, "-m", "pytest", "--benchmark-only", "-q", *suite, "--results", folder]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for path in sorted(Path(folder).rglob("*.json")):
             for record in files.load_run(path).cells:
@@ -97,7 +97,7 @@ def main() -> None:
     print(json.dumps({"command": command, "environment": capture("cpu")}), flush=True)
     found = []
     for number in range(args.launches):
-        for line in one_launch(args.suite):
+        for line in measured((*args.suite, "--seed", "0")):
             found.append({"launch": number, **line})
             print(json.dumps(found[-1]), flush=True)
     print(table(found), file=sys.stderr)

@@ -14,7 +14,6 @@ import itertools
 import json
 import math
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from bench.analysis.quantities import LOG_GAMMA
-from bench.records import files
 from bench.records.environment import capture
 from bench.statistics.intervals import Interval, ratio_of_totals, t_half_width
-from tests.support import ROOT
+from tests.studies.launches import measured
 
 SUITE = (
     "suites/test_temperature_grid.py",
@@ -37,26 +34,12 @@ SUITE = (
 
 
 def one_run(prompts: Sequence[str], number: int, suite: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Run the suite in a new process, and yield the columns of each of its cells."""
+    """Run the suite on these prompts in a new process, and yield the columns of each of its cells."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "prompts.jsonl")
         file.write_text("".join(prompts))
-        given = (
-            "--prompts",
-            str(file),
-            "--num-prompts",
-            str(len(prompts)),
-            "--seed",
-            str(number),
-            "--results",
-            f"{folder}/runs",
-        )
-        command = [sys.executable, "-m", "pytest", "--benchmark-only", "--benchmark-quiet", "-q", *suite, *given]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        for path in sorted(Path(folder, "runs").rglob("*.json")):
-            for record in files.load_run(path).cells:
-                columns = [[pair.prompt_index, *values] for pair, values in LOG_GAMMA.columns(record)]
-                yield {"cell": record.cell.label, "columns": columns}
+        given = ("--prompts", str(file), "--num-prompts", str(len(prompts)), "--seed", str(number))
+        yield from measured((*suite, *given))
 
 
 def gamma(line: dict[str, Any]) -> Interval:
