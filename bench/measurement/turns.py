@@ -6,14 +6,18 @@ waits for its answer, which comes when it is this process's turn again.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import functools
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 VARIABLE = "SPECHEAT_TURNS"  # in the environment: number of the inherited descriptor that leads to the coordinator
 
 
@@ -104,4 +108,11 @@ def _tell(message: Message) -> Intervals:
 
 @functools.cache
 def _coordinator() -> Connection:
+    """Return the connection, and let the kernel kill this process with the coordinator.
+
+    A stopped process does not see that its connection is closed. The hang-up that the kernel sends to stopped orphans misses a
+    process that was told to stop but had not yet stopped when the coordinator was killed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     return Connection(int(os.environ[VARIABLE]))
