@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import math
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from bench.records.command_line import own_words, shell_text
 from bench.records.environment import capture
 from bench.statistics.intervals import Interval, ratio_of_totals, t_half_width
 from tests.studies.launches import measured
@@ -82,7 +82,7 @@ def main() -> None:
     if len(prompts) < args.runs * args.num_prompts:
         sys.exit(f"expected {args.runs * args.num_prompts} prompts in {args.prompts}, got {len(prompts)}")
     order = np.random.default_rng(0).permutation(len(prompts))
-    command = f"python -m tests.studies.repeated_runs {shlex.join(sys.argv[1:])}"
+    command = shell_text(("python", "-m", "tests.studies.repeated_runs", *own_words()[1:]))
     print(json.dumps({"command": command, "environment": capture("cpu")}), flush=True)
     found = []
     for number in range(args.runs):
