@@ -40,6 +40,7 @@ class Meter(AbstractContextManager["Meter"]):
     uncaptured: Callable[[], AbstractContextManager[object]] = nullcontext  # in it, writing reaches the terminal despite pytest
     console: Console = field(default_factory=lambda: Console(stderr=True))
     done: int = field(default=0, init=False)
+    details: str = field(default="", init=False)
     first: int | None = field(default=None, init=False)  # what the first call reported
     other_done: float = field(default=0.0, init=False)
     bar: Progress | None = field(default=None, init=False)
@@ -61,8 +62,10 @@ class Meter(AbstractContextManager["Meter"]):
         self.other = max(self.other_done, self.other - work)
 
     def show(self, done: int, details: str = "", *, label: str | None = None) -> None:
-        """Show that `done` are done in all, with their rate; `details` follow the counts."""
+        """Show that `done` are done in all, with their rate; `details` follow the counts, and stay until the label changes."""
         now = time.monotonic()
+        if details or label not in (None, self.label):
+            self.details = details
         self.done, self.label = done, self.label if label is None else label
         if self.first is None:
             self.first, self.started = done, now
@@ -71,7 +74,7 @@ class Meter(AbstractContextManager["Meter"]):
         rate = new / elapsed_s
         digits = 2 if rate < 1 else int(rate < 10)
         speed = f"{rate:,.{digits}f} {self.unit}/s" if new and self.unit not in ("s", "pairs") else ""
-        text = "  ".join(filter(None, (f"{done:,}/{self.total:,} {self.unit}", speed, details)))
+        text = "  ".join(filter(None, (f"{done:,}/{self.total:,} {self.unit}", speed, self.details)))
         finished = done >= self.total and new > 0
         if self.console.is_terminal:
             if self.bar is None or finished or now - self.shown_at > DRAW_EVERY_S:

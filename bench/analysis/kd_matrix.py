@@ -2,36 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bench.records.kd_matrix import START, Matrix, MatrixCell, MeasuredDraft
+from bench.records.kd_matrix import NUM_DRAFT_TOKENS, OTHER_K, START, TUNING, Matrix, MatrixCell, MeasuredDraft
 from bench.statistics.effects import left_out_ratios, over_prompts, over_seeds_and_prompts
-from bench.statistics.intervals import Interval
+from bench.statistics.intervals import Array, Interval
 
-ARMS_OF_ONE_TEMPERATURE = ("offline", "soft", "online")
+ARMS_OF_ONE_TEMPERATURE = ("offline", "soft", "soft:data", "online", "online:data")
+LENGTHS = tuple(sorted((NUM_DRAFT_TOKENS, *OTHER_K)))  # k for which gamma is predicted
+# c, the cost of a draft token in forwards of the target, for which gamma is predicted, and its source.
+COSTS = {
+    0.144: "the embedded pair on an AMD EPYC with 2 cores, results/studies/amd-epyc-2c/first_run",
+    68 / 13016: "Llama-2-13B-chat and Llama-68M by parameters, Ouyang et al. 2024, arXiv 2410.10141",
+}
 Kind = tuple[str, float, float | None]  # arm, lambda, KD temperature
 Intervals = list[Interval | None]  # one entry for each decode temperature
+Number = Callable[[MatrixCell], Array]  # (1 + P,): of all prompts, then without each
 
 
-def estimate(of_seeds: Sequence[MatrixCell], against: Sequence[MatrixCell] = ()) -> Interval:
-    """Return alpha, or its excess over `against` on the same texts (one draft, or one of each seed in the same order).
+def alpha_of(cell: MatrixCell) -> Array:
+    return left_out_ratios(cell.accepted, cell.tested)
+
+
+def efficiency_at(num_draft_tokens: int) -> Number:
+    """Return the function that takes the block efficiency at this k from a cell."""
+    return lambda cell: left_out_ratios(cell.emitted, cell.rounds_at(num_draft_tokens))
+
+
+def estimate(of_seeds: Sequence[MatrixCell], against: Sequence[MatrixCell] = (), *, number: Number = alpha_of) -> Interval:
+    """Return a number, or its excess over `against` on the same texts (one draft, or one of each seed in the same order).
 
     The interval covers other seeds and other prompts. From a single seed it has no ends.
     """
-    values = _ratios(of_seeds) - _ratios(against) if against else _ratios(of_seeds)
-    return over_seeds_and_prompts(values).interval
-
-
-def _ratios(cells: Sequence[MatrixCell]) -> np.ndarray:
-    return np.stack([left_out_ratios(cell.accepted, cell.tested) for cell in cells])
+    values = np.stack(list(map(number, of_seeds)))
+    return over_seeds_and_prompts(values - np.stack(list(map(number, against))) if against else values).interval
 
 
 def alphas(matrix: Matrix) -> dict[Kind, Intervals]:
     """Return alpha of each kind of draft; `matched` takes the offline draft of each decode temperature."""
     return _estimates(kinds_of(matrix), matrix)
+
+
+def predicted_gammas(matrix: Matrix, *, cost: float) -> dict[Kind, list[tuple[float, ...]]]:
+    """Return gamma of each kind at each decode temperature for all LENGTHS; empty for records without their rounds.
+
+    gamma = block efficiency / (1 + k c): a round is k draft tokens and one forward of the target, which verifies at the cost of
+    one token.
+
+    Source:  Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8
+    """
+    kinds = kinds_of(matrix)
+    if not all(cell.rounds_at(k) for lines in kinds.values() for line in lines for cell in line.cells for k in LENGTHS):
+        return {}
+    found = {}
+    for kind, lines in kinds.items():
+        of_temperatures = list(zip(*(line.cells for line in lines), strict=True))
+        efficiencies = [[estimate(cells, number=efficiency_at(k)).estimate for k in LENGTHS] for cells in of_temperatures]
+        found[kind] = [
+            tuple(each / (1 + k * cost) for each, k in zip(of_cell, LENGTHS, strict=True)) for of_cell in efficiencies
+        ]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTemperatures:
+    """Alpha of a kind at one decode T with three draft T, mean over seeds."""
+
+    equal: float
+    one: float
+    tuned: float
+    chosen: tuple[float, ...]  # the tuned draft T of each seed
+
+
+def draft_temperatures(matrix: Matrix, domain: str) -> dict[Kind, dict[float, DraftTemperatures]]:
+    """Return what the draft T does to each kind at the decode T where it was varied; empty if it was not."""
+    equal, varied = kinds_of(matrix.on(domain)), kinds_of(matrix.varied(domain))
+    found: dict[Kind, dict[float, DraftTemperatures]] = {}
+    for kind, lines in varied.items():
+        of_equal = {
+            cell.temperature: [line.cells[place] for line in equal[kind]] for place, cell in enumerate(equal[kind][0].cells)
+        }
+        cells = [cell for line in lines for cell in line.cells]
+        found[kind] = {}
+        for temperature in sorted({cell.temperature for cell in cells}):
+            tuned, one = (
+                [cell for cell in cells if cell.temperature == temperature and cell.tuned == is_tuned]
+                for is_tuned in (True, False)
+            )
+            found[kind][temperature] = DraftTemperatures(
+                estimate(of_equal[temperature]).estimate,
+                estimate(one).estimate,
+                estimate(tuned).estimate,
+                tuple(cell.draft_temperature or 0.0 for cell in tuned),
+            )
+    return found if any(found.values()) else {}
+
+
+def learning_rates(matrix: Matrix) -> dict[str, tuple[float, float]]:
+    """Return the learning rate and the mean alpha on the tuning prompts of each draft that was trained to choose a rate."""
+    lines = [line for line in matrix.measured if line.arm == TUNING]
+    alphas = {line.draft: [alpha_of(cell)[0] for cell in line.cells if cell.temperature <= 1] for line in lines}
+    return {line.draft: (line.learning_rate or 0.0, float(np.mean(alphas[line.draft]))) for line in lines}
 
 
 def changes(matrix: Matrix) -> dict[Kind, Intervals]:
@@ -45,7 +119,8 @@ def kinds_of(matrix: Matrix) -> dict[Kind, list[MeasuredDraft]]:
     """Return the drafts of each kind, one for each seed."""
     kinds: dict[Kind, list[MeasuredDraft]] = {}
     for line in matrix.measured:
-        kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
+        if line.arm != TUNING:
+            kinds.setdefault((line.arm, line.on_policy, line.kd_temperature), []).append(line)
     return kinds
 
 

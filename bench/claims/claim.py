@@ -12,7 +12,7 @@ from bench.analysis.quantities import Finding
 from bench.analysis.rows import Row
 
 Source = Literal["paper", "contested"]  # paper: Ouyang et al. 2024, arXiv 2410.10141
-Ruling = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT MEASURED", "WITHDRAWN"]
+Ruling = Literal["SUPPORTED", "REFUTED", "EQUIVALENT", "INCONCLUSIVE", "NOT MEASURED"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,15 @@ class Claim:
     rule: Rule
     command: str  # that measures it
     find: Find
-    withdrawn: str = ""  # why it has no verdict; empty: it is judged
+    margin: float | None = (
+        None  # in the unit of the rule: effects that surely lie within it, to both sides of 0, are EQUIVALENT
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
     claim: Claim
     finding: Finding | None
-    p: float | None  # None: not tested
+    p: float | None  # of the verdict; None: not tested
     p_holm: float | None  # over the claims of the same source
     verdict: Ruling

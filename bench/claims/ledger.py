@@ -19,50 +19,53 @@ from bench.statistics.effects import LEVEL, holm
 # Verdicts
 def claims() -> tuple[Claim, ...]:
     """Return all claims of claims.toml, in the order of the ledger."""
-    from bench.claims.decoding import FIND
+    from bench.claims import decoding, distillation
 
-    found = []
+    found, functions = [], decoding.FIND | distillation.FIND
     in_unit = {"points": lambda points: points / 100, "ratio": math.log, "log odds": float}
     for name, entry in tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8")).items():
         unit, side, number = entry.pop("supported_if").rsplit(maxsplit=2)  # "ratio > 1.12", "points within 1"
-        find = _find_nothing if "withdrawn" in entry else FIND[name]
-        found.append(Claim(name, rule=Rule(unit, side, in_unit[unit](float(number))), find=find, **entry))
+        margin = in_unit[unit](float(entry.pop("margin").rpartition(" ")[2])) if "margin" in entry else None
+        rule = Rule(unit, side, in_unit[unit](float(number)))
+        found.append(Claim(name, rule=rule, find=functions[name], margin=margin, **entry))
     return tuple(found)
-
-
-def _find_nothing(records: Records) -> None:
-    return None
 
 
 def judge(claims: Sequence[Claim], findings: Sequence[Finding | None]) -> tuple[LedgerRow, ...]:
     """Return the ledger of these findings, one for each claim.
 
     The claims of one source are a family, whose p values are corrected together: those of the paper are confirmatory,
-    contested ones are exploratory. Withdrawn claims are in no family.
+    contested ones are exploratory. The tests that an effect lies within a margin are corrected among themselves. So in a family
+    the chance of any false SUPPORTED or REFUTED is at most LEVEL, and so is that of any false EQUIVALENT.
     """
     pairs = list(zip(claims, findings, strict=True))
-    p_values: dict[str, float] = {}
-    corrected: dict[str, float] = {}
+    differs: dict[str, tuple[float, float]] = {}  # p of each claim, and corrected
+    equals: dict[str, tuple[float, float]] = {}
     for source in get_args(Source):
-        family = {
-            claim.name: finding.effect.p_value(claim.rule.border(finding.effect.estimate))
+        family = [
+            (claim, finding.effect)
             for claim, finding in pairs
-            if claim.source == source and not claim.withdrawn and finding is not None and finding.effect.testable
-        }
-        p_values |= family
-        corrected |= zip(family, holm(list(family.values())), strict=True)
+            if claim.source == source and finding is not None and finding.effect.testable
+        ]
+        differs |= _corrected({claim.name: effect.p_value(claim.rule.border(effect.estimate)) for claim, effect in family})
+        margins = [(claim.name, effect, claim.margin) for claim, effect in family if claim.margin is not None]
+        equals |= _corrected({name: effect.equivalence_p(margin) for name, effect, margin in margins})
     ledger = []
     for claim, finding in pairs:
-        p_holm = corrected.get(claim.name)  # None: not tested
+        p, p_holm = differs.get(claim.name, (None, None))  # None: not tested
         ruling: Ruling = "INCONCLUSIVE"
-        if claim.withdrawn:
-            ruling = "WITHDRAWN"
-        elif finding is None:
+        if finding is None:
             ruling = "NOT MEASURED"
+        elif claim.name in equals and equals[claim.name][1] <= LEVEL:
+            ruling, (p, p_holm) = "EQUIVALENT", equals[claim.name]
         elif p_holm is not None and p_holm <= LEVEL:
             ruling = "SUPPORTED" if claim.rule.holds(finding.effect.estimate) else "REFUTED"
-        ledger.append(LedgerRow(claim, finding, p_values.get(claim.name), p_holm, ruling))
+        ledger.append(LedgerRow(claim, finding, p, p_holm, ruling))
     return tuple(ledger)
+
+
+def _corrected(p_values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    return {name: (p, p_holm) for (name, p), p_holm in zip(p_values.items(), holm(list(p_values.values())), strict=True)}
 
 
 # Records

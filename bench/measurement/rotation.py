@@ -147,7 +147,7 @@ class Rotation:
         pairs: Sequence[TimedPair] | None = None
         if run.ended is None and not run.stopped and run.lacks(plan):
             if self.passed_over or meter.first is None:
-                meter.step(self.passed_over, label=f"{recording.suite} {cell.label}")
+                meter.step(self.passed_over, _gamma_so_far(run), label=f"{recording.suite} {cell.label}")
                 self.passed_over = 0
             time_pair = partial(
                 timing.time_pair,

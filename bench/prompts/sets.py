@@ -1,8 +1,9 @@
 """Prompt sets: which prompts a run decodes, identified by a name and a hash.
 
-A source is a built-in name or a file, with an optional split after a colon: "instructions", "instructions:train",
-"my_prompts.jsonl", "my_prompts.jsonl:held_out". Without a split, lines marked "train" are left out, so that a draft
-distilled on them is never measured on them. A .txt file holds one prompt per line; a line of a .jsonl file is one of
+A source is a built-in name or a file, with an optional part after a colon: a split ("instructions:train",
+"my_prompts.jsonl:held_out") or a range of lines ("my_prompts.jsonl:1-100"). Without a part, lines marked "train" are left out,
+so that a draft distilled on them is never measured on them. A .txt file holds one prompt per line. A line of a .jsonl file is
+one of
 
     {"prompt": str}                        one user message
     {"messages": [{"role", "content"}]}    a conversation that the model continues
@@ -10,7 +11,8 @@ distilled on them is never measured on them. A .txt file holds one prompt per li
     {"instruction": str, "input": str}     Alpaca: one user message; the input (may be empty) follows after a blank line
     {"question": str}                      GSM8K: one user message
 
-and may have "id", "split", "answer", "output", which are not sent to the model.
+and may have "id", "split", "answer", "output", which are not sent to the model. "answer" and "output" hold the answer of a
+person or another model, on which `specheat distill reference` trains.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ import msgspec
 
 BUILT_IN = ("instructions", "word_problems")
 SPLITS = ("train", "held_out")
+RANGE = re.compile("([0-9]+)-([0-9]+)")  # of lines, both included
 SHAPES = ("messages", "prompt", "instruction", "question", "text")  # a line has one of these keys
 
 
@@ -59,6 +63,7 @@ class Prompt:
     index: int  # line in the source, from 0
     messages: tuple[Message, ...]  # empty: raw text
     text: str | None  # None: messages
+    answer: str = ""  # in the source; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +87,19 @@ class PromptSet:
 def load(source: str, *, limit: int | None = None) -> PromptSet:
     """Read a prompt set.
 
-    Args:    source: built-in name or file, with an optional ":train" or ":held_out"
+    Args:    source: built-in name or file, with an optional ":train", ":held_out" or ":FIRST-LAST", lines from 1
              limit: number of prompts, from the start; None: all
     Raises:  ValueError: what is wrong, and in which line
     """
-    location, _, split = source.rpartition(":")
-    if split not in SPLITS:  # no split, or a part of the file's name
-        if location in BUILT_IN:
-            raise ValueError(f"unknown split {split!r} of {location} (known: {', '.join(SPLITS)})")
-        location, split = source, ""
+    location, split = parted(source)
     path = Path(__file__).with_name(f"{location}.jsonl") if location in BUILT_IN else Path(location)
     marked = list(_read(path))
-    if split:
+    if lines := RANGE.fullmatch(split):
+        first, last = int(lines[1]), int(lines[2])
+        if not 1 <= first <= last <= len(marked):
+            raise ValueError(f"{source}: expected lines within 1-{len(marked)}, the first one first, got {split}")
+        prompts = [prompt for prompt, _ in marked[first - 1 : last]]
+    elif split:
         prompts = [prompt for prompt, mark in marked if mark == split]
     else:
         split = "held_out" if any(mark for _, mark in marked) else ""
@@ -105,6 +111,19 @@ def load(source: str, *, limit: int | None = None) -> PromptSet:
     if limit is not None and not 1 <= limit <= len(prompts):
         raise ValueError(f"{name}: expected between 1 and {len(prompts)} prompts, got {limit}")
     return PromptSet(name=name, prompts=tuple(prompts[:limit]))
+
+
+def parted(source: str) -> tuple[str, str]:
+    """Return the place of a source, and its split or range of lines; empty: neither.
+
+    Raises:  ValueError: a built-in set has no such part
+    """
+    location, _, part = source.rpartition(":")
+    if part in SPLITS or (location and RANGE.fullmatch(part)):
+        return location, part
+    if location in BUILT_IN:
+        raise ValueError(f"unknown split {part!r} of {location} (known: {', '.join(SPLITS)}, or lines such as 1-100)")
+    return source, ""  # what follows the colon is a part of the file's name
 
 
 def _read(path: Path) -> Iterator[tuple[Prompt, str | None]]:
@@ -150,8 +169,9 @@ def _parse_json(index: int, line: str) -> tuple[Prompt, str | None]:
         raise ValueError(f"expected 'input' beside 'instruction', got it beside {shape!r}")
     if row.input and not row.input.strip():
         raise ValueError("empty 'input'")
+    answer = next((each for each in (row.answer, row.output) if isinstance(each, str)), "")
     if shape == "text":
-        return Prompt(index, (), content), row.split
+        return Prompt(index, (), content, answer), row.split
     if row.input:
         turns = (Message("user", f"{content}\n\n{row.input}"),)
-    return Prompt(index, turns, None), row.split
+    return Prompt(index, turns, None, answer), row.split

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from bench.records.files import pair_name, record_path
 from bench.records.storage import LineFile, read_lines, storage_errors, whole_lines, write_atomically
 
 NUM_DRAFT_TOKENS = 3  # k of the decoder's alpha and block efficiency
+OTHER_K = (1, 5)  # the block efficiency is stored for these too
 START = "start"  # name of the draft that all others start from; it is measured too
+TUNING = "tuning"  # arm of drafts that only choose a learning rate; they are measured on the tuning prompts
 IN_SECONDS_OF = "="  # offline=online: offline on as many tokens as the seconds of online are worth
 RECORD, DRAFTS = "matrix.jsonl", "drafts"
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixCell:
-    """One draft at one decode temperature on one domain: one sum per prompt, at k = NUM_DRAFT_TOKENS."""
+    """One draft at one decode T and draft T on one domain: one sum per prompt, at k = NUM_DRAFT_TOKENS."""
 
     domain: str
     temperature: float
@@ -36,6 +38,13 @@ class MatrixCell:
     rounds: tuple[float, ...]  # emitted / rounds: block efficiency
     # Only of the start: overlap along the text of the first decode T, but decoded at this one. It shows the softmax's share.
     rescaled: tuple[float, ...] = ()
+    draft_temperature: float | None = None  # None: the decode T
+    tuned: bool = False  # whether this draft T was the best one on the tuning prompts
+    other_rounds: dict[int, tuple[float, ...]] = field(default_factory=dict)  # by k of OTHER_K
+
+    def rounds_at(self, num_draft_tokens: int) -> tuple[float, ...]:
+        """Return the rounds of each prompt at this k; none if they were not stored."""
+        return self.rounds if num_draft_tokens == NUM_DRAFT_TOKENS else self.other_rounds.get(num_draft_tokens, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,8 @@ class MeasuredDraft:
     tokens: dict[str, int]
     seconds: dict[str, float]
     cells: tuple[MatrixCell, ...]
+    distinct_prompts: int | None = None  # that its text answers; None: of older records, and of the start
+    learning_rate: float | None = None  # likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +71,26 @@ class Matrix:
     measured: tuple[MeasuredDraft, ...]
     pair: str = ""  # its name
     records: tuple[Path, ...] = ()  # files that hold these drafts
+    start_recipe: str = ""  # of the draft that all others start from; empty: unknown
 
     @property
     def domains(self) -> tuple[str, ...]:
         return tuple(self.plan["domains"])
 
     def on(self, domain: str) -> Matrix:
-        """Return what was measured on one domain."""
-        lines = (replace(line, cells=tuple(cell for cell in line.cells if cell.domain == domain)) for line in self.measured)
+        """Return what was measured on one domain with draft T = decode T."""
+        return self._part(domain, varied=False)
+
+    def varied(self, domain: str) -> Matrix:
+        """Return what was measured on one domain with draft T 1 and with the tuned draft T."""
+        return self._part(domain, varied=True)
+
+    def _part(self, domain: str, *, varied: bool) -> Matrix:
+        def is_part(cell: MatrixCell) -> bool:
+            return cell.domain == domain and (cell.draft_temperature is not None) == varied
+
+        trained = (line for line in self.measured if line.arm != TUNING)
+        lines = (replace(line, cells=tuple(filter(is_part, line.cells))) for line in trained)
         return replace(self, plan=self.plan | {"domains": [domain]}, measured=tuple(lines))
 
 
@@ -82,7 +105,8 @@ def load(path: Path) -> Matrix:
         only = {"domain": plan["domains"][0]}  # for records of one domain, whose cells do not name it
         stored = map(msgspec.json.decode, lines[1:])
         drafts = (line | {"cells": [only | cell for cell in line["cells"]]} for line in stored)
-        return Matrix(plan, tuple(msgspec.convert(draft, MeasuredDraft) for draft in drafts), pair_name(header), (path,))
+        measured = tuple(msgspec.convert(draft, MeasuredDraft, str_keys=True) for draft in drafts)
+        return Matrix(plan, measured, pair_name(header), (path,), header.get("start_card", {}).get("recipe", ""))
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a KD matrix ({error})") from error
 

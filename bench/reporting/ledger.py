@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bench.claims.claim import LedgerRow, Rule
+from bench.claims.claim import Claim, LedgerRow, Rule
 from bench.records.marks import NO_MARKS, Marks
 from bench.reporting.formats import markdown_sections, markdown_text
 from bench.reporting.numbers import exp, interval_text
@@ -27,8 +27,8 @@ _FACTS = {
     "holds if": "the effect lies on this side of the threshold, or within this margin, fixed in code; points are hundredths",
     "effect": "from counts and seconds of one run, chosen by a fixed rule, without INVALID cells, paired by prompt",
     "p": f"two-sided at the threshold or the nearer margin; Holm: corrected over the tested claims of a part, to {LEVEL:g}",
-    "verdict": "SUPPORTED or REFUTED by the side on which the effect lies; INCONCLUSIVE if the corrected p is higher, or if "
-    "there are too few prompts to test",
+    "verdict": "EQUIVALENT if the effect surely lies within the margin in brackets, to both sides of 0; else SUPPORTED or "
+    "REFUTED by the side on which it lies; INCONCLUSIVE if the corrected p is higher, or if there are too few prompts to test",
 }
 
 
@@ -47,10 +47,10 @@ def _table(title: str, rows: Sequence[LedgerRow], narrow: bool, marks: Marks) ->
     for row in rows:
         claim, finding = row.claim, row.finding
         statement = f"{claim.name}: {claim.statement}"
-        note = claim.withdrawn or ("" if finding else f"run {claim.command}")
+        note = "" if finding else f"run {claim.command}"
         entries = (
             textwrap.fill(statement, _STATEMENT_COLUMNS) if narrow else statement,
-            f"{claim.rule.unit} {claim.rule.side} {_scaled(claim.rule, claim.rule.threshold):.3g}",
+            _rule_text(claim),
             _effect_text(row),
             _p_text(row.p),
             _p_text(row.p_holm),
@@ -71,7 +71,7 @@ def page(ledgers: Mapping[str, Sequence[LedgerRow]], *, results: str, marks: Mar
     """
     blocks = []
     for name, rows in ledgers.items():
-        details = "\n".join(_detail(row) for row in rows if not row.claim.withdrawn)
+        details = "\n".join(_detail(row) for row in rows)
         measured = f"What was measured, and the commands for it:\n\n{details}"
         blocks += [markdown_sections(tables(name, rows, marks=marks), results), measured]
     return "\n\n".join(blocks)
@@ -82,6 +82,12 @@ def _detail(row: LedgerRow) -> str:
     compared = f" ({markdown_text(finding.detail)})" if finding else ""
     commands = ", ".join(f"`{command}`" for command in (finding.commands if finding else (claim.command,)))
     return f"- **{claim.name}**: {markdown_text(claim.measured)}{compared}. {commands}"
+
+
+def _rule_text(claim: Claim) -> str:
+    rule = claim.rule
+    margin = "" if claim.margin is None else f" ({_scaled(rule, claim.margin):.3g})"
+    return f"{rule.unit} {rule.side} {_scaled(rule, rule.threshold):.3g}{margin}"
 
 
 def _effect_text(row: LedgerRow) -> str:

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from bench.analysis.rows import LOAD_SUITES, Row
 from bench.options.arguments import add_options
 from bench.options.settings import DEFAULT_PAIR, INFLATED
-from bench.prompts.sets import SPLITS
+from bench.prompts.sets import parted
 from bench.records.command_line import shell_text
 from bench.records.decoding import Scalar
 
@@ -94,8 +94,7 @@ def _backend(name: str, given: Sequence[str]) -> str:
 
 def found_at(recorded: str, given: Sequence[str] | None) -> str:
     """Return where the command found what a record calls by a name. Records hold no folders of the machine."""
-    base, _, split = recorded.rpartition(":")
-    names = {recorded, base} if split in SPLITS else {recorded}
+    names = {recorded, parted(recorded)[0]}
     found = [place for place in given or () if place == recorded or names & set(PurePath(place).parts)]
     return found[0] if len(found) == 1 else recorded
 

@@ -124,6 +124,12 @@ class LargestEffect:
             return min(1.0, min(p_values) * len(self.effects) * self.num_choices)
         return min(1.0, max(effect.p_value(threshold) for effect in self.effects) * self.num_choices)
 
+    def equivalence_p(self, margin: float) -> float:
+        """Return the larger p of two one-sided tests that the largest effect lies within plus or minus the margin."""
+        if abs(self.estimate) >= margin:
+            return 1.0
+        return max(self.p_value(border) for border in (-margin, margin)) / 2  # two-sided p values, halved
+
 
 # Effects over seeds and prompts
 def left_out_ratios(above: Sequence[float], below: Sequence[float]) -> Array:

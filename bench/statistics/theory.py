@@ -54,7 +54,7 @@ def predicted_gamma(block_efficiency: float, *, ar_s: float, draft_s: float, ver
     return block_efficiency * ar_s / (num_draft_tokens * draft_s + verify_s)
 
 
-def propagate_slots(acceptance_T: Sequence[float], num_draft_tokens: int) -> SlotTotals:
+def propagate_slots(acceptance_T: Sequence[float], num_draft_tokens: int, beta_T: Sequence[float] | None = None) -> SlotTotals:
     """Return the expected counts of a lossless decoder that emits one given output, from the probability of each slot.
 
     Slots 0..k-1 of a round test a draft token, slot k is the bonus. After an accepted token the next token is in the next
@@ -65,6 +65,10 @@ def propagate_slots(acceptance_T: Sequence[float], num_draft_tokens: int) -> Slo
     Args:    acceptance_T: for each token, the probability that in a tested slot it was the accepted draft token rather
              than the recovered one; under the rejection rule min(1, q(x_t) / p(x_t)), x_t sampled from p. The first
              token comes from the prefill, is in no round, and is not included.
+             beta_T: for each token, the acceptance probability before it was drawn, sum_v min(p_v, q_v), the mean of
+             acceptance_T over x_t. Counts then use it instead, which removes the chance of the single token from them and
+             keeps their mean. The slot of the next token still follows the token that was drawn: the next context is the
+             one after that token, and accepted tokens lead to other contexts than recovered ones.
     Returns: counts as the decoder makes them; the last round is cut where the output ends
     """
     if num_draft_tokens < 1:
@@ -72,11 +76,13 @@ def propagate_slots(acceptance_T: Sequence[float], num_draft_tokens: int) -> Slo
     slots = np.zeros(num_draft_tokens + 1)
     slots[0] = 1.0
     tested = accepted = rounds = 0.0
-    for acceptance in acceptance_T:
+    begins = 1.0  # chance that the token begins a round
+    for acceptance, beta in zip(acceptance_T, acceptance_T if beta_T is None else beta_T, strict=True):
         in_test = slots[:-1].sum()
         tested += in_test
-        accepted += acceptance * in_test
-        rounds += slots[0]
+        accepted += beta * in_test
+        rounds += begins
+        begins = 1.0 - beta * in_test
         slots[1:] = acceptance * slots[:-1]
         slots[0] = 1.0 - slots[1:].sum()
     return SlotTotals(float(tested), float(accepted), len(acceptance_T), float(rounds))

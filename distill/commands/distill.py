@@ -36,13 +36,14 @@ class Distill:
 
     def configure(self, parser: ArgumentParser) -> None:
         option = parser.add_argument
-        option("recipe", metavar="RECIPE", help="base, offline, soft, online, matched, mixture, weighted or composed")
+        names = "base, reference, offline, soft, online, matched, mixture, weighted or composed"
+        option("recipe", metavar="RECIPE", help=names)
         option("--data-temperature", metavar="T", help="KD data temperature, of the text; 0 is greedy")
         option("--mix", metavar="T:SHARE,...", help="KD data temperatures of a mixed recipe, such as 0.7:1,0.8:1,0.9:2")
-        option("--loss", metavar="NAME", help="loss on soft labels: forward_kl, reverse_kl, js, tv or lk")
-        option("--loss-temperature", metavar="T", help="KD loss temperature (default: the recipe's)")
+        option("--loss", metavar="NAME", help="loss on soft labels: forward_kl, reverse_kl, js, tv, lk or log_alpha")
+        option("--loss-temperature", metavar="T", help="KD loss temperature of soft labels (default: 1)")
         option("--on-policy", metavar="LAMBDA", help="share of fresh texts that the draft writes, 0..1 (online: 1)")
-        option("--text-tokens", metavar="N", help=f"distinct answer tokens of fixed text (default: {TEXT_TOKENS})")
+        option("--text-tokens", metavar="N", help=f"answer tokens of fixed text (default: {TEXT_TOKENS}; reference: --tokens)")
         option("--through", metavar="BACKEND", help="let this installed backend write the target's text")
         option("--seed", default="0", metavar="N", help="seed of text and order (default: 0)")
         job_options(parser)
@@ -99,9 +100,12 @@ def _run(args: Namespace) -> int:
     recipe = _recipe(args)
     if recipe.fresh and args.text_tokens is not None:
         raise ValueError(f"recipe {recipe.name} uses each text once; expected --tokens and no --text-tokens")
-    text_tokens = 0 if recipe.fresh else count_or_0("--text-tokens", args.text_tokens or str(TEXT_TOKENS))
+    default = args.tokens if recipe.name == "reference" else str(TEXT_TOKENS)
+    text_tokens = 0 if recipe.fresh else count_or_0("--text-tokens", args.text_tokens or default)
     job, pair = job_of(args, recipe, text_tokens=text_tokens, seed=count_or_0("--seed", args.seed))
     if args.through is not None:
+        if recipe.name == "reference":
+            raise ValueError("recipe reference samples no text; expected no --through")
         registry.backend_factory(args.through)  # raises for an unknown name before anything is loaded
 
     from distill.runs.distillation import distill
@@ -205,6 +209,8 @@ def _description(job: Job) -> str:
     total, alike = sum(share for _, share in recipe.temperatures), len({share for _, share in recipe.temperatures}) == 1
     data = ", ".join(f"{at:g}" if alike else f"{at:g} ({share / total:.0%})" for at, share in recipe.temperatures)
     loss = f", loss {recipe.loss.name} at KD loss T {recipe.loss.temperature:g}" if recipe.labels == "soft" else ""
+    if recipe.name == "reference":
+        data = "none, the answers of the prompt sets"
     text = f"fresh text, lambda {recipe.on_policy:g}" if recipe.fresh else "fixed text, lambda 0"
     vocabulary = f"{plan.vocabulary:,}" if plan.vocabulary else "all"
     return (

@@ -6,7 +6,8 @@ was tested there (rejection rule), x was the accepted draft token with probabili
     P(accepted | x emitted) = q(x) min(1, p(x) / q(x)) / p(x) = min(1, q(x) / p(x)).
 
 Propagated over the slots of the rounds (`bench.statistics.theory.propagate_slots`), this gives the decoder's alpha and block
-efficiency for every k. The plain mean of beta over the text weighs positions differently: it is `alpha_text`, never alpha.
+efficiency for every k. What is counted in a slot is beta, which does not depend on the luck of x.
+The plain mean of beta over the text weighs positions differently: it is `alpha_text`, never alpha.
 At T = 0 both come from the argmax agreement on the target's greedy text.
 Shape letters: N answer tokens, C of a chunk, D hidden size, V vocabulary.
 """
@@ -89,5 +90,5 @@ def alpha_text(texts: Sequence[TextAcceptance]) -> float:
 
 def slot_totals(texts: Sequence[TextAcceptance], num_draft_tokens: int) -> SlotTotals:
     """Return the decoder's expected counts over these answers. Prefill gives the first token of each, outside all rounds."""
-    of_texts = (propagate_slots(text.accepted[1:], num_draft_tokens) for text in texts)
+    of_texts = (propagate_slots(text.accepted[1:], num_draft_tokens, text.overlap[1:]) for text in texts)
     return sum(of_texts, start=SlotTotals(tested=0.0, accepted=0.0, emitted=0, rounds=0.0))

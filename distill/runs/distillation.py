@@ -19,13 +19,13 @@ from bench.records import checkout
 from bench.records.storage import LineFile, write_atomically
 from distill.evaluation.held_out import TEMPERATURES, HeldOut, held_out_text, measure
 from distill.runs.job import CARD, DRAFT, JOB, LOG, Job, check_held_out
-from distill.runs.training_text import Setup, TrainingText, load_setup, training_prompts, training_text
+from distill.runs.training_text import BY_TARGET, Setup, TrainingText, Used, load_setup, training_prompts, training_text
 from distill.text.batches import fill_in
 from distill.text.prompts import Prompts
-from distill.text.table import TextTable, frequent_tokens, prompts_hash
+from distill.text.table import frequent_tokens, prompts_hash
 from distill.text.workers import ALONE, Workers
 from distill.training import drafts
-from distill.training.loop import Labels, Position, cached_target, running_target, text_labels, train
+from distill.training.loop import CHECKPOINT, Labels, Position, cached_target, text_labels, train
 from distill.training.vocabulary import check_size, vocabulary_of
 
 FREQUENT = "frequent_tokens.json"  # beside the draft's weights: token ids of its text, the most frequent first
@@ -57,6 +57,8 @@ def distill(
         written = json.dumps(described | {"code": code}, indent=1)
         _run(load_setup(job, out, texts, device=device, backend=backend, workers=workers), written)
     workers.wait()
+    if workers.is_main:
+        (out / CHECKPOINT).unlink(missing_ok=True)  # the draft holds all that is needed from now on
     return json.loads((out / CARD).read_text())
 
 
@@ -73,19 +75,18 @@ def _run(setup: Setup, described: str) -> None:
     if setup.workers.is_main:
         drafts.save(setup.draft, out / DRAFT, tokenizer_from=Path(job.target))
         used = text.used(position.num_tokens)
-        write_atomically(out / DRAFT / FREQUENT, json.dumps(frequent_tokens(used)[:RANKED_TOKENS]))
+        write_atomically(out / DRAFT / FREQUENT, json.dumps(frequent_tokens(used.all_rows)[:RANKED_TOKENS]))
         # Last, because the card marks the job as finished.
         write_atomically(out / CARD, json.dumps(_card(setup, prompts, used, position, held_out), indent=1))
 
 
 def _labels(setup: Setup, text: TrainingText) -> Labels:
     recipe, size = setup.job.recipe, setup.job.plan.vocabulary
-    vocabulary = vocabulary_of(text.fixed.rows, len(setup.teacher.head_VD), size) if size else None
+    vocabulary = vocabulary_of(text.rows, len(setup.teacher.head_VD), size) if size else None
     if recipe.labels == "hard":
         return text_labels(vocabulary)
-    if recipe.fresh:
-        return running_target(recipe.loss, setup.teacher.model)
-    fill_in(text.fixed, setup.teacher.model, workers=setup.workers)
+    if not recipe.fresh:
+        fill_in(text.tables[BY_TARGET], setup.teacher.model, workers=setup.workers)
     return cached_target(recipe.loss, setup.teacher.head_VD, vocabulary)
 
 
@@ -113,11 +114,8 @@ def _train(setup: Setup, text: TrainingText, held_out: Sequence[HeldOut]) -> Pos
         return train(setup.draft, text.stream, labels, plan, setup.out, on_step=on_step, workers=setup.workers)
 
 
-def _card(
-    setup: Setup, prompts: Prompts, used: tuple[TextTable, TextTable], position: Position, held_out: Sequence[HeldOut]
-) -> dict[str, Any]:
+def _card(setup: Setup, prompts: Prompts, used: Used, position: Position, held_out: Sequence[HeldOut]) -> dict[str, Any]:
     job = setup.job
-    tables = dict(zip(("text_by_target", "text_by_draft"), used, strict=True))
     found = measure(drafts.measurable(setup.draft), setup.teacher, held_out)
     return {
         **asdict(job),
@@ -128,7 +126,8 @@ def _card(
         "prompts_sha256": prompts_hash(prompts),
         "held_out": [prompt_sets.load(source).name for source in job.held_out],
         "through": setup.through,
-        "tokens": {name: table.num_tokens for name, table in tables.items()} | {"trained": position.num_tokens},
-        "seconds": {name: table.seconds for name, table in tables.items()} | {"trained": position.seconds},
+        "distinct_prompts": used.distinct_prompts,
+        "tokens": used.tokens | {"trained": position.num_tokens},
+        "seconds": used.seconds | {"trained": position.seconds},
         "held_out_acceptance": [asdict(each) for each in found],
     }

@@ -25,7 +25,7 @@ class Job:
     adapter_rank: int = 8
     recipe: Recipe
     plan: TrainPlan
-    text_tokens: int  # distinct answer tokens of the target; fresh text is as long as the training
+    text_tokens: int  # answer tokens of fixed text; fresh text is as long as the training
     prompts: tuple[str, ...]
     self_written: int = 0  # number of prompts that the target writes itself
     held_out: tuple[str, ...]
@@ -50,6 +50,8 @@ class Job:
                 "expected the whole vocabulary (0) for fresh text and for soft labels at loss temperature 0, "
                 f"got a part of {self.plan.vocabulary}"
             )
+        if self.recipe.name == "reference" and (self.self_written or not self.prompts):
+            raise ValueError("recipe reference trains on the answers in prompt sets; expected sets and no self-written prompts")
         if not self.held_out:
             raise ValueError("expected a held-out prompt set, got none")
 

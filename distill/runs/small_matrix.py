@@ -61,7 +61,12 @@ def measure(
     """
     plan = _plan(arms, size, settings, workload)
     out = scratch / suite
-    header = matrix.record_header(device=settings.device, pair=workload.recorded_pair.name, model_hashes=workload.model_hashes)
+    header = matrix.record_header(
+        device=settings.device,
+        pair=workload.recorded_pair.name,
+        model_hashes=workload.model_hashes,
+        start_card=workload.draft_card,
+    )
     header["preset"] = settings.preset
     resumable = settings.resume
     if resumable and (out / RECORD).exists() and (reason := matrix.not_continued(out / RECORD, header)):

@@ -160,7 +160,7 @@ def target_cached(training: Training, ready: Ready) -> ArmRun:
 def _with_our_step(training: Training, ready: Ready, *, cached: bool) -> ArmRun:
     prepared = Prepared(training)
     draft, target, rate = prepared.draft, prepared.target, training.learning_rate
-    optimizers = adamw([weight for _, weight in draft.parameters()], rate)
+    optimizers = adamw(draft, rate)
 
     def take(batch: Batch, labels: Labels) -> float:
         return step(draft, optimizers, [batch], labels, rate=rate, clip=CLIP)

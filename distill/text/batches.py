@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill.text.generation import decoder_hidden, padded
+from distill.text.sampler import Answer, Request
 from distill.text.table import HIDDEN, TextRow, TextTable, write_hidden
 from distill.text.workers import ALONE, Workers
 
@@ -93,6 +94,16 @@ def shuffled(rows: Sequence[TextRow], *, batch_tokens: int, seed: int) -> list[B
         by_length = sorted(mixed[start : start + window], key=lambda row: row.length)
         batches += in_order(by_length, batch_tokens=batch_tokens)
     return rng.sample(batches, len(batches))
+
+
+@torch.inference_mode()
+def with_target_states(target: PreTrainedModel, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Answer]:
+    """Return answers that another model wrote, with the hidden states of the target at their tokens."""
+    texts = zip(requests, answers, strict=True)
+    rows = [TextRow(None, 0, torch.tensor(asked.prompt_ids), given.token_ids_A, asked.temperature) for asked, given in texts]
+    parts = [batch.hidden_ND(target) for batch in in_order(rows, batch_tokens=8192)]
+    hidden = torch.cat(parts).cpu().split([len(row.answer) for row in rows])
+    return [Answer(row.answer, of_row) for row, of_row in zip(rows, hidden, strict=True)]
 
 
 @torch.inference_mode()

@@ -12,9 +12,11 @@ import hashlib
 import json
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,7 @@ from distill.text.sampler import Answer, Request, Sampler
 from distill.text.workers import ALONE, Workers
 
 TEXT, HIDDEN = "text-{:05d}.safetensors", "hidden-{:05d}.safetensors"
-
-WINDOW_BATCHES = 16  # prompts of so many batches are sorted by length together, so that a batch needs little padding
-
+VERSION = 2  # how `batches` chooses requests. 1 sorted prompts by length across batches, so a short table had few lengths
 
 Shares = tuple[tuple[float, float], ...]  # (KD data T, weight)
 
@@ -47,6 +47,7 @@ class TextPlan:
     batch_rows: int
     seed: int
     through: str = ""  # the backend that samples; empty: our sampler
+    version: int = VERSION
 
     def __post_init__(self) -> None:
         if not self.temperatures or not all(t >= 0 and weight > 0 for t, weight in self.temperatures):
@@ -68,20 +69,19 @@ def prompts_hash(prompts: Sequence[Sequence[int]]) -> str:
 def batches(plan: TextPlan, prompts: Sequence[tuple[int, ...]]) -> Iterator[list[Request]]:
     """Yield batches of requests without end: passes over the shuffled prompts, with a temperature and a seed for each row.
 
-    The order of the draws must not change: it decides the text that a plan stands for.
+    No prompt comes twice before every prompt has come once. The order of the draws must not change without a new VERSION: it
+    decides the text that a plan stands for.
     """
     rng = random.Random(plan.seed)
     values, weights = zip(*plan.temperatures, strict=True)
     queue: list[tuple[int, ...]] = []
     while True:
-        window: list[Request] = []
-        while len(window) < WINDOW_BATCHES * plan.batch_rows:
+        batch: list[Request] = []
+        while len(batch) < plan.batch_rows:
             if not queue:  # the next pass over the prompts
                 queue = rng.sample(list(prompts), len(prompts))
-            window.append(Request(queue.pop(), rng.choices(values, weights)[0], rng.getrandbits(62)))
-        window.sort(key=lambda request: len(request.prompt_ids))
-        cut = [window[at : at + plan.batch_rows] for at in range(0, len(window), plan.batch_rows)]
-        yield from rng.sample(cut, len(cut))
+            batch.append(Request(queue.pop(), rng.choices(values, weights)[0], rng.getrandbits(62)))
+        yield batch
 
 
 def extend(
@@ -185,7 +185,7 @@ class Shard:
 class TextRow:
     """One prompt and its answer."""
 
-    shard: Shard
+    shard: Shard | None  # None: not stored, so without hidden states
     start: int  # place of its first answer token among those of the shard
     prompt: Tensor = field(compare=False, repr=False)
     answer: Tensor = field(compare=False, repr=False)
@@ -197,6 +197,7 @@ class TextRow:
 
     def hidden_AD(self) -> Tensor:
         """Return the hidden states from which the tokens of the answer were drawn."""
+        assert self.shard is not None
         return self.shard.hidden_ND[self.start : self.start + len(self.answer)]
 
 
@@ -220,9 +221,15 @@ class TextTable:
         return sum(shard.seconds for shard in self.shards)  # of sampling
 
 
-def frequent_tokens(tables: Sequence[TextTable]) -> list[int]:
+def first_rows(rows: Sequence[TextRow], num_tokens: int) -> tuple[TextRow, ...]:
+    """Return the first rows that hold `num_tokens` answer tokens together, or all."""
+    upto = list(accumulate(len(row.answer) for row in rows))
+    return tuple(rows[: bisect_left(upto, num_tokens) + 1])
+
+
+def frequent_tokens(rows: Sequence[TextRow]) -> list[int]:
     """Return the token ids of the answers, the most frequent first. Of equally frequent ones the lowest id comes first."""
-    answers = torch.cat([row.answer for table in tables for row in table.rows])
+    answers = torch.cat([row.answer for row in rows])
     token_ids, counts = answers.unique(return_counts=True)  # in ascending order of the ids
     return token_ids[counts.argsort(descending=True, stable=True)].tolist()
 

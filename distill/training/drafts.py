@@ -82,9 +82,10 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8) -> Draft:
+def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8, seed: int = 0) -> Draft:
     """Return a draft of which the layers (all but embedding and head), everything, or new adapters are trained, in float32.
 
+    Args:    seed: of the first weights of adapters
     Raises:  BackendUnavailable: peft is not installed, which adapters need
     """
     model = cast(model, torch.float32)
@@ -95,7 +96,7 @@ def trainable(model: PreTrainedModel, trained: Trained, *, adapter_rank: int = 8
             raise BackendUnavailable("adapters need peft; pip install -e '.[distill]'") from error
         config = peft.LoraConfig(r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", lora_dropout=0.0)
         with torch.random.fork_rng(devices=[]):  # peft draws the first weights from the global random state
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             adapters = peft.get_peft_model(model, config)
         return Draft(adapters.get_base_model(), adapters)
     model.requires_grad_(True)

@@ -37,22 +37,31 @@ CHECKPOINT = "checkpoint.pt"
 Optimizers = list[Optimizer]  # one for each kind of weight
 
 
-def adamw(weights: Sequence[Tensor], learning_rate: float) -> Optimizers:
-    return [torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)]
+def adamw(draft: Draft, learning_rate: float) -> Optimizers:
+    return [_adamw([weight for _, weight in draft.parameters()], learning_rate)]
 
 
-def muon(weights: Sequence[Tensor], learning_rate: float) -> Optimizers:
+def _adamw(weights: Sequence[Tensor], learning_rate: float) -> Optimizer:
+    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0, fused=True)
+
+
+def muon(draft: Draft, learning_rate: float) -> Optimizers:
     """Return Muon for the matrices, with updates as large as AdamW's, and AdamW for the rest.
+
+    Embedding and head have a row for each token, most of which a batch does not contain. So they count as the rest.
 
     Source:  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the size of updates: Liu et al. 2025, arXiv 2502.16982
     """
-    matrices = [weight for weight in weights if weight.dim() == 2]
-    rest = [weight for weight in weights if weight.dim() != 2]
+    of_tokens = {id(each.weight) for each in (draft.model.get_input_embeddings(), draft.model.get_output_embeddings())}
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
+    for _, weight in draft.parameters():
+        (matrices if weight.dim() == 2 and id(weight) not in of_tokens else rest).append(weight)
     options = {"lr": learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
-    return [torch.optim.Muon(matrices, **options), *(adamw(rest, learning_rate) if rest else ())]
+    return [torch.optim.Muon(matrices, **options), *([_adamw(rest, learning_rate)] if rest else ())]
 
 
-OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], float], Optimizers]] = {"adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Callable[[Draft, float], Optimizers]] = {"adamw": adamw, "muon": muon}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,7 @@ class TrainPlan:
     batch_tokens: int = 4096  # places of one forward, with prompts and padding
     accumulate: int = 1  # batches per step, over all processes
     learning_rate: float = 8e-4  # at the peak
-    warmup: float = 0.02  # share of num_tokens
+    warmup: float = 0.1  # share of num_tokens
     final_rate: float = 0.02  # share of learning_rate at the end of the cosine
     clip: float = 1.0  # largest allowed norm of the gradient
     optimizer: str = "adamw"  # or muon
@@ -134,7 +143,7 @@ def cached_target(loss: Loss, head_VD: Tensor, vocabulary: Vocabulary | None = N
 
 
 def running_target(loss: Loss, target: PreTrainedModel) -> Labels:
-    """Return soft labels from a forward of the target on every batch."""
+    """Return soft labels from a forward of the target on every batch, for text without stored hidden states."""
     head_VD = target.get_output_embeddings().weight.detach()
     return torch.no_grad()(lambda batch: (soft_labels(loss, batch.hidden_ND(target), head_VD), None))
 
@@ -170,7 +179,7 @@ def train(
     """
     if plan.accumulate % workers.count:
         raise ValueError(f"expected accumulate to be a multiple of {workers.count} processes, got {plan.accumulate}")
-    optimizers = OPTIMIZERS[plan.optimizer]([weight for _, weight in draft.parameters()], plan.learning_rate)
+    optimizers = OPTIMIZERS[plan.optimizer](draft, plan.learning_rate)
     position = resume(draft, optimizers, folder)
     batches = stream.batches(position.batches)
     saved_at = time.monotonic()

@@ -123,12 +123,17 @@ def total_variation(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slo
     Gradient: q (g - sum_v q_v g_v), g = -1 where q < p, else 0.
     Source:  Zhou et al. 2024 (DistillSpec), arXiv 2310.08461
     """
+    return 1 - _alpha(log_target_CV, log_draft_CV, slope_CV)
+
+
+def _alpha(log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
+    """Return alpha, and write the gradient of 1 - alpha."""
     target_CV, draft_CV = log_target_CV.exp_(), log_draft_CV.exp_()
     falls_short_CV = draft_CV < target_CV
     torch.minimum(target_CV, draft_CV, out=target_CV)
-    distance_C = 1 - target_CV.sum(-1)
+    alpha_C = target_CV.sum(-1)
     _through_softmax(draft_CV, falls_short_CV.float().neg_(), slope_CV)
-    return distance_C
+    return alpha_C
 
 
 def lk(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
@@ -146,7 +151,22 @@ def lk(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor
     return torch.lerp(distance_C, divergence_C, weight_C)
 
 
-LOSSES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "js": jensen_shannon, "tv": total_variation, "lk": lk}
+def log_acceptance(loss: Loss, log_target_CV: Tensor, log_draft_CV: Tensor, slope_CV: Tensor) -> Tensor:
+    """Return -log alpha, alpha = sum_v min(p_v, q_v). Its gradient is that of total variation divided by alpha.
+
+    So a row of low acceptance, on which total variation has almost no gradient, counts as much as others.
+
+    Source:  Samarin et al. 2026 (LK losses), arXiv 2602.23881
+    """
+    alpha_C = _alpha(log_target_CV, log_draft_CV, slope_CV).clamp_(min=torch.finfo(torch.float32).tiny)
+    slope_CV.div_(alpha_C[:, None])
+    return -alpha_C.log()
+
+
+LOSSES = {
+    **{"forward_kl": forward_kl, "reverse_kl": reverse_kl, "js": jensen_shannon},
+    **{"tv": total_variation, "lk": lk, "log_alpha": log_acceptance},
+}
 
 
 def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Named recipes: the text that a draft is trained on, who writes it at which temperatures, and the labels.
 
 Four temperatures are separate everywhere: KD data T (here, of the text), KD loss T (in the loss), draft T and decode T (both
-only where alpha or gamma is measured). The paper's "KD temperature" is data T = loss T; `soft` and `online` follow it.
+only where alpha or gamma is measured). Soft labels have loss T = 1 unless another one is given.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Recipe:
     """A recipe, as it stands in every record of what was made with it."""
 
     name: str
-    temperatures: Shares
+    temperatures: Shares  # of the text; empty only for `reference`, whose text no model wrote
     labels: Literal["hard", "soft"] = "hard"  # the text's own tokens, or the target's distributions
     loss: Loss = field(default_factory=Loss)  # soft labels only
     fresh: bool = False  # each text is used once, and the target runs in the step; otherwise epochs over fixed text
     on_policy: float = 0.0  # lambda: share of fresh texts that the draft writes
 
     def __post_init__(self) -> None:
-        if not self.temperatures:
+        if not self.temperatures and self.name != "reference":
             raise ValueError(f"recipe {self.name}: expected at least one KD data temperature, got none")
         for temperature, weight in self.temperatures:
             if not 0 <= temperature <= HIGHEST:
@@ -61,9 +61,9 @@ AT_TEMPERATURE: Mapping[str, Callable[[float], Recipe]] = {
     # SeqKD: the target's text at one T, its tokens as labels. Source: Kim and Rush 2016, arXiv 1606.07947
     "offline": lambda t: Recipe("offline", _equal(t)),
     # The fixed text of `offline` with the labels of `online`: the target's distributions.
-    "soft": lambda t: Recipe("soft", _equal(t), "soft", Loss("forward_kl", t)),
+    "soft": lambda t: Recipe("soft", _equal(t), "soft"),
     # Text that the draft writes as it learns, with the target's distributions as labels (lambda 1).
-    "online": lambda t: Recipe("online", _equal(t), "soft", Loss("forward_kl", t), fresh=True, on_policy=1.0),
+    "online": lambda t: Recipe("online", _equal(t), "soft", fresh=True, on_policy=1.0),
     # `offline` at the decode T itself: one draft for each decode T.
     "matched": lambda t: Recipe("matched", _equal(t)),
     # `offline` on equal shares of T = 0, 0.1 .. up to the given one: one draft for all decode T.
@@ -73,21 +73,24 @@ AT_TEMPERATURE: Mapping[str, Callable[[float], Recipe]] = {
 }
 # `offline` on equal shares of three T, for decoding at high T. Source: Ouyang et al. 2024, arXiv 2410.10141
 COMPOSED = Recipe("composed", _equal(0.7, 0.8, 0.9))
-RECIPES = (*AT_TEMPERATURE, "composed")
+# The answers that stand beside the prompts, by people or other models. The target's text is not used.
+REFERENCE = Recipe("reference", ())
+FIXED = {each.name: each for each in (COMPOSED, REFERENCE)}  # without a KD data T to choose
+RECIPES = (*AT_TEMPERATURE, *FIXED)
 MIXED = ("base", "mixture", "weighted", "composed")  # recipes whose temperatures can have other shares
 
 
 def recipe(name: str, data_temperature: float | None = None) -> Recipe:
-    """Return the named recipe for one KD data T; `composed` has fixed ones.
+    """Return the named recipe for one KD data T; `composed` has fixed ones, `reference` has none.
 
     Raises:  ValueError: no such recipe, or a temperature that is missing, invalid or not expected
     """
     if name not in RECIPES:
         raise ValueError(f"expected a recipe of {', '.join(RECIPES)}, got {name!r}")
-    if name == "composed":
+    if name in FIXED:
         if data_temperature is not None:
-            raise ValueError(f"recipe composed mixes its own temperatures; expected none, got {data_temperature}")
-        return COMPOSED
+            raise ValueError(f"recipe {name} has no KD data temperature to choose; expected none, got {data_temperature}")
+        return FIXED[name]
     if data_temperature is None or not 0 <= data_temperature <= HIGHEST:
         raise ValueError(f"recipe {name}: expected a KD data temperature in 0..{HIGHEST}, got {data_temperature}")
     return AT_TEMPERATURE[name](data_temperature)

@@ -16,10 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.analysis.quantities import ACCEPT_SHARE, EXPECTED_ALPHA, LOG_GAMMA, LOG_ROUND_COST, Finding, Quantity, trend_weights
-from bench.claims import decoding
+from bench.claims import decoding, distillation
 from bench.claims.claim import Claim
 from bench.claims.ledger import claims, judge
-from bench.statistics.effects import Effect, LargestEffect, PromptSums, Statistic, contrast, paired_effect
+from bench.statistics.effects import (
+    Effect,
+    LargestEffect,
+    PromptSums,
+    Statistic,
+    contrast,
+    over_seeds_and_prompts,
+    paired_effect,
+)
 
 Array = NDArray[np.float64]
 Simulation = Callable[[np.random.Generator, int, float], Effect | LargestEffect]  # prompts, the effect in truth
@@ -152,6 +160,21 @@ def _largest(gains: Sequence[Statistic], cells: Sequence[Array], *, num_choices:
     return LargestEffect(tuple(paired_effect(gain, sums) for gain in gains), num_choices)
 
 
+def _of_drafts(rng: np.random.Generator, num_prompts: int, truth: float) -> Effect:
+    """Draw a contrast of drafts of six seeds along the same texts."""
+    of_seeds, of_prompts = 0.004 * rng.standard_normal((6, 1)), 0.04 * rng.standard_normal(num_prompts)
+    values = truth + of_seeds + of_prompts + 0.02 * rng.standard_normal((6, num_prompts))
+    left_out = (values.sum(1, keepdims=True) - values) / (num_prompts - 1)
+    return over_seeds_and_prompts(np.concatenate((values.mean(1, keepdims=True), left_out), axis=1))
+
+
+def _best_row(rng: np.random.Generator, num_prompts: int, truth: float) -> LargestEffect:
+    """Draw the excess of four rows over the diagonal; with a truth of 0 one is as good as it."""
+    return LargestEffect(
+        tuple(_of_drafts(rng, num_prompts, each) for each in (truth, truth - 0.05, truth - 0.05, truth - 0.05))
+    )
+
+
 SIMULATIONS: dict[str, Simulation] = {
     "hotter-slower": _trend(LOG_GAMMA, timings, OF_GRID, middle=0.0),
     "hotter-rejects": _trend(EXPECTED_ALPHA, acceptance, OF_GRID, middle=0.5),
@@ -167,7 +190,11 @@ SIMULATIONS: dict[str, Simulation] = {
     "rule-over-temperature": _of_alpha((2, -1, -1)),
     "length-alone": _of_alpha((1, -1)),
     "temperature-of-the-moment": _of_alpha((0.5, -0.5, 0.5, -0.5)),
+    **dict.fromkeys(distillation.FIND, _of_drafts),
+    **dict.fromkeys(("matched-best", "aligned-matched-best"), _best_row),
+    "composed-gains-in-time": _log_gammas,
 }
+FALSE = {True: ("REFUTED", "EQUIVALENT"), False: ("SUPPORTED", "REFUTED")}  # verdicts, by whether the claim is true
 
 
 def simulate(num_ledgers: int, *, num_prompts: int, num_true: int = 0, seed: int = 0) -> dict[str, Rates]:
@@ -177,14 +204,14 @@ def simulate(num_ledgers: int, *, num_prompts: int, num_true: int = 0, seed: int
     Of a margin, either side is drawn, and the claim is true without any effect. For a true claim, REFUTED is false.
     """
     rng = np.random.default_rng(seed)
-    judged = [claim for claim in claims() if not claim.withdrawn]
+    judged = claims()
     num_false = dict.fromkeys((claim.source for claim in judged), 0)
     seen: dict[str, list[bool]] = {source: [] for source in num_false}
     for _ in range(num_ledgers):
         true = {judged[place].name for place in rng.choice(len(judged), num_true, replace=False)}
         effects = [SIMULATIONS[claim.name](rng, num_prompts, _truth(rng, claim, claim.name in true)) for claim in judged]
         rows = judge(judged, [Finding(effect, "", (), ()) for effect in effects])
-        wrong = [row for row in rows if row.verdict in (("REFUTED",) if row.claim.name in true else ("SUPPORTED", "REFUTED"))]
+        wrong = [row for row in rows if row.verdict in FALSE[row.claim.name in true]]
         for source in {row.claim.source for row in wrong}:
             num_false[source] += 1
         for row in rows:

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from distill.runs.job import Job
 from distill.text.sampler import sample_answers
-from distill.text.table import WINDOW_BATCHES, TextPlan, TextRow, extend, prompts_hash
+from distill.text.table import TextPlan, TextRow, extend, prompts_hash
 from distill.training.drafts import Draft, trainable
 from distill.training.loop import TrainPlan
 from distill.training.recipes import Recipe
@@ -21,6 +21,7 @@ from tests.support.tiny_models import nearby, save_checkpoint, tiny_llama
 
 END = 2  # of the tiny tokenizer
 # One digit each: the tokenizer finds its special words w0, w1 and w2 in the others.
+WINDOW_BATCHES = 16
 PROMPTS = tuple((3 + place % 7, 3 + place // 7, 3 + 3 * place % 7, 3 + 5 * place % 7) for place in range(24))
 
 
@@ -69,7 +70,7 @@ def tiny_text(
 def tiny_windows(
     folder: Path, temperature: float, *, num_windows: int, max_new_tokens: int, target: LlamaForCausalLM
 ) -> tuple[TextRow, ...]:
-    """Return the rows of the first windows of batches. A window has every prompt equally often."""
+    """Return the rows of the first windows of batches. Every batch has every prompt once."""
     num_rows = num_windows * WINDOW_BATCHES * len(PROMPTS)
     limits = {"num_tokens": num_rows * max_new_tokens, "max_new_tokens": max_new_tokens}
     return tiny_text(folder, temperature, target=target, **limits)[:num_rows]

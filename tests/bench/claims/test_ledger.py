@@ -18,7 +18,7 @@ from scipy.stats import binom, norm
 
 from bench.analysis import metrics
 from bench.analysis.quantities import Finding
-from bench.claims import decoding
+from bench.claims import decoding, distillation
 from bench.claims.claim import Claim, LedgerRow, Rule, Source
 from bench.claims.ledger import claims, judge, ledgers
 from bench.commands import main
@@ -30,7 +30,7 @@ from bench.reporting.html import page as report
 from bench.reporting.ledger import page as ledger_page
 from bench.reporting.ledger import tables as ledger_tables
 from bench.statistics import effects
-from bench.statistics.effects import Effect
+from bench.statistics.effects import Effect, LargestEffect
 from tests.studies.simulated_ledgers import simulate
 from tests.support.record_builder import PREFILL_S, make_cell, make_record, make_run
 
@@ -43,12 +43,14 @@ THRESHOLDS = {
     "criterion-costs": Rule("points", ">", 0.01),
     "criterion-costs-the-same": Rule("points", "within", 0.01),
     "rounds-cost-the-same": Rule("ratio", "within", math.log(1.02)),
+    **dict.fromkeys(("composed-gains-k3", "composed-gains-k5", "composed-gains-in-time"), Rule("ratio", ">", math.log(1.12))),
+    **dict.fromkeys(("mixture-as-good", "draft-t-as-good"), Rule("points", ">", -0.01)),
 }
 
 
 # Rules
-def claim_of(rule: Rule, name: str, *, source: Source = "contested", withdrawn: str = "") -> Claim:
-    return Claim(name, "Said.", source, "a number", rule, "run it", lambda records: None, withdrawn)
+def claim_of(rule: Rule, name: str, *, source: Source = "contested", margin: float | None = None) -> Claim:
+    return Claim(name, "Said.", source, "a number", rule, "run it", lambda records: None, margin)
 
 
 def judged(rule: Rule, *effects: Effect | None) -> tuple[LedgerRow, ...]:
@@ -106,16 +108,45 @@ def test_a_margin_is_tested_on_the_nearer_side(estimate: float, verdict: str) ->
     assert verdict_of(Rule("points", "within", 0.01), Effect(0.0, ((0.02, math.inf),))) == "INCONCLUSIVE"
 
 
-def test_each_source_is_a_family_and_withdrawn_claims_are_in_none() -> None:
+def test_each_source_is_a_family() -> None:
     rule, effect = Rule("points", ">", 0.0), Effect(2.1, ((1.0, math.inf),))  # p = 0.036
     in_families: list[Claim] = [claim_of(rule, "alone", source="paper"), claim_of(rule, "first"), claim_of(rule, "second")]
-    withdrawn = claim_of(rule, "old", source="paper", withdrawn="it was measured badly")
-    rows = judge([*in_families, withdrawn], [Finding(effect, "", (), ())] * 4)
-    assert [row.verdict for row in rows] == ["SUPPORTED", "INCONCLUSIVE", "INCONCLUSIVE", "WITHDRAWN"]
+    rows = judge(in_families, [Finding(effect, "", (), ())] * 3)
+    assert [row.verdict for row in rows] == ["SUPPORTED", "INCONCLUSIVE", "INCONCLUSIVE"]
     p = rows[0].p
     assert p is not None
-    assert [row.p_holm for row in rows] == [pytest.approx(p), pytest.approx(2 * p), pytest.approx(2 * p), None]
-    assert rows[3].p is None
+    assert [row.p_holm for row in rows] == [pytest.approx(p), pytest.approx(2 * p), pytest.approx(2 * p)]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "error", "verdict"),
+    [
+        (0.0, 0.005, "EQUIVALENT"),
+        (0.006, 0.002, "EQUIVALENT"),  # above 0 for sure, and below the margin for sure
+        (0.009, 0.002, "SUPPORTED"),
+        (-0.02, 0.002, "REFUTED"),
+        (0.002, 0.01, "INCONCLUSIVE"),
+    ],
+)
+def test_an_effect_that_surely_lies_within_the_margin_is_equivalent(estimate: float, error: float, verdict: str) -> None:
+    claim, effect = claim_of(Rule("points", ">", 0.0), "any", margin=0.01), Effect(estimate, ((error, math.inf),))
+    (row,) = judge([claim], [Finding(effect, "", (), ())])
+    assert row.verdict == verdict
+    if verdict == "EQUIVALENT":  # the larger p of the two one-sided tests
+        assert row.p == pytest.approx(norm.sf((0.01 - abs(estimate)) / error), rel=1e-6)
+
+
+def test_of_several_effects_the_largest_must_lie_within_the_margin() -> None:
+    small, low, high = (Effect(estimate, ((0.002, math.inf),)) for estimate in (0.001, -0.05, 0.05))
+    claim = claim_of(Rule("points", "<", 0.0), "any", margin=0.01)
+
+    def verdict(*each: Effect) -> str:
+        (row,) = judge([claim], [Finding(LargestEffect(each), "", (), ())])
+        return row.verdict
+
+    assert verdict(small, low) == "EQUIVALENT"
+    assert verdict(low, low) == "SUPPORTED"
+    assert verdict(small, low, high) == "REFUTED"
 
 
 # Simulated ledgers
@@ -138,8 +169,9 @@ def test_true_claims_are_seen_beside_others_that_are_not() -> None:
 # Claims
 def test_claims_have_names_of_their_own_thresholds_that_stay_and_commands_that_exist() -> None:
     found = claims()
-    assert sorted(claim.name for claim in found if not claim.withdrawn) == sorted(decoding.FIND)
-    assert {claim.name: claim.rule for claim in found if claim.rule.threshold and not claim.withdrawn} == THRESHOLDS
+    assert sorted(claim.name for claim in found) == sorted(decoding.FIND | distillation.FIND)
+    assert {claim.name: claim.rule for claim in found if claim.rule.threshold} == THRESHOLDS
+    assert {claim.margin for claim in found} == {None, 0.01}
     for claim in found:
         for command in claim.command.split(", and "):
             program, *words = command.split()
@@ -241,11 +273,7 @@ def ledger(results: Path) -> Mapping[str, LedgerRow]:
 
 
 REFUTED = {"u-curve-gamma", "draft-temperature"}
-UNMEASURED = {"longer-tokens", "length-alone"}
-WITHDRAWN = {
-    *("kd-softens", "matched-best", "online-better", "online-best-hot", "online-anomaly", "composed-gains"),
-    *("mixture-as-good", "draft-temperature-as-good"),
-}
+UNMEASURED = {"longer-tokens", "length-alone", *distillation.FIND}  # of drafts: tests/bench/claims/test_distillation.py
 
 
 def test_every_claim_about_made_up_results_has_the_verdict_that_is_true(results: Path) -> None:
@@ -253,7 +281,7 @@ def test_every_claim_about_made_up_results_has_the_verdict_that_is_true(results:
     rows = ledger(results)
     assert pair == "tiny"
     expected = {name: "REFUTED" if name in REFUTED else "SUPPORTED" for name in rows}
-    expected |= dict.fromkeys(UNMEASURED, "NOT MEASURED") | dict.fromkeys(WITHDRAWN, "WITHDRAWN")
+    expected |= dict.fromkeys(UNMEASURED, "NOT MEASURED")
     assert {name: row.verdict for name, row in rows.items()} == expected
 
 
@@ -380,7 +408,7 @@ def test_what_was_not_measured_says_what_to_run(tmp_path: Path) -> None:
             assert verdict.text == row.verdict
             assert (verdict.note is None) == (row.finding is not None)
             if verdict.note is not None:
-                assert shown.notes[verdict.note - 1] == (row.claim.withdrawn or f"run {row.claim.command}")
+                assert shown.notes[verdict.note - 1] == f"run {row.claim.command}"
 
 
 def test_invalid_cells_are_left_out(tmp_path: Path) -> None:
@@ -423,7 +451,6 @@ def test_the_page_is_the_same_every_time(results: Path) -> None:
         assert f"{claim.name}: " in page
     assert "## pair tiny: exploratory claims, contested\n" in page
     assert re.search(r"points within 1 +\| +-?0\.0\d* \[", page)
-    assert page.count("**kd-softens**") == 0  # no number of a withdrawn claim
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

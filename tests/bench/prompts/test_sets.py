@@ -81,7 +81,8 @@ def test_the_answers_agree_with_a_calculation_by_hand(beginning: str, answer: in
 )
 def test_every_shape_of_one_question_becomes_a_user_message(row: dict[str, object], content: str, tmp_path: Path) -> None:
     (prompt,) = load(written(tmp_path, json.dumps(row))).prompts
-    assert prompt == Prompt(index=0, messages=(Message(USER, content),), text=None)
+    answer = next((row[key] for key in ("answer", "output") if isinstance(row.get(key), str)), "")
+    assert prompt == Prompt(index=0, messages=(Message(USER, content),), text=None, answer=str(answer))
 
 
 def test_conversations_and_raw_text_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_empty_files_and_splits_are_refused(tmp_path: Path) -> None:
     [
         ("instruction", "no prompt set 'instruction'; did you mean 'instructions'"),
         ("nowhere/set.jsonl", r"no prompt set 'nowhere/set.jsonl' \(built in: instructions, word_problems;"),
-        ("instructions:test", r"unknown split 'test' of instructions \(known: train, held_out\)"),
+        ("instructions:test", r"unknown split 'test' of instructions \(known: train, held_out, or lines such as 1-100\)"),
     ],
 )
 def test_an_unknown_source_is_refused_in_one_line(source: str, reason: str) -> None:
@@ -190,3 +191,19 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
 def test_a_limit_that_the_set_cannot_meet_is_refused(limit: int) -> None:
     with pytest.raises(ValueError, match=f"expected between 1 and 64 prompts, got {limit}"):
         load("instructions", limit=limit)
+
+
+def test_a_range_of_lines_is_a_part_of_any_set(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text("".join(f'{{"prompt": "p{place}", "split": "train", "answer": "a{place}"}}\n' for place in range(1, 6)))
+    found = load(f"{file}:2-4")
+    assert found.name == "set.jsonl:2-4"
+    assert [(prompt.messages[0].content, prompt.answer) for prompt in found.prompts] == [
+        ("p2", "a2"),
+        ("p3", "a3"),
+        ("p4", "a4"),
+    ]
+    assert len(load("instructions:1-160").prompts) == 160
+    for wrong in ("0-2", "4-2", "2-6"):
+        with pytest.raises(ValueError, match=f"expected lines within 1-5, the first one first, got {wrong}"):
+            load(f"{file}:{wrong}")

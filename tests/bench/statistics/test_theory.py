@@ -1,5 +1,8 @@
 """Formulas of bench.statistics.theory: closed form, direct sum and simulation must agree."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
@@ -66,6 +69,25 @@ def test_slots_of_a_short_text_equal_the_sum_over_all_outcomes() -> None:
     assert totals.tested == pytest.approx(1 + (1 - a_1))
     assert totals.accepted == pytest.approx(a_1 + (1 - a_1) * a_2)
     assert totals.rounds == pytest.approx(1 + (1 - a_1))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_counts_with_beta_keep_the_mean_over_texts_and_propagating_beta_would_not(k: int) -> None:
+    """All 81 texts of four tokens, each weighed by its probability: contexts that follow accepted tokens are easier here."""
+    target_VV = np.array([[0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    draft_VV = np.array([[0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.05, 0.05, 0.9]])
+    means = np.zeros((3, 3))  # of tested, accepted, rounds: as sampled, with beta, and with beta propagated as well
+    for text in itertools.product(range(3), repeat=4):
+        steps = list(itertools.pairwise((2, *text)))
+        weight = math.prod(target_VV[step] for step in steps)
+        sampled = [min(1.0, draft_VV[step] / target_VV[step]) for step in steps]
+        beta = [float(np.minimum(target_VV[token], draft_VV[token]).sum()) for token, _ in steps]
+        for place, totals in enumerate(
+            (propagate_slots(sampled, k), propagate_slots(sampled, k, beta), propagate_slots(beta, k, beta))
+        ):
+            means[place] += weight * np.array((totals.tested, totals.accepted, totals.rounds))
+    assert means[1] == pytest.approx(means[0], rel=1e-12)
+    assert np.abs(means[2] - means[0]).max() > 0.01
 
 
 def test_totals_of_texts_add_up() -> None:

@@ -118,7 +118,7 @@ def test_composed_takes_shares_and_any_backend_can_write_the_text(run: Run, tmp_
         (("offline",), "expected a KD data temperature in 0..2, got None"),
         (("offline", "--data-temperature", "hot"), "expected a number for --data-temperature, got 'hot'"),
         (("offline", "--data-temperature", 3), "expected a KD data temperature in 0..2, got 3.0"),
-        (("composed", "--data-temperature", 1), "mixes its own temperatures"),
+        (("composed", "--data-temperature", 1), "has no KD data temperature to choose"),
         (("composed", "--mix", "0.7:0"), "expected weights of KD data temperatures > 0, got 0.0"),
         (("composed", "--mix", "0.7:x"), "expected a number for --mix, got 'x'"),
         (("offline", "--data-temperature", 1, "--mix", "0.7"), "expected a recipe that mixes"),
@@ -132,7 +132,7 @@ def test_composed_takes_shares_and_any_backend_can_write_the_text(run: Run, tmp_
         (("base", "--data-temperature", 1, "--optimizer", "sgd"), "expected an optimizer of adamw, muon, got 'sgd'"),
         (("base", "--data-temperature", 1, "--vocabulary", 99), "expected a vocabulary of 4 to 24 tokens, got 99"),
         (("online", "--data-temperature", 1, "--vocabulary", 9), "expected the whole vocabulary"),
-        (("soft", "--data-temperature", 0, "--vocabulary", 9), "expected the whole vocabulary"),
+        (("soft", "--data-temperature", 0, "--loss-temperature", 0, "--vocabulary", 9), "expected the whole vocabulary"),
         (("base", "--data-temperature", 1, "--train", "head"), "expected what is trained of layers, all, adapters"),
         (("base", "--data-temperature", 1, "--held-out", "no.jsonl"), "no.jsonl"),
         (

@@ -25,7 +25,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         (("--prompts", "instructions:held_out"), "expected held-out prompts that are not trained on"),
         (("--seeds", "0"), "expected --seeds >= 1, got 0"),
         (("--arms", "offline@0.5"), "expected fresh text"),
-        (("--arms", "online@much"), "expected a lambda"),
+        (("--arms", "online@much"), "expected numbers after the @"),
+        (("--arms", "offline:data"), "expected soft labels at one KD temperature before :data"),
+        (("--arms", "composed@1/2"), "expected 3 shares in 'composed@1/2', one for each temperature, got 2"),
+        (("--arms", "Online"), "expected an arm such as"),
+        (("--learning-rates", "0.1,0.2"), "expected tuning prompts to choose a learning rate on"),
+        (
+            ("--tuning", "instructions:held_out", "--tuning", "instructions:held_out"),
+            "expected a tuning set for each of 1 domain",
+        ),
         (("--start", "layers:0"), "train a base draft first"),
     ],
 )

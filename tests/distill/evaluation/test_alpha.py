@@ -92,7 +92,9 @@ def propagated(rows: Sequence[TextRow], texts: Sequence[TextAcceptance], num_dra
         own = [text for row, text in zip(rows, texts, strict=True) if tuple(row.prompt.tolist()) == prompt]
         whole = slot_totals(own, num_draft_tokens)
         # The decoder never drafts the last token that the limit allows: the target's own comes there anyway.
-        drafted = [replace(text, accepted=text.accepted[: NEW_TOKENS - 1]) for text in own]
+        drafted = [
+            replace(text, accepted=text.accepted[: NEW_TOKENS - 1], overlap=text.overlap[: NEW_TOKENS - 1]) for text in own
+        ]
         tested = slot_totals(drafted, num_draft_tokens)
         found.append((tested.tested, tested.accepted, whole.emitted, whole.rounds))
     return found

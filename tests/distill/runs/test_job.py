@@ -17,10 +17,13 @@ from bench.records.decoding import DecodeRequest, ModelPair
 from distill.evaluation.held_out import TEMPERATURES, held_out_text, measure
 from distill.runs.distillation import distill
 from distill.runs.job import CARD, DRAFT, LOG, Job, check_held_out
+from distill.runs.training_text import PORTION_ROWS
+from distill.text.batches import Batch
 from distill.text.prompts import encoded
 from distill.text.table import TEXT, open_table
 from distill.text.teacher import load_teacher
-from distill.training.loop import TrainPlan
+from distill.training.loop import CHECKPOINT, TrainPlan
+from distill.training.losses import Loss
 from distill.training.recipes import Recipe, recipe
 from tests.support import children
 from tests.support.tiny_distillation import END, tiny_job
@@ -34,6 +37,7 @@ RECIPES = {
     "online": recipe("online", 0.7),
     "half": replace(recipe("online", 0.7), on_policy=0.5),
     "fresh": replace(recipe("online", 0.7), on_policy=0.0),
+    "data": replace(recipe("online", 0.7), loss=Loss(temperature=0.7)),
 }
 
 
@@ -61,19 +65,21 @@ def test_the_recipes_make_drafts_that_are_accepted_more(tmp_path: Path) -> None:
         assert card["recipe"]["name"] == of_case.name
         assert card["recipe"]["on_policy"] == of_case.on_policy
         assert card["tokens"]["trained"] >= 2000
+        assert not (out / CHECKPOINT).exists()
         log = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
         assert log[0]["tokens"] < 400, "the first measurement came late"
         before, after = (
             sum(text["alpha_text"] for text in texts) for texts in (log[0]["held_out"], card["held_out_acceptance"])
         )
         assert after > before
-        by = card["tokens"]
-        assert (by["text_by_target"] > 0) == (of_case.on_policy < 1)
-        assert (by["text_by_draft"] > 0) == (of_case.on_policy > 0)
+        by_target, by_draft = (card["tokens"].get(f"text_by_{writer}", 0) for writer in ("target", "draft"))
+        assert (by_target > 0) == (of_case.on_policy < 1)
+        assert (by_draft > 0) == (of_case.on_policy > 0)
+        assert card["distinct_prompts"] == 16  # all of them
         if of_case.fresh:
-            text = by["text_by_target"] + by["text_by_draft"]
+            by, text = card["tokens"], by_target + by_draft
             assert by["trained"] <= text < by["trained"] + 16 * 16  # the last portion is 16 rows of at most 16 tokens
-            assert by["text_by_draft"] / text == pytest.approx(of_case.on_policy, abs=0.2)
+            assert by_draft / text == pytest.approx(of_case.on_policy, abs=0.2)
         assert str(tmp_path) not in (out / CARD).read_text()
 
 
@@ -189,6 +195,43 @@ def test_adapters_and_layers_of_the_target_are_trained_too(tmp_path: Path) -> No
 
     distill(replace(job, start="", layers=(1,), trained="all"), tmp_path / "layers", tmp_path / "texts")
     assert json.loads((tmp_path / "layers" / DRAFT / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_text_of_the_draft_has_the_states_of_the_target_and_follows_the_draft_as_it_learns(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, recipe("online", 0.7), batch_rows=64)
+    distill(job, tmp_path / "out", tmp_path / "texts")
+    table = open_table(tmp_path / "out" / "text_by_draft")
+    assert max(len(shard.prompts) for shard in table.shards) == PORTION_ROWS
+    target, start = load_teacher(Path(job.target), device="cpu").model, load_teacher(Path(job.start), device="cpu").model
+    for row in table.rows[:8]:
+        with torch.inference_mode():
+            expected, of_draft = (Batch((row,)).hidden_ND(model) for model in (target, start))
+        assert torch.allclose(row.hidden_AD().float(), expected.float(), atol=0.05)
+        assert not torch.allclose(row.hidden_AD().float(), of_draft.float(), atol=0.05)
+
+
+def test_few_tokens_of_a_shard_count_as_few(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, recipe("soft", 0.7), text_tokens=40, batch_rows=16)
+    card = distill(job, tmp_path / "out", tmp_path / "texts")
+    assert 40 <= card["tokens"]["text_by_target"] < 40 + job.max_new_tokens
+    assert card["distinct_prompts"] < 16
+    assert card["tokens"]["trained"] >= job.plan.num_tokens
+
+
+def test_a_draft_can_learn_the_answers_that_stand_beside_the_prompts(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, recipe("reference"))
+    file = Path(job.prompts[0].rpartition(":")[0])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:train, line 2: expected an answer to train on, got none"):
+        distill(job, tmp_path / "out", tmp_path / "texts")
+    lines = [json.loads(line) | {"output": "w7 w8 w9"} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = distill(job, tmp_path / "out", tmp_path / "texts")
+    assert card["tokens"] == {"reference_answers": 16 * 4, "trained": card["tokens"]["trained"]}
+    assert {tuple(row.answer.tolist()) for row in open_table(tmp_path / "out" / "reference_answers").rows} == {(7, 8, 9, END)}
+    log = [json.loads(line) for line in (tmp_path / "out" / LOG).read_text().splitlines()]
+    assert log[0]["loss"] > 1
+    with pytest.raises(ValueError, match="expected sets and no self-written prompts"):
+        replace(job, self_written=3)
 
 
 def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from scipy import stats
 from distill.text.batches import Batch, in_order, shuffled
 from distill.text.prompts import self_written
 from distill.text.sampler import Answer, Request, draw, sample_answers
-from distill.text.table import WINDOW_BATCHES, TextPlan, batches, extend, open_table, prompts_hash
+from distill.text.table import TextPlan, batches, extend, first_rows, open_table, prompts_hash
 from tests.support.tiny_models import VOCAB_SIZE, tiny_llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,13 +141,27 @@ def test_a_plan_that_cannot_be_is_refused(changed: dict) -> None:
         plan(**changed)
 
 
-def test_a_window_of_batches_uses_each_prompt_equally_often_and_batches_alike_lengths() -> None:
-    requests = batches(plan(temperatures=((0.7, 1.0),)), PROMPTS)
-    window = [next(requests) for _ in range(WINDOW_BATCHES)]
-    used = [request.prompt_ids for batch in window for request in batch]
-    assert {used.count(prompt) for prompt in PROMPTS} == {WINDOW_BATCHES * 8 // len(PROMPTS)}
-    assert all(len({len(request.prompt_ids) for request in batch}) == 1 for batch in window)
-    assert len({request.seed for batch in window for request in batch}) == len(used)
+def test_no_prompt_comes_again_before_all_came_once_and_lengths_are_mixed() -> None:
+    prompts = tuple((3,) * (1 + place % 30) + (4 + place // 30,) for place in range(90))
+    requests = batches(plan(prompts, temperatures=((0.7, 1.0),)), prompts)
+    made = [request for _ in range(45) for request in next(requests)]
+    used = [request.prompt_ids for request in made]
+    for start in range(0, len(used), len(prompts)):
+        assert sorted(used[start : start + len(prompts)]) == sorted(prompts)
+    assert used[: len(prompts)] != used[len(prompts) : 2 * len(prompts)]
+    assert len({request.seed for request in made}) == len(used)
+    # A batch is a sample of all prompts: version 1 had prompts of one or two lengths in each.
+    assert len({len(prompt) for prompt in used[:8]}) > 4
+
+
+def test_the_first_rows_hold_just_enough_tokens(tmp_path: Path) -> None:
+    rows = extend(tmp_path, plan(), PROMPTS, tiny_sampler(), num_tokens=100).rows
+    lengths = [len(row.answer) for row in rows]
+    for asked in (1, lengths[0], lengths[0] + 1, sum(lengths) - 1, sum(lengths)):
+        taken = first_rows(rows, asked)
+        assert taken == rows[: len(taken)]
+        assert sum(lengths[: len(taken) - 1]) < asked <= sum(lengths[: len(taken)])
+    assert first_rows(rows, 10**6) == rows
 
 
 def test_a_longer_table_begins_with_the_shorter_one_and_does_not_lengthen_it(tmp_path: Path) -> None:

@@ -71,9 +71,10 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     said = run_two(*given, "--out", tmp_path / "two", "--texts", tmp_path / "texts")
     assert said.count("card:") == 1
     run_one(*given, "--out", tmp_path / "one", "--texts", tmp_path / "texts")
-    one, two = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["weights"] for name in ("one", "two"))
+    one, two = (load_file(tmp_path / name / "draft" / "model.safetensors") for name in ("one", "two"))
     for name, weight in one.items():
-        assert torch.allclose(weight, two[name], atol=1e-5)  # float32, another order of sums
+        # bfloat16, whose digits end at 1/256; float32 sums in another order decide which way a weight is rounded.
+        assert torch.allclose(weight.float(), two[name].float(), rtol=1 / 128, atol=1e-5)
     assert card(tmp_path / "one")["tokens"] == card(tmp_path / "two")["tokens"]
 
     # Which text is asked for does not depend on who samples it.

@@ -36,6 +36,8 @@ def naive(loss: Loss, target_logits: Tensor, draft_logits: Tensor) -> Tensor:
         value = loss.beta * kl(p, log_p, log_m) + (1 - loss.beta) * kl(q, log_q, log_m)
     elif loss.name == "tv":
         value = 1 - alpha
+    elif loss.name == "log_alpha":
+        value = -alpha.clamp(min=torch.finfo(torch.float32).tiny).log()
     else:
         weight = torch.exp(-loss.decay * alpha).detach()
         value = weight * kl(p, log_p, log_q) + (1 - weight) * (1 - alpha)

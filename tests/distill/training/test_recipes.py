@@ -8,11 +8,11 @@ import math
 import pytest
 
 from distill.training.losses import Loss
-from distill.training.recipes import AT_TEMPERATURE, MIXED, RECIPES, Recipe, recipe, with_shares
+from distill.training.recipes import AT_TEMPERATURE, FIXED, MIXED, RECIPES, Recipe, recipe, with_shares
 
 
 def made(name: str) -> Recipe:
-    return recipe(name, None if name == "composed" else 0.7)
+    return recipe(name, None if name in FIXED else 0.7)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -31,9 +31,13 @@ def test_one_temperature_is_the_texts(name: str) -> None:
     assert made(name).temperatures == ((0.7, 1.0),)
 
 
-def test_the_papers_kd_temperature_is_that_of_text_and_loss() -> None:
-    assert recipe("online", 0.3).loss.temperature == 0.3
-    assert recipe("soft", 0.0).loss.temperature == 0.0
+def test_the_loss_of_soft_labels_is_at_temperature_1_whatever_the_texts() -> None:
+    assert recipe("online", 0.3).loss.temperature == recipe("soft", 0.0).loss.temperature == 1.0
+
+
+def test_reference_answers_have_no_temperature() -> None:
+    found = recipe("reference")
+    assert (found.temperatures, found.labels) == ((), "hard")
 
 
 def test_the_corners_differ_in_one_thing_at_a_time() -> None:
@@ -64,7 +68,7 @@ def test_shares_can_be_changed_where_temperatures_are_mixed(name: str) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"expected a recipe of base, .*composed, got 'hot'"):
+    with pytest.raises(ValueError, match=r"expected a recipe of base, .*composed, reference, got 'hot'"):
         recipe("hot", 0.5)
 
 
@@ -76,7 +80,7 @@ def test_a_temperature_that_is_none_is_refused(name: str, temperature: float | N
 
 
 def test_composed_takes_no_temperature_and_weighted_needs_one_above_0() -> None:
-    with pytest.raises(ValueError, match="mixes its own"):
+    with pytest.raises(ValueError, match="has no KD data temperature to choose"):
         recipe("composed", 0.9)
     with pytest.raises(ValueError, match="at least one KD data temperature"):
         recipe("weighted", 0.0)
