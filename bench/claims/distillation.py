@@ -189,7 +189,7 @@ def _matrices(lines: Sequence[LineRecord], start: str) -> Iterator[tuple[Matrix,
         drafts = {each.draft: each for each in matrix.measured if each.arm != START}  # all records have the start
         enough = all((each.distinct_prompts or 0) >= LEAST_PROMPTS for each in drafts.values() if each.arm != TUNING)
         # A draft that was trained on the text of other prompts than it is measured on answers another question.
-        sources = {parted(source)[0] for source in matrix.plan["job"]["prompts"]}
+        sources = {parted(source)[0] for source in matrix.plan["job"].get("prompts", ())}
         if matrix.start_recipe == start and enough and parted(matrix.domains[0])[0] in sources:
             yield matrix, [line for line in lines if any(drafts.get(each.draft) == each for each in load(line.path).measured)]
 
