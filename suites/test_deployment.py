@@ -10,7 +10,7 @@ from bench.protocols import Backend, Concurrent
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,)},
-    "quick": {"temperatures": (0.0, 1.0), "num_prompts": 8, "max_new_tokens": 64},
+    "quick": {"temperatures": (0.0, 1.0), "num_prompts": 8, "max_new_tokens": 48},
     "paper": {"temperatures": (0.0, 0.5, 1.0), "max_new_tokens": 256},
 }
 

@@ -29,7 +29,7 @@ from bench.reporting.suites.token_length import length_table
 
 DEFAULTS = {
     "smoke": {"temperatures": (1.0,), "num_prompts": 6},
-    "quick": {"temperatures": (0.0, 0.5, 1.0), "num_prompts": 16, "max_new_tokens": 48, "num_draft_tokens": (2,)},
+    "quick": {"temperatures": (0.0, 0.5, 1.0), "num_prompts": 12, "max_new_tokens": 48, "num_draft_tokens": (2,)},
     "paper": {"temperatures": (0.0, 0.25, 0.5, 0.75, 1.0), "num_prompts": 48, "max_new_tokens": 128},
 }
 

@@ -30,7 +30,7 @@ class Preset:
 # temperature grid the gamma of a cell to 5 %, and its certificate; paper: trends over T, and claims. Elsewhere `--plan` tells.
 PRESETS: Mapping[str, Preset] = {
     "smoke": Preset(temperatures=(0.0, 1.0), num_prompts=3, repeats=1, max_new_tokens=16),
-    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=10, repeats=1, max_new_tokens=32),
+    "quick": Preset(temperatures=(0.0, 0.5, 1.0), num_prompts=8, repeats=1, max_new_tokens=24),
     "paper": Preset(temperatures=tuple(step / 10 for step in range(11)), num_prompts=48, repeats=2, max_new_tokens=128),
 }
 

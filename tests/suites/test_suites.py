@@ -306,7 +306,7 @@ def test_a_suite_has_its_own_defaults_and_fewer_prompts_are_no_error(pair: tuple
     done = run_suites("suites/test_draft_length.py", *pair, *where)
     for k in (1, 2, 3):
         assert f"test_draft_length[reference-T1-rejection-k{k}]" in done.stdout
-    assert "8 cells of 3 pairs (3 prompts x 1) of 32 tokens" in done.stdout
+    assert "8 cells of 3 pairs (3 prompts x 1) of 24 tokens" in done.stdout
     done = run_suites("suites/test_draft_length.py", *pair, *where, "--num-draft-tokens", "5", "--temperatures", "0.5")
     assert "test_draft_length[reference-T0.5-rejection-k5]" in done.stdout
     assert "2 cells of 3 pairs" in done.stdout  # k as requested, and k at most
