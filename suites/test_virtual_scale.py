@@ -8,7 +8,7 @@ DEFAULTS = {
     "quick": {
         "inflations": (None, "0.5b"),
         "temperatures": (0.0, 1.0),
-        "num_prompts": 8,
+        "num_prompts": 6,
         "max_new_tokens": 24,
         "instrument_every": 2,
     },

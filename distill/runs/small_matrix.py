@@ -38,7 +38,7 @@ TENTHS = tuple(step / 10 for step in range(11))  # 0, 0.1 .. 1
 SIZES = {
     # KD T 0.2, because mixtures up to it sample at few temperatures.
     "smoke": Size((0.2,), (1.0,), (0,), num_tokens=128, batch_tokens=128, batch_rows=8, max_new_tokens=16),
-    "quick": Size((0.0, 0.5, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48),
+    "quick": Size((0.0, 1.0), (0.0, 0.5, 1.0), (0,), num_tokens=2_000, batch_tokens=512, batch_rows=64, max_new_tokens=48),
     "paper": Size(TENTHS[::2], TENTHS, (0, 1, 2), num_tokens=52_000, batch_tokens=1024, batch_rows=256, max_new_tokens=128),
 }
 
